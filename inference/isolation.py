@@ -1,0 +1,87 @@
+"""What a fit owns in place of the process-wide state: random numbers and defaults."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+
+__all__ = ["RandomStream", "environment"]
+
+
+@dataclass
+class RandomStream:
+    """The random state of one fit or one call, kept apart from everybody else's.
+
+    Inside ``with stream.active():`` torch, NumPy and :mod:`random` go on where
+    the stream stood; on leaving, the stream remembers where it got to and the
+    process gets back the state it had.
+
+    >>> stream = RandomStream.seeded(0)
+    >>> before = torch.get_rng_state()
+    >>> with stream.active():
+    ...     first = torch.rand(())
+    >>> with stream.active():
+    ...     second = torch.rand(())
+    >>> bool(first == second), torch.equal(before, torch.get_rng_state())
+    (False, True)
+    """
+
+    state: dict[str, Any]
+
+    @classmethod
+    def seeded(cls, seed: int) -> RandomStream:
+        """A stream that starts at ``seed``."""
+        outside = _capture()
+        try:
+            pyro.set_rng_seed(seed)
+            return cls(_capture())
+        finally:
+            _restore(outside)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        outside = _capture()
+        _restore(self.state)
+        try:
+            yield
+        finally:
+            self.state = _capture()
+            _restore(outside)
+
+
+def _capture() -> dict[str, Any]:
+    cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+        "cuda": torch.cuda.get_rng_state_all() if cuda else None,
+    }
+
+
+def _restore(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])
+    if state["cuda"] is not None:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+@contextmanager
+def environment(device: torch.device, dtype: torch.dtype, validate: bool) -> Iterator[None]:
+    """Run with this default device, float type and Pyro validation; restore them after."""
+    outside = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, outside)
+        torch.set_default_dtype(dtype)
+        stack.enter_context(pyro.validation_enabled(validate))
+        if device.type != "cpu":
+            stack.enter_context(device)
+        yield

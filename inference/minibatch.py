@@ -1,0 +1,43 @@
+"""Mini-batches for a model that writes its data plate the ordinary way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+
+__all__ = ["MiniBatch"]
+
+
+class MiniBatch(Messenger):
+    """Give each plate of ``rows`` rows a fresh random subset of ``batch_size`` of them.
+
+    A plate that names its own ``subsample_size`` keeps it. Pyro then scales the
+    densities inside by N/B, so the mini-batch ELBO is unbiased for the full one.
+    """
+
+    def __init__(self, rows: int, batch_size: int) -> None:
+        super().__init__()
+        self.rows = rows
+        self.batch_size = min(batch_size, rows)
+        self.plates: set[str] = set()
+        self.others: dict[str, int] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if not isinstance(fn, _Subsample) or msg["value"] is not None:
+            return
+        if fn.size != self.rows or fn.subsample_size is not None:
+            self.others[msg["name"]] = fn.size
+            return
+        msg["fn"] = _Subsample(self.rows, self.batch_size)
+        self.plates.add(msg["name"])
+
+    def require_use(self) -> None:
+        """Raise a ValueError if the model had no plate over the rows."""
+        if not self.plates:
+            raise ValueError(
+                f"batch_size needs a pyro.plate of {self.rows} rows, found plates {self.others or 'none'}: write "
+                "`with pyro.plate('data', len(x)):` and `pyro.subsample(x, event_dim=1)` in the model"
+            )

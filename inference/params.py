@@ -1,0 +1,119 @@
+"""Named, constrained parameters as one flat vector, apart from Pyro's global store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import constraints, transform_to
+
+__all__ = ["Params"]
+
+
+@dataclass(frozen=True)
+class Params:
+    """The parameters of a model and its guide, laid out in one flat vector θ of P numbers.
+
+    ``leaves`` are the unconstrained tensors that Pyro's store and the modules
+    hold. While :meth:`bound`, each is a view of θ, so a change of θ is a change
+    of every parameter; before and after, they hold what the user left in them,
+    and Pyro's global store is as it was found.
+    """
+
+    names: tuple[str, ...]
+    leaves: tuple[Tensor, ...]
+    constraints: tuple[constraints.Constraint, ...]
+
+    @classmethod
+    def discover(cls, run: Callable[[], object]) -> Params:
+        """The parameters that ``run()`` registers in an empty store.
+
+        Raises
+        ------
+        ValueError
+            If the parameters are of more than one dtype, which one vector cannot hold.
+        """
+        store = pyro.get_param_store()
+        with store.scope():
+            run()
+            leaves = dict(store.named_parameters())
+            kinds = dict(store.get_state()["constraints"])
+        dtypes = {leaf.dtype for leaf in leaves.values()}
+        if len(dtypes) > 1:
+            found = ", ".join(f"{name} is {leaf.dtype}" for name, leaf in leaves.items())
+            raise ValueError(f"all parameters must have one dtype, found {found}: pass dtype= or convert them")
+        return cls(tuple(leaves), tuple(leaves.values()), tuple(kinds[n] for n in leaves))
+
+    @property
+    def size(self) -> int:
+        """P, the length of the flat vector."""
+        return sum(leaf.numel() for leaf in self.leaves)
+
+    def flatten(self) -> Tensor:
+        """θ, shape (P,), as the leaves hold it now."""
+        if not self.leaves:
+            return torch.zeros(0)
+        return torch.cat([leaf.detach().reshape(-1) for leaf in self.leaves])
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """Slices of ``flat``, one in each parameter's unconstrained shape, sharing its memory."""
+        pieces = flat.split([leaf.numel() for leaf in self.leaves]) if self.leaves else []
+        return [piece.view(leaf.shape) for piece, leaf in zip(pieces, self.leaves, strict=True)]
+
+    def constrained(self, flat: Tensor) -> dict[str, Tensor]:
+        """Name → value in the user's space, as ``pyro.param`` would return it."""
+        parts = zip(self.names, self.constraints, self.views(flat), strict=True)
+        return {name: transform_to(kind)(view).detach().clone() for name, kind, view in parts}
+
+    def unconstrained(self, values: dict[str, Tensor]) -> Tensor:
+        """The flat vector, shape (P,), of values in the user's space (inverse of :meth:`constrained`)."""
+        parts = zip(self.names, self.constraints, strict=True)
+        return torch.cat([transform_to(kind).inv(values[name]).detach().reshape(-1) for name, kind in parts])
+
+    @contextmanager
+    def bound(self, flat: Tensor, grad: Tensor | None = None) -> Iterator[None]:
+        """Let model and guide read their parameters from ``flat`` and write gradients to ``grad``.
+
+        Raises
+        ------
+        ValueError
+            If a parameter appears that was not there when they were discovered.
+        """
+        store = pyro.get_param_store()
+        outside = [(leaf.data, leaf.grad) for leaf in self.leaves]
+        with store.scope(self._store_state()):
+            try:
+                self._attach(self.views(flat), self.views(grad) if grad is not None else None)
+                yield
+                self._refuse_newcomers(store.keys())
+            finally:
+                for leaf, (data, gradient) in zip(self.leaves, outside, strict=True):
+                    leaf.grad = None
+                    leaf.data = data
+                    leaf.grad = gradient
+
+    def _attach(self, data: list[Tensor], grads: list[Tensor] | None) -> None:
+        for i, leaf in enumerate(self.leaves):
+            leaf.grad = None
+            leaf.data = data[i]
+            if grads is not None:
+                leaf.grad = grads[i]
+
+    def _store_state(self) -> Any:
+        return {
+            "params": dict(zip(self.names, self.leaves, strict=True)),
+            "constraints": dict(zip(self.names, self.constraints, strict=True)),
+        }
+
+    def _refuse_newcomers(self, found: Any) -> None:
+        unknown = sorted(set(found) - set(self.names))
+        if unknown:
+            raise ValueError(
+                f"parameters {unknown} appeared only after the first run: "
+                "model and guide must create all their parameters at every call"
+            )

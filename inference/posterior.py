@@ -1,0 +1,290 @@
+"""The posterior: what a fit returns and what every question is asked of."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro.poutine as poutine
+import torch
+from pyro.infer.autoguide import AutoGuide, AutoLaplaceApproximation, AutoMultivariateNormal
+from torch import Tensor
+
+from inference import storage
+from inference.arguments import argument_names, as_device, as_dtype, as_tensors, check_new_shapes, positive_integer
+from inference.diagnostics import Diagnosis, diagnose
+from inference.isolation import RandomStream
+from inference.objective import Model, log_weight, traces
+from inference.predict import ClassPrediction, Prediction, log_likelihood, predictive
+from inference.program import Program, clone, named_failure
+from inference.sites import latent_values
+
+__all__ = ["FitRecord", "Posterior", "load"]
+
+
+@dataclass(frozen=True)
+class FitRecord:
+    """How a posterior came about: −ELBO per step in nats, seconds, seed and options."""
+
+    losses: np.ndarray
+    seconds: float
+    seed: int
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Posterior:
+    """q(z), fitted: sample it, predict with it, check it, save it.
+
+    Made by :func:`inference.fit` or :func:`inference.load`. Calls that draw take
+    a ``seed`` and give the same numbers for the same seed.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        flat: Tensor,
+        args: tuple[Any, ...],
+        names: list[str],
+        record: FitRecord,
+        has_data: bool = True,
+    ) -> None:
+        self._program = program
+        self._flat = flat
+        self._args = args
+        self._has_data = has_data
+        self.argument_names = names
+        self.record = record
+
+    @property
+    def losses(self) -> np.ndarray:
+        """−ELBO in nats, one estimate a step, shape (steps,)."""
+        return self.record.losses
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The fitted parameters by name, in the user's (constrained) space."""
+        return self._program.params.constrained(self._flat)
+
+    @property
+    def program(self) -> Program:
+        """Model, guide and what one run showed of them."""
+        return self._program
+
+    @property
+    def data(self) -> tuple[Any, ...]:
+        """The arguments of the fit.
+
+        Raises
+        ------
+        ValueError
+            If the posterior was loaded without them.
+        """
+        if not self._has_data:
+            given = ", ".join(self.argument_names)
+            raise ValueError(f"this posterior was loaded without its data: pass it, load(path, model, guide, {given})")
+        return self._args
+
+    @property
+    def observed_site(self) -> str:
+        """The name of the one observed site.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or several.
+        """
+        sites = [site.name for site in self._program.observed]
+        if len(sites) == 1:
+            return sites[0]
+        raise ValueError(f"the model observes {sites or 'no site'}: pass site= with the name of one to predict")
+
+    def sample(self, draws: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:
+        """Draw from q(z): ``{site: tensor of shape (S, *site shape)}``, in the model's own space."""
+        with self._running(seed):
+            rows = self._latents(draws, self._args)
+        return {name: torch.stack([row[name].cpu() for row in rows]) for name in rows[0]}
+
+    def predict(
+        self, *new_data: Any, draws: int = 1000, seed: int = 0, site: str | None = None
+    ) -> Prediction | ClassPrediction:
+        """The posterior predictive at new rows, ``draws`` functions of all of them.
+
+        Each draw of z is used for every row, so a draw is a function. Latents
+        of single rows, where the guide does not take the new rows, are drawn
+        from the model given the shared ones.
+
+        Parameters
+        ----------
+        new_data
+            The model's arguments without the observed one, as ``predict(x_new)``.
+        site
+            The observed site, where the model has more than one.
+
+        Raises
+        ------
+        ValueError
+            If the new data has other columns than the fit, or does not fit the model.
+        """
+        args = self._new_arguments(new_data)
+        wanted = site or self.observed_site
+        model = self._program.model
+        with self._running(seed):
+            latents = self._latents(draws, args)
+            return named_failure("model", model, args, lambda: predictive(model, latents, args, wanted))
+
+    def predict_data(self, *, draws: int = 1000, seed: int = 0, site: str | None = None) -> Prediction | ClassPrediction:
+        """The posterior predictive at the rows of the fit, for posterior-predictive checks."""
+        args, wanted = self.data, site or self.observed_site
+        with self._running(seed):
+            return predictive(self._program.model, self._latents(draws, args), args, wanted)
+
+    def prior(self, draws: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:
+        """Draw latents and observations from the model before the data, ``{site: (S, *site shape)}``."""
+        names = {site.name for site in (*self._program.latents, *self._program.observed)}
+        model = poutine.uncondition(self._program.model)
+        with self._running(seed):
+            rows = [poutine.trace(model).get_trace(*self.data).nodes for _ in range(_count(draws))]
+        return {name: torch.stack([row[name]["value"].cpu() for row in rows]) for name in rows[0] if name in names}
+
+    def log_likelihood(self, *data: Any, draws: int = 1000, seed: int = 0) -> dict[str, Tensor]:
+        """log p(yₙ | zₛ) in nats, ``{observed site: (S, N, …)}``, on ``data`` or else on the data of the fit."""
+        args = self._new_arguments(data) if data else self.data
+        sites = [site.name for site in self._program.observed]
+        model = self._program.model
+        with self._running(seed):
+            latents = self._latents(draws, args)
+            return named_failure("model", model, args, lambda: log_likelihood(model, latents, args, sites))
+
+    def log_weights(self, draws: int = 1000, *, seed: int = 0) -> Tensor:
+        """log p(x, zₛ) − log q(zₛ) in nats on the full data, shape (S,)."""
+        with self._running(seed):
+            pairs = (traces(self._program.model, self._program.guide, self.data) for _ in range(_count(draws)))
+            return torch.stack([log_weight(*pair).cpu() for pair in pairs])
+
+    def diagnose(self, *, draws: int = 1000, repeats: int = 5, seed: int = 0) -> Diagnosis:
+        """Whether the fit can be trusted: a verdict with its numbers, thresholds and reasons."""
+        if self._program.is_point:
+            return diagnose(None, self.losses)
+        weights = [self.log_weights(draws, seed=seed + r).numpy() for r in range(_count(repeats, "repeats"))]
+        return diagnose(np.stack(weights), self.losses)
+
+    def to_arviz(self, *, draws: int = 1000, seed: int = 0) -> Any:
+        """InferenceData (ArviZ 0.x) or DataTree (1.x) of every group; see :func:`inference.arviz_export.to_arviz`."""
+        from inference.arviz_export import to_arviz
+
+        return to_arviz(self, draws, seed)
+
+    def report(self, path: str | Path, *, test: tuple[Any, ...] | None = None, **options: Any) -> Path:
+        """Write one self-contained HTML file; see :func:`inference.report.write_report`."""
+        from inference.report import write_report
+
+        return write_report(self, Path(path), test=test, **options)
+
+    def save(self, path: str | Path) -> Path:
+        """Write parameters and record into the folder ``path``, without data, model code or pickle."""
+        program = self._program
+        pieces = dict(zip(program.params.names, program.params.views(self._flat), strict=True))
+        manifest = {
+            "model": _name(program.model),
+            "guide": _name(program.guide),
+            "dtype": str(program.dtype).removeprefix("torch."),
+            "arguments": [storage.describe(n, v) for n, v in zip(self.argument_names, self._args, strict=True)],
+            "seconds": self.record.seconds,
+            "seed": self.record.seed,
+            "options": self.record.options,
+        }
+        return storage.write(Path(path), pieces, torch.from_numpy(self.losses), manifest)
+
+    def _running(self, seed: int) -> AbstractContextManager[None]:
+        stack = ExitStack()
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(self._program.running(self._flat, RandomStream.seeded(seed)))
+        return stack
+
+    def _latents(self, draws: int, args: tuple[Any, ...]) -> list[dict[str, Tensor]]:
+        """S draws of z as the model at ``args`` can take them; called inside :meth:`_running`."""
+        stale = self._stale_sites(args)
+        guide = self._program.guide
+        return [
+            {name: value for name, value in latent_values(_trace(guide, args)).items() if name not in stale}
+            for _ in range(_count(draws))
+        ]
+
+    def _stale_sites(self, args: tuple[Any, ...]) -> set[str]:
+        """Latents of the training rows that the guide cannot give for other rows; the model draws those."""
+        if args is self._args:
+            return set()
+        trained, rows = _row_count(self._args), _row_count(args)
+        own = [site for site in self._program.latents if trained is not None and trained in site.shape[: site.batch_dims]]
+        if not own or (rows == trained and _same(args[0], self._args[0])):
+            return set()
+        if isinstance(self._program.guide, AutoGuide):
+            return {site.name for site in own}
+        drawn = latent_values(_trace(self._program.guide, args))
+        return {site.name for site in own if tuple(drawn[site.name].shape) == site.shape and rows != trained}
+
+    def _new_arguments(self, data: tuple[Any, ...]) -> tuple[Any, ...]:
+        """``data`` as the model takes it, checked against the fit, what is missing given as None."""
+        names = self.argument_names[: len(data)] + [f"argument {i}" for i in range(len(self.argument_names), len(data))]
+        args = as_tensors(data, names, self._program.device, self._program.dtype)
+        check_new_shapes(args, self.argument_names, [_shape(value) for value in self._args])
+        return args + (None,) * (len(self._args) - len(args))
+
+
+def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str | torch.device = "auto") -> Posterior:
+    """The posterior that :meth:`Posterior.save` wrote, bound to ``model`` and ``guide``.
+
+    No data and no training step is needed to sample and predict. Give the data
+    of the fit, as to ``fit``, for what looks at it: :meth:`Posterior.diagnose`,
+    :meth:`Posterior.to_arviz`, :meth:`Posterior.report`.
+
+    Raises
+    ------
+    ValueError
+        If the folder is not a saved posterior, or if its parameters are not
+        those of ``model`` and ``guide``.
+    FileNotFoundError
+        If there is no such folder.
+    """
+    folder = Path(path)
+    pieces, losses, manifest = storage.read(folder)
+    where, kind = as_device(device), as_dtype(manifest["dtype"])
+    names = argument_names(model, len(manifest["arguments"]))
+    raw = data or tuple(storage.placeholder(entry, folder) for entry in manifest["arguments"])
+    args = as_tensors(raw, argument_names(model, len(raw)), where, kind)
+    stream = RandomStream.seeded(manifest["seed"])
+    start = clone(guide)
+    if isinstance(start, AutoLaplaceApproximation):
+        start = AutoMultivariateNormal(start.model)
+    program = Program.start(model, start, args, stream, where, kind, check_values=False)
+    flat = storage.assemble(folder, program.params, pieces).to(where)
+    record = FitRecord(losses.numpy(), manifest["seconds"], manifest["seed"], manifest["options"])
+    return Posterior(program, flat, args, names, record, has_data=bool(data))
+
+
+def _trace(guide: Model, args: tuple[Any, ...]) -> poutine.Trace:
+    return poutine.trace(guide).get_trace(*args)
+
+
+def _count(draws: int, name: str = "draws") -> int:
+    return positive_integer(draws, name)
+
+
+def _name(function: Model) -> str:
+    inner = getattr(function, "func", function)
+    return getattr(inner, "__name__", type(inner).__name__)
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _row_count(args: tuple[Any, ...]) -> int | None:
+    return next((len(value) for value in args if isinstance(value, Tensor) and value.dim() > 0), None)
+
+
+def _same(one: Any, other: Any) -> bool:
+    return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)

@@ -1,0 +1,148 @@
+"""A model and a guide made runnable: set up once, checked once, then bound to a parameter vector."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pyro.poutine as poutine
+import torch
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor, nn
+
+from inference.isolation import RandomStream, environment
+from inference.objective import Model, traces
+from inference.params import Params
+from inference.sites import (
+    Site,
+    is_point_guide,
+    is_reparameterized,
+    latent_values,
+    observed_nodes,
+    refuse_non_finite,
+)
+
+__all__ = ["Program", "clone", "named_failure"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model and a guide with the parameters, latents and observed sites that one run showed.
+
+    ``is_point`` says that the guide puts all its mass on one value, as AutoDelta does.
+    """
+
+    model: Model
+    guide: Model
+    params: Params
+    latents: tuple[Site, ...]
+    observed: tuple[Site, ...]
+    reparameterized: bool
+    is_point: bool
+    device: torch.device
+    dtype: torch.dtype
+
+    @classmethod
+    def start(
+        cls,
+        model: Model,
+        guide: Model,
+        args: tuple[Any, ...],
+        stream: RandomStream,
+        device: torch.device,
+        dtype: torch.dtype,
+        check_values: bool = True,
+    ) -> Program:
+        """Run guide and model once on ``args``, validated, and record what they are made of.
+
+        The caller's guide is copied first, so that a guide can be fitted any
+        number of times from the same start. ``check_values=False`` is for
+        placeholder data: it leaves out the checks of values and densities.
+
+        Raises
+        ------
+        ValueError
+            If model or guide cannot run on the data, if their sites differ, or
+            if a density is not finite at the first draw.
+        """
+        guide = clone(guide)
+        with stream.active(), environment(device, dtype, validate=check_values):
+            params = Params.discover(lambda: _first_run(model, guide, args))
+            with params.bound(params.flatten()):
+                model_trace, guide_trace = _first_run(model, guide, args)
+                if check_values:
+                    refuse_non_finite(model_trace, guide_trace, "at the first draw")
+        return cls(
+            model,
+            guide,
+            params,
+            tuple(Site.of(name, guide_trace.nodes[name]) for name in latent_values(guide_trace)),
+            tuple(Site.of(name, node) for name, node in observed_nodes(model_trace).items()),
+            is_reparameterized(guide_trace),
+            is_point_guide(guide_trace),
+            device,
+            dtype,
+        )
+
+    @contextmanager
+    def running(self, flat: Tensor, stream: RandomStream, grad: Tensor | None = None) -> Iterator[None]:
+        """Everything between here and the end of the block reads θ = ``flat`` and draws from ``stream``."""
+        with stream.active(), environment(self.device, self.dtype, validate=False), self.params.bound(flat, grad):
+            yield
+
+
+def clone(guide: Model) -> Model:
+    """A copy of a guide that shares nothing trainable with it; plain functions are returned as they are."""
+    if not isinstance(guide, nn.Module):
+        return guide
+    # An AutoGuide drops its reference to the model when it is copied, from the original too.
+    parts = [part for part in guide.modules() if isinstance(part, AutoGuide)]
+    references = [(part._model, part.master) for part in parts]
+    try:
+        twin = copy.deepcopy(guide)
+    finally:
+        for part, (model, master) in zip(parts, references, strict=True):
+            part._model, part.master = model, master
+    copies = [part for part in twin.modules() if isinstance(part, AutoGuide)]
+    for part, (model, _) in zip(copies, references, strict=True):
+        part._model = model
+    return twin
+
+
+def _first_run(model: Model, guide: Model, args: tuple[Any, ...]) -> tuple[poutine.Trace, poutine.Trace]:
+    named_failure("model", model, args, lambda: poutine.block(poutine.trace(model).get_trace)(*args))
+    pair = named_failure("guide", guide, args, lambda: traces(model, guide, args))
+    _check_sites(*pair)
+    return pair
+
+
+def named_failure(role: str, function: Model, args: tuple[Any, ...], run: Callable[[], T]) -> T:
+    """``run()``, or one ValueError that says whose code failed on which shapes, and why."""
+    try:
+        return run()
+    except Exception as error:
+        name = getattr(function, "__name__", type(function).__name__)
+        given = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a) for a in args)
+        problem = str(error).strip() or type(error).__name__
+        raise ValueError(f"the {role} {name!r} could not run on data of shapes {given}: {problem}") from error
+
+
+def _check_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+    wanted = set(latent_values(model_trace))
+    offered = set(latent_values(guide_trace))
+    if wanted == offered:
+        return
+    parts = []
+    if wanted - offered:
+        parts.append(f"the model samples {sorted(wanted - offered)}, which the guide does not")
+    if offered - wanted:
+        parts.append(f"the guide samples {sorted(offered - wanted)}, which the model does not")
+    raise ValueError(
+        f"model and guide disagree: {'; '.join(parts)}: name the same sites in both, or pass the data that the "
+        "model observes (extra guide sites need infer={'is_auxiliary': True})"
+    )

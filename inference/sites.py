@@ -1,0 +1,99 @@
+"""What a trace says of its random variables: which are latent, which observed, and their shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.poutine as poutine
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Site",
+    "base_distribution",
+    "is_point_guide",
+    "is_reparameterized",
+    "latent_values",
+    "observed_nodes",
+    "refuse_non_finite",
+]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One random variable: its name, shape and the plates its dimensions belong to."""
+
+    name: str
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    batch_dims: int
+
+    @classmethod
+    def of(cls, name: str, site: dict[str, Any]) -> Site:
+        shape = tuple(site["value"].shape)
+        batch = len(site["fn"].batch_shape)
+        plates = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
+        dims = [plates.get(i - batch, f"{name}_dim_{i}") for i in range(batch)]
+        dims += [f"{name}_dim_{i}" for i in range(batch, len(shape))]
+        return cls(name, shape, tuple(dims), batch)
+
+
+def base_distribution(fn: Any) -> Any:
+    """The distribution under ``to_event``, ``mask`` and ``expand``."""
+    while type(fn).__name__ in ("Independent", "MaskedDistribution", "ExpandedDistribution"):
+        fn = fn.base_dist
+    return fn
+
+
+def latent_values(guide_trace: poutine.Trace) -> dict[str, Tensor]:
+    """Site → drawn value for the model's latents, the guide's auxiliary sites left out."""
+    return {
+        name: site["value"]
+        for name, site in guide_trace.nodes.items()
+        if site["type"] == "sample" and not site["is_observed"] and not site["infer"].get("is_auxiliary")
+    }
+
+
+def observed_nodes(model_trace: poutine.Trace) -> dict[str, Any]:
+    """The sites that hold data: not ``pyro.factor``, not ``pyro.deterministic``."""
+    return {
+        name: site
+        for name, site in model_trace.nodes.items()
+        if site["type"] == "sample"
+        and site["is_observed"]
+        and not site["infer"].get("_deterministic")
+        and type(base_distribution(site["fn"])).__name__ not in ("Unit", "Delta")
+    }
+
+
+def is_reparameterized(guide_trace: poutine.Trace) -> bool:
+    """Whether every latent was drawn so that the gradient flows through the draw."""
+    return all(
+        getattr(site["fn"], "has_rsample", False)
+        for site in guide_trace.nodes.values()
+        if site["type"] == "sample" and not site["is_observed"]
+    )
+
+
+def is_point_guide(guide_trace: poutine.Trace) -> bool:
+    """Whether the guide puts all its mass on one value."""
+    drawn = [site["fn"] for site in guide_trace.nodes.values() if site["type"] == "sample"]
+    return all(type(base_distribution(fn)).__name__ == "Delta" for fn in drawn)
+
+
+def refuse_non_finite(model_trace: poutine.Trace, guide_trace: poutine.Trace, when: str) -> None:
+    """Raise a ValueError that names the first site whose value or density is not finite."""
+    model_trace.log_prob_sum(), guide_trace.log_prob_sum()
+    for role, trace in (("guide", guide_trace), ("model", model_trace)):
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample":
+                continue
+            for what, number in (("value", site["value"]), ("log density", site["log_prob_sum"])):
+                tensor = torch.as_tensor(number)
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    found = tensor[~torch.isfinite(tensor)].reshape(-1)[0].item()
+                    raise ValueError(
+                        f"site {name!r} in the {role} has a {what} of {found} {when}: check its prior and support, "
+                        "the scale of the data, and the guide's start; a smaller lr= helps where it happens later"
+                    )

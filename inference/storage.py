@@ -1,0 +1,116 @@
+"""A posterior on disk: parameters in safetensors, everything else in JSON, never pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from inference.params import Params
+
+__all__ = ["MANIFEST", "assemble", "describe", "placeholder", "read", "versions", "write", "write_json"]
+
+SCHEMA = 1
+MANIFEST = "posterior.json"
+TENSORS = "posterior.safetensors"
+LOSSES = "losses"
+PARAM = "param:"
+REQUIRED = {"schema", "model", "guide", "dtype", "arguments", "seconds", "seed", "options"}
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on."""
+    return {name: metadata.version(name) for name in ("kiln-ppl", "pyro-ppl", "torch", "numpy", "arviz")}
+
+
+def describe(name: str, value: Any) -> dict[str, Any]:
+    """What is kept of an argument of the fit: shape and type of a tensor, never its values."""
+    if isinstance(value, Tensor):
+        return {"name": name, "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"name": name, "value": value}
+    return {"name": name, "object": type(value).__name__}
+
+
+def placeholder(entry: dict[str, Any], folder: Path) -> Any:
+    """A stand-in of the right shape for an argument, enough to set a guide up."""
+    if "shape" in entry:
+        return torch.zeros(entry["shape"], dtype=getattr(torch, entry["dtype"]))
+    if "value" in entry:
+        return entry["value"]
+    raise ValueError(
+        f"{folder} was fitted with {entry['name']} a {entry.get('object')}, which is not saved: pass the data to load()"
+    )
+
+
+def write(folder: Path, pieces: dict[str, Tensor], losses: Tensor, manifest: dict[str, Any]) -> Path:
+    """Write both files under temporary names, then move them into place, the manifest last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {PARAM + name: value.detach().cpu().clone() for name, value in pieces.items()}
+    partial = folder / f".{TENSORS}.partial"
+    save_file({**tensors, LOSSES: losses}, partial)
+    os.replace(partial, folder / TENSORS)
+    write_json(folder / MANIFEST, {"schema": SCHEMA, "versions": versions(), **manifest})
+    return folder
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` so that ``path`` is either the old file or the whole new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read(folder: Path) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
+    """Parameters (unconstrained), losses and manifest of a saved posterior."""
+    for name in (MANIFEST, TENSORS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} is not a saved posterior: it has no {name}; give the folder of save()")
+    manifest = read_manifest(folder / MANIFEST)
+    try:
+        tensors = load_file(folder / TENSORS)
+    except SafetensorError as error:
+        raise ValueError(f"{folder / TENSORS} is damaged ({error}): fit again, or take it from a backup") from error
+    if LOSSES not in tensors:
+        raise ValueError(f"{folder / TENSORS} has no {LOSSES!r}: it was not written by save()")
+    losses = tensors.pop(LOSSES)
+    return {name.removeprefix(PARAM): value for name, value in tensors.items()}, losses, manifest
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The JSON beside the parameters, with its schema and keys checked."""
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): fit again, or take it from a backup") from error
+    missing = REQUIRED - set(manifest) if isinstance(manifest, dict) else REQUIRED
+    if missing:
+        raise ValueError(f"{path} lacks {sorted(missing)}: it was not written by save()")
+    if manifest["schema"] != SCHEMA:
+        raise ValueError(f"{path} has schema {manifest['schema']!r}, this version reads {SCHEMA}: update kiln-ppl")
+    return manifest
+
+
+def assemble(folder: Path, params: Params, pieces: dict[str, Tensor]) -> Tensor:
+    """The flat vector of ``params`` out of the saved ``pieces``, or a ValueError that names what differs."""
+    wanted = {name: tuple(leaf.shape) for name, leaf in zip(params.names, params.leaves, strict=True)}
+    found = {name: tuple(value.shape) for name, value in pieces.items()}
+    differ = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
+    if differ:
+        first = differ[0]
+        raise ValueError(
+            f"{folder} does not match this model and guide in {differ}: {first!r} is {found.get(first, 'not')} in the "
+            f"file and {wanted.get(first, 'not there')} here: give the model and guide of the fit, and the data if "
+            "shapes depend on its values"
+        )
+    if not params.names:
+        return torch.zeros(0)
+    dtype = params.leaves[0].dtype
+    return torch.cat([pieces[name].to(dtype).reshape(-1) for name in params.names])
