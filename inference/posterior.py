@@ -20,7 +20,7 @@ from inference.isolation import RandomStream
 from inference.objective import Model, log_weight, traces
 from inference.predict import ClassPrediction, Prediction, log_likelihood, predictive
 from inference.program import Program, clone, named_failure
-from inference.sites import latent_values
+from inference.sites import latent_values, observed_nodes
 
 __all__ = ["FitRecord", "Posterior", "load"]
 
@@ -72,6 +72,11 @@ class Posterior:
     def program(self) -> Program:
         """Model, guide and what one run showed of them."""
         return self._program
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the data of the fit is at hand."""
+        return self._has_data
 
     @property
     def data(self) -> tuple[Any, ...]:
@@ -148,6 +153,12 @@ class Posterior:
         with self._running(seed):
             rows = [poutine.trace(model).get_trace(*self.data).nodes for _ in range(_count(draws))]
         return {name: torch.stack([row[name]["value"].cpu() for row in rows]) for name in rows[0] if name in names}
+
+    def observed_values(self) -> dict[str, Tensor]:
+        """What the model observed in the fit, ``{site: tensor}``."""
+        with self._running(0):
+            model_trace = poutine.trace(self._program.model).get_trace(*self.data)
+        return {name: site["value"] for name, site in observed_nodes(model_trace).items()}
 
     def log_likelihood(self, *data: Any, draws: int = 1000, seed: int = 0) -> dict[str, Tensor]:
         """log p(yₙ | zₛ) in nats, ``{observed site: (S, N, …)}``, on ``data`` or else on the data of the fit."""

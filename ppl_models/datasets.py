@@ -1,0 +1,118 @@
+"""Data sets by name: the tutorial's cosine, scikit-learn's own, MNIST and UCI from disk."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import struct
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ppl_models.tables import Table
+
+__all__ = ["cosine", "data_folder", "diabetes", "digits", "mnist", "read_idx", "uci"]
+
+
+def cosine(rows: int = 40, noise: float = 0.05, seed: int = 0) -> Table:
+    """y = cos(x) + N(0, noise²) at ``rows`` even points of [−π, π], with x/π as the input.
+
+    >>> cosine().x.shape, float(cosine().x.min()), float(cosine().x.max())
+    ((40, 1), -1.0, 1.0)
+    """
+    x = np.linspace(-1, 1, rows)
+    y = np.cos(np.pi * x) + np.random.default_rng(seed).normal(0, noise, rows)
+    return Table(x[:, None], y, ("x",), "y")
+
+
+def diabetes() -> Table:
+    """442 patients, 10 measurements, and the progression of their disease a year on.
+
+    Efron, Hastie, Johnstone, Tibshirani (2004), Least angle regression; raw units, as in scikit-learn's wheel.
+    """
+    from sklearn.datasets import load_diabetes
+
+    found = load_diabetes(scaled=False)
+    return Table(found.data, found.target, tuple(found.feature_names), "progression")
+
+
+def digits() -> Table:
+    """1,797 images of 8×8 pixels in 0…16 and the digit each shows; in scikit-learn's wheel.
+
+    Alpaydin, Kaynak (1998), Optical recognition of handwritten digits.
+    """
+    from sklearn.datasets import load_digits
+
+    found = load_digits()
+    return Table(found.data, found.target, tuple(found.feature_names), "digit")
+
+
+def mnist(part: str = "train") -> Table:
+    """MNIST's images, (N, 784) uint8, and digits; ``part`` is ``"train"`` (60,000) or ``"t10k"`` (10,000).
+
+    LeCun, Bottou, Bengio, Haffner (1998), Gradient-based learning applied to document recognition.
+    """
+    if part not in ("train", "t10k"):
+        raise ValueError(f"part is {part!r}: pass 'train' or 't10k'")
+    folder = data_folder("mnist", f"{part}-images-idx3-ubyte.gz")
+    images = read_idx(folder / f"{part}-images-idx3-ubyte.gz")
+    labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz")
+    pixels = images.reshape(len(images), -1)
+    return Table(pixels, labels, tuple(f"pixel{i}" for i in range(pixels.shape[1])), "digit")
+
+
+def uci(name: str, split: int = 0) -> Table:
+    """A UCI regression set with one of its 20 published train and test splits.
+
+    ``name`` is ``"concrete"``, ``"energy"`` or ``"yacht"``. The splits are those of
+    Gal, Ghahramani (2016), Dropout as a Bayesian approximation.
+    """
+    folder = data_folder("uci", f"{name}.npz")
+    with np.load(folder / f"{name}.npz", allow_pickle=False) as stored:
+        splits = len([key for key in stored.files if key.startswith("test_")])
+        if not 0 <= split < splits:
+            raise ValueError(f"split is {split!r}: {name} has splits 0 to {splits - 1}")
+        x, y, test = stored["x"], stored["y"], stored[f"test_{split}"]
+    return Table(x, y, tuple(f"x{i}" for i in range(x.shape[1])), "y", test)
+
+
+concrete = partial(uci, "concrete")
+energy = partial(uci, "energy")
+yacht = partial(uci, "yacht")
+
+
+def data_folder(name: str, needed: str) -> Path:
+    """Where ``needed`` lies: in ``$KILN_DATA/name``, else in ``~/.cache/kiln/name``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is in neither, saying where to put it.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kiln"
+    places = [Path(os.environ["KILN_DATA"])] if os.environ.get("KILN_DATA") else []
+    for place in [*places, cache]:
+        if (place / name / needed).is_file():
+            return place / name
+    looked = ", ".join(str(place / name) for place in [*places, cache])
+    raise FileNotFoundError(f"{needed} is not in {looked}: put it there, or set KILN_DATA to the folder above {name}/")
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array in a gzip-compressed IDX file of unsigned bytes, MNIST's format.
+
+    Raises
+    ------
+    ValueError
+        If the header or the length is not that of such a file.
+    """
+    with gzip.open(path, "rb") as stream:
+        content = stream.read()
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
+        raise ValueError(f"{path} is not an IDX file of unsigned bytes: its first bytes are {content[:4].hex()}")
+    shape = struct.unpack(f">{content[3]}I", content[4 : 4 + 4 * content[3]])
+    values = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3])
+    if values.size != np.prod(shape, dtype=np.int64):
+        raise ValueError(f"{path} says shape {shape} but holds {values.size} values: it is cut short, fetch it again")
+    return values.reshape(shape)

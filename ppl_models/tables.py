@@ -1,0 +1,122 @@
+"""Tables of numbers: what a model is fitted on, from a file or from a data set."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+__all__ = ["Table", "read_csv", "read_npz", "read_parquet"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """N rows: inputs x (N, D) with column names, and a target y (N,) or None.
+
+    ``test_rows`` are the indices of a published test split, where there is one.
+    """
+
+    x: np.ndarray
+    y: np.ndarray | None
+    columns: tuple[str, ...]
+    target: str
+    test_rows: np.ndarray | None = None
+
+
+def read_csv(path: Path, target: str | None, columns: Sequence[str] | None) -> Table:
+    """A comma-separated file with a header line."""
+    return _from_frame(_parse(path, pd.read_csv), path, target, columns)
+
+
+def read_parquet(path: Path, target: str | None, columns: Sequence[str] | None) -> Table:
+    """A Parquet file."""
+    return _from_frame(_parse(path, pd.read_parquet), path, target, columns)
+
+
+def read_npz(path: Path, target: str | None, columns: Sequence[str] | None) -> Table:
+    """An NPZ file with an array ``x`` (N, D), or (N,), and the target under its name (default ``y``)."""
+    name = target or "y"
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+    except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as NPZ of plain numbers: {error}") from error
+    if "x" not in arrays:
+        raise ValueError(f"{path} has no array 'x', found {sorted(arrays)}: save it with np.savez(path, x=x, y=y)")
+    if columns is None and name not in arrays:
+        raise ValueError(f"{path} has no target {name!r}, found {sorted(arrays)}: name one with --target")
+    x = arrays["x"]
+    if x.dtype.kind not in "fiub" or x.ndim not in (1, 2):
+        raise ValueError(f"{path}: x has shape {x.shape} and type {x.dtype}: give numbers of shape (rows, columns)")
+    x = x.reshape(len(x), -1).astype(float)
+    names = tuple(f"x{i}" for i in range(x.shape[1]))
+    if columns is not None and len(names) != len(columns):
+        raise ValueError(
+            f"{path}: x has {len(names)} columns but the fit had {len(columns)} ({', '.join(columns)}): "
+            "give the same columns in the same order"
+        )
+    y = arrays.get(name)
+    if y is not None and (y.dtype.kind not in "fiub" or y.shape != (len(x),)):
+        raise ValueError(f"{path}: {name} has shape {y.shape} and type {y.dtype}: give {len(x)} numbers, one a row")
+    return Table(x, y.astype(float) if y is not None else None, tuple(columns or names), name)
+
+
+def _parse(path: Path, reader: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
+    try:
+        return reader(path)
+    except pd.errors.EmptyDataError as error:
+        raise ValueError(f"{path} is empty: give a header line and at least one row") from error
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
+
+
+def _from_frame(frame: pd.DataFrame, path: Path, target: str | None, columns: Sequence[str] | None) -> Table:
+    frame.columns = [str(name) for name in frame.columns]
+    if len(frame) == 0:
+        raise ValueError(f"{path} has no rows: give at least one row under the header")
+    if columns is None:
+        return _for_fit(frame, path, target)
+    missing = [name for name in columns if name not in frame]
+    extra = [name for name in frame if name not in columns and name != target]
+    if missing or extra:
+        parts = [f"lacks {missing}"] * bool(missing) + [f"has {extra}, which the fit did not see"] * bool(extra)
+        raise ValueError(f"{path} {' and '.join(parts)}: give exactly the columns {list(columns)}")
+    y = _numbers(frame[target], path) if target in frame else None
+    return Table(_matrix(frame, path, columns), y, tuple(columns), str(target))
+
+
+def _for_fit(frame: pd.DataFrame, path: Path, target: str | None) -> Table:
+    names = list(frame.columns)
+    if target is None:
+        raise ValueError(f"{path} has columns {names}: say which one to predict with --target")
+    if target not in names:
+        raise ValueError(f"{path} has no column {target!r}, found {names}: name one of them with --target")
+    inputs = [name for name in names if name != target]
+    if not inputs:
+        raise ValueError(f"{path} has only the target column {target!r}: give at least one column to predict it from")
+    return Table(_matrix(frame, path, inputs), _numbers(frame[target], path), tuple(inputs), target)
+
+
+def _matrix(frame: pd.DataFrame, path: Path, columns: Sequence[str]) -> np.ndarray:
+    return np.stack([_numbers(frame[name], path) for name in columns], axis=1)
+
+
+def _numbers(column: pd.Series, path: Path) -> np.ndarray:
+    if not (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)):
+        raise ValueError(
+            f"{path}: column {column.name!r} is not numeric, found {column.iloc[0]!r}: encode it as numbers or drop it"
+        )
+    values = column.to_numpy(dtype=float, na_value=np.nan)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        raise ValueError(
+            f"{path}: column {column.name!r} has {bad.sum()} missing or infinite values, the first in row "
+            f"{int(bad.argmax())}: impute them or drop those rows"
+        )
+    return values
