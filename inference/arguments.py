@@ -32,9 +32,7 @@ def argument_names(model: Callable[..., Any], count: int) -> list[str]:
     return [names[i] if i < len(names) else f"argument {i}" for i in range(count)]
 
 
-def as_tensors(
-    data: Sequence[Any], names: Sequence[str], device: torch.device, dtype: torch.dtype
-) -> tuple[Any, ...]:
+def as_tensors(data: Sequence[Any], names: Sequence[str], device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
     """Arrays, frames and tensors as tensors on ``device``; anything else as it is.
 
     Floating-point values become ``dtype``; integers and booleans keep theirs.
@@ -137,7 +135,9 @@ def as_device(device: str | torch.device) -> torch.device:
         torch.zeros(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-        raise ValueError(f"device {str(device)!r} is not on this machine, which has {have}: pass one of them") from error
+        raise ValueError(
+            f"device {str(device)!r} is not on this machine, which has {have}: pass one of them"
+        ) from error
     return found
 
 

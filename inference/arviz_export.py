@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import Tensor
 
@@ -80,17 +79,12 @@ def _inputs(
     """The arguments that are not observations, their rows on the plate of the observations."""
     rows = {value.shape[0]: observed[n].dims[0] for n, value in values.items() if value.dim()}
     found = {}
-    for name, value in zip(posterior.argument_names, posterior.data, strict=True):
-        if isinstance(value, Tensor) and not any(_equal(value, v) for v in values.values()):
-            dims = tuple(f"{name}_dim_{i}" for i in range(value.dim()))
-            if value.dim() and len(value) in rows:
-                dims = (rows[len(value)], *dims[1:])
-            found[name] = (dims, value)
+    for name, value in posterior.inputs().items():
+        dims = tuple(f"{name}_dim_{i}" for i in range(value.dim()))
+        if value.dim() and len(value) in rows:
+            dims = (rows[len(value)], *dims[1:])
+        found[name] = (dims, value)
     return found
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one.cpu(), other.cpu())
 
 
 def _wrap(groups: dict[str, xr.Dataset]) -> Any:

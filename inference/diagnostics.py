@@ -12,10 +12,10 @@ __all__ = ["Convergence", "Diagnosis", "convergence", "diagnose", "khat_threshol
 
 @dataclass(frozen=True)
 class Convergence:
-    """The ELBO at the end of a fit: what the last tenth of the steps gained over the tenth before.
+    """The ELBO at the end of a fit: what the last quarter of the steps gained over the quarter before.
 
     ``gain`` and its standard error ``gain_se`` are in nats; ``converged`` when
-    the gain is below ``threshold`` or below three standard errors.
+    the gain is below ``threshold`` or below two standard errors.
     """
 
     gain: float
@@ -71,15 +71,15 @@ def pareto_khat(log_weights: np.ndarray) -> float:
 
 
 def convergence(losses: np.ndarray) -> Convergence:
-    """Compare the last tenth of the losses with the tenth before, by means of 20 blocks each."""
-    window = len(losses) // 10
-    if window < 20:
+    """Compare the last quarter of the losses with the quarter before, by means of 20 blocks each."""
+    window = len(losses) // 4
+    if window < 50:
         return Convergence(math.nan, math.nan, math.nan, False)
     late, early = losses[-window:], losses[-2 * window : -window]
     gain = float(np.mean(early) - np.mean(late))
     gain_se = math.hypot(_standard_error(late), _standard_error(early))
     threshold = 0.1
-    return Convergence(gain, gain_se, threshold, gain < max(threshold, 3 * gain_se))
+    return Convergence(gain, gain_se, threshold, gain < max(threshold, 2 * gain_se))
 
 
 def _standard_error(losses: np.ndarray, blocks: int = 20) -> float:
@@ -116,5 +116,7 @@ def _of_convergence(state: Convergence, steps: int) -> tuple[tuple[str, ...], tu
         return (), ()
     if math.isnan(state.gain):
         return (f"{steps} steps are too few to see whether the ELBO has settled",), ("take at least 200 steps",)
-    why = f"the ELBO was still rising, by {state.gain:.2g} ± {state.gain_se:.1g} nats over the last tenth of the steps"
+    why = (
+        f"the ELBO was still rising, by {state.gain:.2g} ± {state.gain_se:.1g} nats over the last quarter of the steps"
+    )
     return (why,), ("take more steps",)

@@ -47,6 +47,7 @@ class RandomStream:
 
     @contextmanager
     def active(self) -> Iterator[None]:
+        """Draw from this stream until the block ends."""
         outside = _capture()
         _restore(self.state)
         try:
@@ -60,7 +61,7 @@ def _capture() -> dict[str, Any]:
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     return {
         "torch": torch.get_rng_state(),
-        "numpy": np.random.get_state(),
+        "numpy": np.random.get_state(),  # noqa: NPY002 - a model may use it
         "python": random.getstate(),
         "cuda": torch.cuda.get_rng_state_all() if cuda else None,
     }
@@ -68,7 +69,7 @@ def _capture() -> dict[str, Any]:
 
 def _restore(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
-    np.random.set_state(state["numpy"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
     random.setstate(state["python"])
     if state["cuda"] is not None:
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import pyro.poutine as poutine
 import torch
-from pyro.infer import Trace_ELBO
+from pyro import poutine
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
+from pyro.infer import Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
@@ -32,7 +32,7 @@ def traces(model: Model, guide: Model, args: tuple[Any, ...]) -> tuple[poutine.T
 
 
 def log_weight(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
-    """log w = log p(x, z) − log q(z), a scalar in nats, scales and masks included."""
+    """Log w = log p(x, z) − log q(z), a scalar in nats, scales and masks included."""
     return _log_density(model_trace) - _log_density(guide_trace)
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyro.poutine as poutine
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoGuide, AutoLaplaceApproximation, AutoMultivariateNormal
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from inference.diagnostics import Diagnosis, diagnose
 from inference.isolation import RandomStream
 from inference.objective import Model, log_weight, traces
 from inference.predict import ClassPrediction, Prediction, log_likelihood, predictive
-from inference.program import Program, clone, named_failure
+from inference.program import Program, clone, name_of, named_failure
 from inference.sites import latent_values, observed_nodes
 
 __all__ = ["FitRecord", "Posterior", "load"]
@@ -72,6 +73,16 @@ class Posterior:
     def program(self) -> Program:
         """Model, guide and what one run showed of them."""
         return self._program
+
+    @property
+    def model_name(self) -> str:
+        """The name of the model function or module."""
+        return name_of(self._program.model)
+
+    @property
+    def guide_name(self) -> str:
+        """The name of the guide function or class."""
+        return name_of(self._program.guide)
 
     @property
     def has_data(self) -> bool:
@@ -140,7 +151,9 @@ class Posterior:
             latents = self._latents(draws, args)
             return named_failure("model", model, args, lambda: predictive(model, latents, args, wanted))
 
-    def predict_data(self, *, draws: int = 1000, seed: int = 0, site: str | None = None) -> Prediction | ClassPrediction:
+    def predict_data(
+        self, *, draws: int = 1000, seed: int = 0, site: str | None = None
+    ) -> Prediction | ClassPrediction:
         """The posterior predictive at the rows of the fit, for posterior-predictive checks."""
         args, wanted = self.data, site or self.observed_site
         with self._running(seed):
@@ -160,8 +173,14 @@ class Posterior:
             model_trace = poutine.trace(self._program.model).get_trace(*self.data)
         return {name: site["value"] for name, site in observed_nodes(model_trace).items()}
 
+    def inputs(self) -> dict[str, Tensor]:
+        """The tensors among the arguments of the fit that the model does not observe, by argument name."""
+        observed = list(self.observed_values().values())
+        pairs = zip(self.argument_names, self.data, strict=True)
+        return {n: v for n, v in pairs if isinstance(v, Tensor) and not any(_same(v, o) for o in observed)}
+
     def log_likelihood(self, *data: Any, draws: int = 1000, seed: int = 0) -> dict[str, Tensor]:
-        """log p(yₙ | zₛ) in nats, ``{observed site: (S, N, …)}``, on ``data`` or else on the data of the fit."""
+        """Log p(yₙ | zₛ) in nats, ``{observed site: (S, N, …)}``, on ``data`` or else on the data of the fit."""
         args = self._new_arguments(data) if data else self.data
         sites = [site.name for site in self._program.observed]
         model = self._program.model
@@ -170,7 +189,7 @@ class Posterior:
             return named_failure("model", model, args, lambda: log_likelihood(model, latents, args, sites))
 
     def log_weights(self, draws: int = 1000, *, seed: int = 0) -> Tensor:
-        """log p(x, zₛ) − log q(zₛ) in nats on the full data, shape (S,)."""
+        """Log p(x, zₛ) − log q(zₛ) in nats on the full data, shape (S,)."""
         with self._running(seed):
             pairs = (traces(self._program.model, self._program.guide, self.data) for _ in range(_count(draws)))
             return torch.stack([log_weight(*pair).cpu() for pair in pairs])
@@ -199,8 +218,8 @@ class Posterior:
         program = self._program
         pieces = dict(zip(program.params.names, program.params.views(self._flat), strict=True))
         manifest = {
-            "model": _name(program.model),
-            "guide": _name(program.guide),
+            "model": self.model_name,
+            "guide": self.guide_name,
             "dtype": str(program.dtype).removeprefix("torch."),
             "arguments": [storage.describe(n, v) for n, v in zip(self.argument_names, self._args, strict=True)],
             "seconds": self.record.seconds,
@@ -209,11 +228,10 @@ class Posterior:
         }
         return storage.write(Path(path), pieces, torch.from_numpy(self.losses), manifest)
 
-    def _running(self, seed: int) -> AbstractContextManager[None]:
-        stack = ExitStack()
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(self._program.running(self._flat, RandomStream.seeded(seed)))
-        return stack
+    @contextmanager
+    def _running(self, seed: int) -> Iterator[None]:
+        with torch.no_grad(), self._program.running(self._flat, RandomStream.seeded(seed)):
+            yield
 
     def _latents(self, draws: int, args: tuple[Any, ...]) -> list[dict[str, Tensor]]:
         """S draws of z as the model at ``args`` can take them; called inside :meth:`_running`."""
@@ -229,7 +247,9 @@ class Posterior:
         if args is self._args:
             return set()
         trained, rows = _row_count(self._args), _row_count(args)
-        own = [site for site in self._program.latents if trained is not None and trained in site.shape[: site.batch_dims]]
+        own = [
+            site for site in self._program.latents if trained is not None and trained in site.shape[: site.batch_dims]
+        ]
         if not own or (rows == trained and _same(args[0], self._args[0])):
             return set()
         if isinstance(self._program.guide, AutoGuide):
@@ -284,11 +304,6 @@ def _count(draws: int, name: str = "draws") -> int:
     return positive_integer(draws, name)
 
 
-def _name(function: Model) -> str:
-    inner = getattr(function, "func", function)
-    return getattr(inner, "__name__", type(inner).__name__)
-
-
 def _shape(value: Any) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
@@ -298,4 +313,5 @@ def _row_count(args: tuple[Any, ...]) -> int | None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
+    alike = isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape
+    return alike and torch.equal(one, other)

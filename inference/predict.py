@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import pyro.poutine as poutine
 import torch
+from pyro import poutine
 from pyro.distributions import Bernoulli, Categorical
 from torch import Tensor
 
@@ -178,7 +178,9 @@ def _reader(fn: Any) -> tuple[Callable[[Any], tuple[Tensor, ...]], bool]:
     if isinstance(base, Categorical):
         return (lambda d: (base_distribution(d).probs.detach(),)), True
     if isinstance(base, Bernoulli) and len(fn.shape()) == 1:
-        return (lambda d: (torch.stack([1 - base_distribution(d).probs, base_distribution(d).probs], -1).detach(),)), True
+        return (
+            lambda d: (torch.stack([1 - base_distribution(d).probs, base_distribution(d).probs], -1).detach(),)
+        ), True
     return _moments, False
 
 
@@ -192,8 +194,10 @@ def _moments(fn: Any) -> tuple[Tensor, Tensor]:
         return draws.mean(0), draws.var(0)
 
 
-def log_likelihood(model: Model, latents: Iterable[Latents], args: tuple[Any, ...], sites: list[str]) -> dict[str, Tensor]:
-    """log p(yₙ | zₛ) at each observed site, shape (S, N, …), without plate scales."""
+def log_likelihood(
+    model: Model, latents: Iterable[Latents], args: tuple[Any, ...], sites: list[str]
+) -> dict[str, Tensor]:
+    """Log p(yₙ | zₛ) at each observed site, shape (S, N, …), without plate scales."""
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
     for z in latents:
         trace = poutine.trace(poutine.condition(model, data=dict(z))).get_trace(*args)

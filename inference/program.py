@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import pyro.poutine as poutine
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
@@ -25,7 +26,7 @@ from inference.sites import (
     refuse_non_finite,
 )
 
-__all__ = ["Program", "clone", "named_failure"]
+__all__ = ["Program", "clone", "name_of", "named_failure"]
 
 T = TypeVar("T")
 
@@ -126,10 +127,18 @@ def named_failure(role: str, function: Model, args: tuple[Any, ...], run: Callab
     try:
         return run()
     except Exception as error:
-        name = getattr(function, "__name__", type(function).__name__)
         given = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a) for a in args)
-        problem = str(error).strip() or type(error).__name__
-        raise ValueError(f"the {role} {name!r} could not run on data of shapes {given}: {problem}") from error
+        problem = str(error).split("\nTrace Shapes:")[0].split("\n Trace Shapes:")[0].strip() or type(error).__name__
+        raise ValueError(
+            f"the {role} {name_of(function)!r} could not run on data of shapes {given}: {problem}"
+        ) from error
+
+
+def name_of(function: Model) -> str:
+    """What to call a model or a guide, under any ``functools.partial``."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _check_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import pyro.poutine as poutine
 import torch
+from pyro import poutine
 from torch import Tensor
 
 __all__ = [
@@ -31,6 +31,7 @@ class Site:
 
     @classmethod
     def of(cls, name: str, site: dict[str, Any]) -> Site:
+        """Read a site off its node in a trace."""
         shape = tuple(site["value"].shape)
         batch = len(site["fn"].batch_shape)
         plates = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.vectorized}

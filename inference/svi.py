@@ -21,7 +21,7 @@ from inference.posterior import FitRecord, Posterior
 from inference.program import Program
 from inference.sites import refuse_non_finite
 
-__all__ = ["OPTIMIZERS", "Progress", "SVI", "SVIState", "fit"]
+__all__ = ["OPTIMIZERS", "SVI", "Progress", "SVIState", "fit"]
 
 CHUNK = 100
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -249,12 +249,9 @@ def fit(
     ['bias', 'noise', 'weights']
     """
     steps = positive_integer(steps, "steps")
-    options = {
-        "optimizer": optimizer,
-        "lr": positive_number(lr, "lr"),
-        "particles": positive_integer(particles, "particles"),
-        "batch_size": None if batch_size is None else positive_integer(batch_size, "batch_size"),
-    }
+    lr = positive_number(lr, "lr")
+    particles = positive_integer(particles, "particles")
+    batch_size = None if batch_size is None else positive_integer(batch_size, "batch_size")
     if engine not in ("auto", "eager"):
         raise ValueError(f"engine is {engine!r}: pass 'auto' or 'eager'")
     where, kind = as_device(device), as_dtype(dtype)
@@ -262,7 +259,7 @@ def fit(
     args = as_tensors(data, names, where, kind)
     stream = RandomStream.seeded(seed)
     program = Program.start(model, guide, args, stream, where, kind)
-    svi = SVI(program, args, **options)
+    svi = SVI(program, args, optimizer=optimizer, lr=lr, particles=particles, batch_size=batch_size)
     state = svi.init(stream)
     started = time.perf_counter()
     losses = _run(svi, state, steps, progress, callbacks)
@@ -270,7 +267,14 @@ def fit(
         losses=losses.cpu().numpy(),
         seconds=time.perf_counter() - started,
         seed=seed,
-        options={**options, "steps": steps, "optimizer": _name(optimizer), "engine": "eager"},
+        options={
+            "steps": steps,
+            "lr": lr,
+            "optimizer": _name(optimizer),
+            "particles": particles,
+            "batch_size": batch_size,
+            "engine": "eager",
+        },
     )
     program, flat = _finish(program, state.flat.detach(), args, stream)
     return Posterior(program, flat, args, names, record)

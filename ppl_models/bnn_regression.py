@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pyro
@@ -25,7 +26,7 @@ def bnn_regression(
     noise: Noise = 0.1,
     scaling: Scaling | Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """y ~ N(f(x; w), σ), f a tanh network, every weight and bias N(0, 1) or N(0, 1/fan-in).
+    """Y ~ N(f(x; w), σ), f a tanh network, every weight and bias N(0, 1) or N(0, 1/fan-in).
 
     Sites ``w0, b0, w1, b1, …`` hold the weights (inputs × outputs) and biases.
 
@@ -74,7 +75,7 @@ def _draw_layers(sizes: Sequence[int], weight_prior: str, like: Tensor) -> list[
     if weight_prior not in ("unit", "fan-in"):
         raise ValueError(f"weight_prior is {weight_prior!r}: pass 'unit' or 'fan-in'")
     layers = []
-    for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         scale = 1.0 if weight_prior == "unit" else inputs**-0.5
         weights = pyro.sample(f"w{i}", dist.Normal(like.new_zeros(inputs, outputs), scale).to_event(2))
         bias = pyro.sample(f"b{i}", dist.Normal(like.new_zeros(outputs), 1.0).to_event(1))

@@ -16,7 +16,7 @@ __all__ = ["cosine", "data_folder", "diabetes", "digits", "mnist", "read_idx", "
 
 
 def cosine(rows: int = 40, noise: float = 0.05, seed: int = 0) -> Table:
-    """y = cos(x) + N(0, noise²) at ``rows`` even points of [−π, π], with x/π as the input.
+    """Y = cos(x) + N(0, noise²) at ``rows`` even points of [−π, π], with x/π as the input.
 
     >>> cosine().x.shape, float(cosine().x.min()), float(cosine().x.max())
     ((40, 1), -1.0, 1.0)

@@ -24,7 +24,7 @@ def linear_regression(
     intercept: bool = True,
     scaling: Scaling | Mapping[str, Any] | None = None,
 ) -> Tensor:
-    """y ~ N(b + x·w, σ), w ~ N(0, prior_scale²), b ~ N(0, prior_scale²).
+    """Y ~ N(b + x·w, σ), w ~ N(0, prior_scale²), b ~ N(0, prior_scale²).
 
     Parameters
     ----------

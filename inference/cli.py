@@ -1,0 +1,238 @@
+"""The command line: ``kiln fit | report | predict | diagnose | list``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+
+from inference import registry
+from inference.diagnostics import Diagnosis
+from inference.metrics import ClassScores, Scores, score
+from inference.posterior import Posterior
+from inference.predict import ClassPrediction, Prediction
+from inference.runs import Run, Split, check_writable, fingerprint, least_squares_rmse, split_rows
+from inference.svi import fit as fit_posterior
+
+__all__ = ["main"]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
+REPORT = "report.html"
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, as `kiln fit --out` makes it.")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line: status 0, 1 with one line on standard error where the input is wrong, or 2 for usage."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="arviz")
+    try:
+        app(args=list(argv) if argv is not None else None, prog_name="kiln", standalone_mode=True)
+    except SystemExit as end:
+        return int(end.code or 0)
+    except (ValueError, TypeError, NotImplementedError, OSError) as error:
+        if os.environ.get("KILN_TRACEBACK"):
+            raise
+        print(f"kiln: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    return 0
+
+
+@app.command()
+def fit(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A name from `kiln list`, or your own module:function.")
+    ],
+    data: Annotated[str, typer.Option(help="A CSV, Parquet or NPZ file, or a name from `kiln list`.")],
+    out: Annotated[Path, typer.Option(help="The folder to write the posterior and its report to.")],
+    target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
+    guide: Annotated[
+        str, typer.Option(help="A name from `kiln list`, or your own module:function.")
+    ] = "mean_field_normal",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A keyword argument of the model, in JSON.")
+    ] = None,
+    holdout: Annotated[float, typer.Option(help="The share of rows kept back to test the fit on.")] = 0.2,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 10_000,
+    lr: Annotated[float, typer.Option(help="Step size.")] = 0.01,
+    optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
+    particles: Annotated[int, typer.Option(help="Draws a step.")] = 1,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a step; all, if left out.")] = None,
+    seed: Annotated[int, typer.Option(help="Fixes the split, the start and every draw.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto or eager.")] = "auto",
+) -> None:
+    """Fit MODEL to a table, test it on rows that were held out, and write a report."""
+    if not 0 <= holdout < 1:
+        raise ValueError(f"--holdout is {holdout}: give a share from 0 up to, not with, 1")
+    registry.find("models", model)
+    table = registry.read_table(data, target)
+    split = split_rows(table, holdout, seed)
+    options = registry.suggested_options(model, *split.train) | _assignments(set_ or [])
+    source = data if data in registry.names("data") else str(Path(data).resolve())
+    run = Run(
+        model, guide, options, source, table.target, list(table.columns), holdout, seed, fingerprint(table.x, table.y)
+    )
+    bound = run.bind()
+    built = registry.build_guide(guide, bound)
+    check_writable(out)
+    posterior = fit_posterior(
+        bound,
+        built,
+        *split.train,
+        steps=steps,
+        lr=lr,
+        optimizer=optimizer,
+        particles=particles,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        engine=engine,
+    )
+    posterior.save(out)
+    run.save(out)
+    _tell(posterior, run, split, out)
+
+
+@app.command()
+def report(folder: Folder) -> None:
+    """Write the report of a run again."""
+    run = Run.read(folder)
+    split = run.split()
+    print(_write_report(run.posterior(folder, *split.train), run, split, folder))
+
+
+@app.command()
+def predict(
+    folder: Folder,
+    data: Annotated[str, typer.Option(help="A table with the columns of the fit.")],
+    out: Annotated[Path, typer.Option(help="The CSV, Parquet or NPZ file to write.")],
+    draws: Annotated[int, typer.Option(help="Draws of the posterior.")] = 1000,
+    prob: Annotated[float, typer.Option(help="What share of new observations the interval should hold.")] = 0.9,
+    seed: Annotated[int, typer.Option(help="Fixes the draws.")] = 0,
+) -> None:
+    """Predict new rows: mean, standard deviation and interval of each."""
+    writers = {".csv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz}
+    if out.suffix not in writers:
+        raise ValueError(f"--out ends in {out.suffix!r}: give a file that ends in {', '.join(writers)}")
+    check_writable(out.parent)
+    run = Run.read(folder)
+    table = registry.read_table(data, run.target, run.columns)
+    if table.x.shape[1] != len(run.columns):
+        raise ValueError(f"{data} has {table.x.shape[1]} columns but the fit had {len(run.columns)}: {run.columns}")
+    prediction = run.posterior(folder).predict(table.x, draws=draws, seed=seed)
+    partial = out.with_name(f".{out.name}.partial")
+    writers[out.suffix](pd.DataFrame(_columns(prediction, prob)), partial)
+    os.replace(partial, out)
+    print(out)
+
+
+@app.command()
+def diagnose(folder: Folder) -> None:
+    """Say whether a run can be trusted, with numbers and reasons."""
+    run = Run.read(folder)
+    _print_verdict(run.posterior(folder, *run.split().train).diagnose())
+
+
+@app.command(name="list")
+def list_names() -> None:
+    """Show the models, guides and data sets that have a name."""
+    for group in ("models", "guides", "data"):
+        print(f"{group}:")
+        for name in registry.names(group):
+            print(f"  {name:<20} {_first_line(registry.find(group, name))}")
+    print("Your own model or guide is module:function; your own data a CSV, Parquet or NPZ file.")
+
+
+def _first_line(found: Any) -> str:
+    documented = getattr(found, "func", found)
+    text = (documented.__doc__ or "").strip().splitlines()
+    return text[0] if text else ""
+
+
+def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
+    values = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"--set {pair!r} is not NAME=VALUE: write for example --set hidden=[50]")
+        try:
+            values[name] = json.loads(text)
+        except json.JSONDecodeError:
+            values[name] = text
+    return values
+
+
+def _tell(posterior: Posterior, run: Run, split: Split, folder: Path) -> None:
+    print(f"{run.model} on {Path(run.data).name}: {len(split.train[0])} rows to fit, {len(split.test[0])} held out")
+    if len(split.test[0]):
+        _print_scores(_scores(posterior, split), split)
+    path = _write_report(posterior, run, split, folder)
+    print(f"report: {path}")
+
+
+def _scores(posterior: Posterior, split: Split) -> Scores | ClassScores:
+    prediction = posterior.predict(split.test[0])
+    likelihood = posterior.log_likelihood(*split.test)[posterior.observed_site]
+    return score(prediction, torch.as_tensor(split.test[1]), likelihood)
+
+
+def _print_scores(scores: Scores | ClassScores, split: Split) -> None:
+    if isinstance(scores, ClassScores):
+        print(f"  share predicted rightly   {scores.accuracy:10.3f}")
+    else:
+        print(f"  test RMSE                 {scores.rmse:10.2f}")
+        print(f"  least squares, same rows  {least_squares_rmse(split):10.2f}")
+        print(f"  inside the {scores.prob:.0%} interval   {scores.coverage:10.1%}")
+    print(f"  log likelihood a row      {scores.log_likelihood:10.3f} nats")
+
+
+def _print_verdict(diagnosis: Diagnosis) -> None:
+    print(f"verdict: {diagnosis.verdict}")
+    if diagnosis.khat is not None and diagnosis.khat_threshold is not None:
+        limit = f"at most {diagnosis.khat_threshold:.2f}"
+        print(f"  Pareto k-hat {diagnosis.khat:.2f} ± {diagnosis.khat_spread:.2f} ({limit})")
+    state = diagnosis.convergence
+    print(f"  ELBO gain over the last quarter {state.gain:.3g} ± {state.gain_se:.2g} nats")
+    for reason in diagnosis.reasons:
+        print(f"  because {reason}")
+    for advice in diagnosis.advice:
+        print(f"  try: {advice}")
+
+
+def _write_report(posterior: Posterior, run: Run, split: Split, folder: Path) -> Path:
+    tested = len(split.test[0]) > 0
+    baselines = {"least squares": least_squares_rmse(split)} if tested else {}
+    return posterior.report(
+        folder / REPORT, test=split.test if tested else None, labels=run.labels(), baselines=baselines
+    )
+
+
+def _columns(prediction: Prediction | ClassPrediction, prob: float) -> dict[str, np.ndarray]:
+    if isinstance(prediction, ClassPrediction):
+        classes = {f"prob_{i}": column.numpy() for i, column in enumerate(prediction.probs.unbind(-1))}
+        return {"label": prediction.labels.numpy(), **classes, "entropy": prediction.entropy.numpy()}
+    lower, upper = prediction.interval(prob)
+    columns = {"mean": prediction.mean, "std": prediction.std, "lower": lower, "upper": upper}
+    return {name: value.numpy() for name, value in columns.items()}
+
+
+def _write_csv(frame: pd.DataFrame, path: Path) -> None:
+    frame.to_csv(path, index=False)
+
+
+def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
+    frame.to_parquet(path, index=False)
+
+
+def _write_npz(frame: pd.DataFrame, path: Path) -> None:
+    with path.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **{str(name): frame[name].to_numpy() for name in frame})

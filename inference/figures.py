@@ -1,0 +1,201 @@
+"""The report's figures: each draws one thing and returns it as SVG text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from inference.predict import ClassPrediction, Prediction
+
+__all__ = [
+    "calibration",
+    "class_entropy",
+    "elbo_curve",
+    "functions",
+    "marginals",
+    "observed_vs_predicted",
+    "predictive_check",
+]
+
+INK, BLUE, ORANGE, GREY = "#1a1a1a", "#2b6cb0", "#c2570c", "#8a8a8a"
+STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+    "text.parse_math": False,
+}
+
+
+def _svg(figure: Figure) -> str:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
+    return stream.getvalue()
+
+
+def _panel(width: float = 7.2, height: float = 3.4) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def elbo_curve(losses: np.ndarray) -> str:
+    """The ELBO (+, in nats) by step: every step faint, a running mean on top."""
+    with rc_context(STYLE):
+        figure, axes = _panel()
+        elbo, steps = -np.asarray(losses, dtype=float), np.arange(1, len(losses) + 1)
+        shown = slice(None, None, max(1, len(elbo) // 2000))
+        axes.plot(steps[shown], elbo[shown], color=BLUE, alpha=0.25, lw=0.6, label="one step")
+        window = max(1, len(elbo) // 50)
+        smooth = np.convolve(elbo, np.ones(window) / window, mode="valid")
+        axes.plot(steps[window - 1 :][shown], smooth[shown], color=ORANGE, lw=1.6, label=f"mean of {window} steps")
+        settled = elbo[len(elbo) // 20 :]
+        axes.set_ylim(*_padded(np.quantile(settled, 0.002), settled.max()))
+        axes.set(xlabel="step", ylabel="ELBO (nats)")
+        axes.legend(loc="lower right")
+        return _svg(figure)
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    pad = 0.06 * (high - low) or 1.0
+    return low - pad, high + pad
+
+
+def marginals(posterior: Mapping[str, np.ndarray], prior: Mapping[str, np.ndarray]) -> str:
+    """One small panel a quantity: posterior draws filled, prior draws as an outline."""
+    with rc_context(STYLE):
+        columns = min(4, len(posterior))
+        rows = -(-len(posterior) // columns)
+        figure = Figure(figsize=(7.2, 1.65 * rows + 0.5), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes, (name, draws) in zip(grid.flat, posterior.items(), strict=False):
+            _marginal(axes, draws, prior.get(name))
+            axes.set_title(_short(name), fontsize=9)
+        for axes in grid.flat[len(posterior) :]:
+            axes.set_visible(False)
+        handles, labels = grid.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=2)
+        return _svg(figure)
+
+
+def _short(name: str, length: int = 24) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _marginal(axes: Axes, draws: np.ndarray, prior: np.ndarray | None) -> None:
+    everything = draws if prior is None else np.concatenate([draws, np.quantile(prior, [0.02, 0.98])])
+    low, high = float(everything.min()), float(everything.max())
+    bins = np.linspace(*_padded(low, high), 60).tolist()
+    if np.ptp(draws) > 1e-6 * (high - low):
+        axes.hist(draws, bins=bins, density=True, color=BLUE, alpha=0.65, label="posterior")
+    else:
+        axes.axvline(draws[0], color=BLUE, lw=2, label="posterior")
+    if prior is not None:
+        axes.hist(prior, bins=bins, density=True, histtype="step", color=ORANGE, lw=1.2, label="prior")
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def predictive_check(observed: np.ndarray, replicated: np.ndarray, label: str) -> str:
+    """The distribution of the data, over those of data sets that the fitted model makes, shape (S, N)."""
+    with rc_context(STYLE):
+        figure, axes = _panel()
+        low, high = np.quantile(replicated, [0.002, 0.998])
+        edges = np.linspace(
+            *_padded(min(low, observed.min()), max(high, observed.max())), min(40, 8 + int(2 * observed.size**0.5)) + 1
+        )
+        counts = np.stack([np.histogram(row, edges, density=True)[0] for row in replicated])
+        band = np.quantile(counts, [0.05, 0.95], axis=0)
+        below, above = np.c_[band, band[:, -1:]]
+        axes.fill_between(edges, below, above, step="post", color=BLUE, alpha=0.25, label="90 % of replications")
+        axes.stairs(counts.mean(0), edges, color=BLUE, lw=1.4, label="mean of replications")
+        axes.hist(observed, bins=edges.tolist(), density=True, histtype="step", color=INK, lw=1.6, label="data")
+        axes.set(xlabel=label, ylabel="density")
+        axes.legend()
+        return _svg(figure)
+
+
+def functions(
+    x: np.ndarray, prediction: Prediction, data: tuple[np.ndarray, np.ndarray], names: tuple[str, str]
+) -> str:
+    """Draws of the function over one input, with the interval for new observations and the data."""
+    with rc_context(STYLE):
+        figure, axes = _panel(height=4.0)
+        lower, upper = prediction.interval(0.9)
+        axes.fill_between(x, lower, upper, color=BLUE, alpha=0.18, label="90 % interval for a new observation")
+        axes.plot(x, prediction.draws[:50].T, color=BLUE, lw=0.5, alpha=0.35)
+        axes.plot([], [], color=BLUE, lw=0.8, label="draws of the function")
+        axes.plot(x, prediction.mean, color=ORANGE, lw=2, label="mean")
+        axes.scatter(*data, s=14, color=INK, zorder=3, label="data", rasterized=len(data[0]) > 2000)
+        axes.set(xlabel=names[0], ylabel=names[1])
+        axes.legend(loc="best", fontsize=9)
+        return _svg(figure)
+
+
+def observed_vs_predicted(prediction: Prediction, observed: np.ndarray, label: str) -> str:
+    """Each row's predicted mean and 90 % interval against what was observed."""
+    with rc_context(STYLE):
+        figure, axes = _panel(height=4.4)
+        shown = np.linspace(0, len(observed) - 1, min(400, len(observed))).astype(int)
+        lower, upper = (end.numpy()[shown] for end in prediction.interval(0.9))
+        y, mean = observed[shown], prediction.mean.numpy()[shown]
+        inside = (lower <= y) & (y <= upper)
+        for mask, colour, marker, text in (
+            (inside, BLUE, "o", "inside its interval"),
+            (~inside, ORANGE, "D", "outside"),
+        ):
+            axes.vlines(mean[mask], lower[mask], upper[mask], color=colour, alpha=0.25, lw=1)
+            axes.plot(mean[mask], y[mask], marker, ms=4.5, color=colour, label=text)
+        ends = _padded(min(mean.min(), y.min()), max(mean.max(), y.max()))
+        axes.plot(ends, ends, color=GREY, lw=1, ls="--", label="predicted = observed")
+        axes.set(xlabel=f"predicted {label}, with 90 % interval", ylabel=f"observed {label}")
+        axes.legend(fontsize=9)
+        return _svg(figure)
+
+
+def calibration(prediction: ClassPrediction, observed: np.ndarray) -> str:
+    """Share of right answers against the probability that was given to them."""
+    with rc_context(STYLE):
+        figure, axes = _panel(height=4.0)
+        confidence = prediction.probs.max(-1).values.numpy()
+        right = prediction.labels.numpy() == observed
+        groups = np.array_split(np.argsort(confidence), min(10, max(1, len(right) // 10)))
+        points = np.array([[confidence[g].mean(), right[g].mean(), right[g].std() / np.sqrt(len(g))] for g in groups])
+        axes.errorbar(
+            points[:, 0], points[:, 1], 2 * points[:, 2], fmt="o", color=BLUE, capsize=2, label="a tenth of the rows"
+        )
+        axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="probability = share right")
+        axes.set(xlabel="probability of the predicted class", ylabel="share right")
+        axes.legend()
+        return _svg(figure)
+
+
+def class_entropy(prediction: ClassPrediction, observed: np.ndarray) -> str:
+    """Predictive entropy of rows that were predicted rightly and wrongly."""
+    with rc_context(STYLE):
+        figure, axes = _panel()
+        entropy, right = prediction.entropy.numpy(), prediction.labels.numpy() == observed
+        bins = np.linspace(0, max(float(entropy.max()), 1e-3), 40).tolist()
+        axes.hist(entropy[right], bins=bins, density=True, color=BLUE, alpha=0.6, label=f"right ({right.sum()})")
+        if (~right).any():
+            axes.hist(
+                entropy[~right],
+                bins=bins,
+                density=True,
+                histtype="step",
+                color=ORANGE,
+                lw=1.8,
+                label=f"wrong ({(~right).sum()})",
+            )
+        axes.set(xlabel="predictive entropy (nats)", ylabel="density")
+        axes.legend()
+        return _svg(figure)

@@ -1,0 +1,86 @@
+"""Models, guides and data by name: from entry points, or from the user's own ``module:function``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+__all__ = ["build_guide", "find", "names", "read_table", "suggested_options"]
+
+
+def names(group: str) -> list[str]:
+    """What is registered as ``kiln.<group>``: ``models``, ``guides``, ``data``, ``readers``, ``options``."""
+    return sorted({entry.name for entry in entry_points(group=f"kiln.{group}")})
+
+
+def find(group: str, reference: str) -> Any:
+    """The registered object of that name, or the object at ``module:attribute``, looked up from here first.
+
+    Raises
+    ------
+    ValueError
+        If there is no such name, module or attribute.
+    """
+    for entry in entry_points(group=f"kiln.{group}", name=reference):
+        return entry.load()
+    kind = group.removesuffix("s")
+    if ":" not in reference:
+        known = ", ".join(names(group))
+        raise ValueError(
+            f"there is no {kind} named {reference!r}: `kiln list` shows {known}; your own is module:function"
+        )
+    module_name, _, attribute = reference.partition(":")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{kind} {reference!r}: there is no module {error.name!r} here or installed") from error
+    except AttributeError as error:
+        raise ValueError(f"{kind} {reference!r}: module {module_name!r} has no {attribute!r}") from error
+
+
+def suggested_options(model: str, x: Any, y: Any) -> dict[str, Any]:
+    """The keyword arguments that a named model suggests for this training data; none for the user's own."""
+    if model not in names("options"):
+        return {}
+    options: dict[str, Any] = find("options", model)(x, y)
+    return options
+
+
+def build_guide(reference: str, model: Callable[..., Any]) -> Any:
+    """A registered guide or an autoguide class, built from ``model``; a guide function is taken as it is."""
+    guide = find("guides", reference)
+    is_builder = reference in names("guides") or (isinstance(guide, type) and issubclass(guide, nn.Module))
+    return guide(model) if is_builder else guide
+
+
+def read_table(source: str, target: str | None = None, columns: list[str] | None = None) -> Any:
+    """A registered data set by name, or a file by its ending.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        If it is neither, or cannot be read.
+    """
+    if source in names("data"):
+        return find("data", source)()
+    path = Path(source)
+    kinds = names("readers")
+    if not path.is_file():
+        known = ", ".join(names("data"))
+        raise FileNotFoundError(f"there is no file {source!r}, nor a data set of that name: `kiln list` shows {known}")
+    ending = path.suffix.removeprefix(".").lower()
+    if ending not in kinds:
+        raise ValueError(
+            f"{source} ends in {path.suffix!r}: give a file that ends in {', '.join('.' + k for k in kinds)}"
+        )
+    return find("readers", ending)(path, target, columns)

@@ -1,0 +1,296 @@
+"""The report: one HTML file that says what was fitted, what it found and whether to believe it."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import jinja2
+import numpy as np
+import torch
+
+from inference import figures
+from inference.diagnostics import Diagnosis
+from inference.metrics import ClassScores, Scores, score
+from inference.predict import ClassPrediction, Prediction
+from inference.storage import versions
+
+if TYPE_CHECKING:
+    from inference.posterior import Posterior
+
+__all__ = ["Labels", "write_report"]
+
+MAX_PANELS, MAX_ROWS = 12, 40
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How the report names things: the data set, the input columns, the target, and the title."""
+
+    title: str | None = None
+    data: str | None = None
+    columns: Sequence[str] = ()
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """One figure or table with the sentence that says how to read it."""
+
+    title: str
+    reading: str
+    figure: str | None = None
+    rows: Sequence[Sequence[str]] = ()
+    head: Sequence[str] = ()
+    figure_label: str = field(default="")
+
+
+def write_report(
+    posterior: Posterior,
+    path: Path,
+    *,
+    test: tuple[Any, ...] | None = None,
+    labels: Labels | None = None,
+    baselines: Mapping[str, float] | None = None,
+    draws: int = 1000,
+) -> Path:
+    """Write the report of ``posterior`` to ``path``, which becomes one file with everything inside.
+
+    Parameters
+    ----------
+    test
+        Held-out arguments in the order of the fit, ``(x_test, y_test)``.
+    labels
+        Names for the reader, see :class:`Labels`.
+    baselines
+        Test RMSE of other methods on the same rows, by name.
+
+    Raises
+    ------
+    ValueError
+        If the posterior was loaded without its data.
+    """
+    names = labels or Labels()
+    diagnosis = posterior.diagnose()
+    sections = [
+        *_held_out(posterior, test, baselines or {}, draws, names),
+        _elbo(posterior),
+        *_predictive(posterior, draws, names),
+        *_replications(posterior, draws, names),
+        *_posterior(posterior, draws),
+    ]
+    page = _template().render(
+        title=names.title or f"{posterior.model_name} by {posterior.guide_name}",
+        verdict=_verdict(diagnosis),
+        diagnosis=diagnosis,
+        facts=_facts(posterior, names),
+        sections=sections,
+        provenance=_provenance(posterior),
+        inline=_inline,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(page, encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def _template() -> jinja2.Template:
+    source = resources.files("inference").joinpath("templates/report.html").read_text(encoding="utf-8")
+    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+
+
+def _inline(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
+
+
+def _verdict(diagnosis: Diagnosis) -> str:
+    if diagnosis.trusted:
+        return "The checks found nothing against this fit."
+    return "Do not rely on this posterior yet."
+
+
+def _facts(posterior: Posterior, names: Labels) -> list[tuple[str, str]]:
+    options, program = posterior.record.options, posterior.program
+    latents = sum(int(np.prod(site.shape)) for site in program.latents)
+    shapes = ", ".join(f"{n} {tuple(v.shape)}" for n, v in posterior.inputs().items()) or "none"
+    facts = [
+        ("Model", f"{posterior.model_name}: {latents} unknown numbers in {len(program.latents)} sites"),
+        ("Guide", f"{posterior.guide_name}: {program.params.size} parameters"),
+        ("Inputs", shapes),
+        ("Observed", ", ".join(f"{s.name} {s.shape}" for s in program.observed) or "none"),
+        ("Fit", f"{options.get('steps')} steps of {options.get('optimizer')}, step size {options.get('lr')}"),
+    ]
+    return [("Data", names.data), *facts] if names.data else facts
+
+
+def _provenance(posterior: Posterior) -> list[tuple[str, str]]:
+    return [
+        *versions().items(),
+        ("seed", str(posterior.record.seed)),
+        ("device", str(posterior.program.device)),
+        ("float type", str(posterior.program.dtype).removeprefix("torch.")),
+        ("threads", str(torch.get_num_threads())),
+        ("seconds of fitting", f"{posterior.record.seconds:.1f}"),
+        ("written", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
+    ]
+
+
+def _elbo(posterior: Posterior) -> Section:
+    reading = (
+        "The evidence lower bound, which fitting pushes up: a curve that is flat at its right end has settled, "
+        "one that still climbs wants more steps."
+    )
+    return Section("Did the fit settle?", reading, figures.elbo_curve(posterior.losses), figure_label="ELBO by step")
+
+
+def _held_out(
+    posterior: Posterior, test: tuple[Any, ...] | None, baselines: Mapping[str, float], draws: int, names: Labels
+) -> Iterator[Section]:
+    if test is None:
+        return
+    site = posterior.observed_site
+    *inputs, observed = test
+    prediction = posterior.predict(*inputs, draws=draws)
+    y = torch.as_tensor(np.asarray(observed))
+    scores = score(prediction, y, posterior.log_likelihood(*test, draws=draws)[site])
+    label = names.target or site
+    if isinstance(prediction, ClassPrediction):
+        picture = figures.calibration(prediction, y.numpy())
+        reading = "On rows the fit never saw: points on the dashed line mean that its probabilities can be taken at their word."
+    else:
+        picture = figures.observed_vs_predicted(prediction, y.numpy(), label)
+        reading = (
+            "On rows the fit never saw: the closer to the dashed line the better the prediction, and about nine in ten "
+            "points should lie inside their interval."
+        )
+    rows = [*_score_rows(scores), *((f"RMSE of {n}, same rows", f"{v:.4g}") for n, v in baselines.items())]
+    yield Section("How good are its predictions?", reading, picture, rows, figure_label="observed against predicted")
+
+
+def _score_rows(scores: Scores | ClassScores) -> list[tuple[str, str]]:
+    rows = [("held-out rows", str(scores.rows))]
+    if isinstance(scores, ClassScores):
+        rows.append(("share predicted rightly", f"{scores.accuracy:.3f}"))
+    else:
+        rows.append(("RMSE, in units of the target", f"{scores.rmse:.4g}"))
+        inside = f"{scores.coverage:.1%} (should be {scores.prob:.0%} ± {2 * scores.coverage_se:.0%})"
+        rows.append((f"rows inside their {scores.prob:.0%} interval", inside))
+    return [*rows, ("mean log likelihood, nats a row", f"{scores.log_likelihood:.3f}")]
+
+
+def _predictive(posterior: Posterior, draws: int, names: Labels) -> Iterator[Section]:
+    if len(posterior.program.observed) != 1:
+        return
+    site = posterior.observed_site
+    observed = posterior.observed_values()[site].cpu().numpy()
+    prediction = posterior.predict_data(draws=draws)
+    column = _single_column(posterior.inputs())
+    if isinstance(prediction, ClassPrediction):
+        reading = "Entropy is 0 where the model is sure: rows it gets wrong should lie further to the right."
+        picture = figures.class_entropy(prediction, observed)
+    elif column is not None and observed.ndim == 1:
+        reading = (
+            "Each thin line is one function that the data leave possible: where they fan out, the data say little; "
+            "about nine in ten points should lie in the band."
+        )
+        picture = _function_draws(posterior, column, observed, draws, names)
+    else:
+        reading = (
+            "On the rows of the fit: a vertical line is where a new observation should fall nine times in ten, so "
+            "longer lines mean less certainty."
+        )
+        picture = figures.observed_vs_predicted(_flat(prediction), observed.reshape(-1), names.target or site)
+    yield Section("How uncertain are the predictions?", reading, picture, figure_label="predictive uncertainty")
+
+
+def _function_draws(posterior: Posterior, column: torch.Tensor, observed: np.ndarray, draws: int, names: Labels) -> str:
+    x = column.cpu().numpy().reshape(-1)
+    margin = 0.1 * np.ptp(x)
+    grid = np.linspace(x.min() - margin, x.max() + margin, 200)
+    prediction = posterior.predict(grid.reshape(-1, *column.shape[1:]), draws=draws)
+    axes = (names.columns[0] if names.columns else "x", names.target or posterior.observed_site)
+    return figures.functions(grid, cast(Prediction, prediction), (x, observed), axes)
+
+
+def _flat(prediction: Prediction) -> Prediction:
+    """All but the draws in one dimension."""
+    draws, samples = (values.reshape(len(values), -1) for values in (prediction.draws, prediction.samples))
+    return Prediction(prediction.site, draws, samples, prediction.noise.reshape(-1))
+
+
+def _single_column(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    if len(inputs) != 1:
+        return None
+    (x,) = inputs.values()
+    return x if x.is_floating_point() and x.dim() in (1, 2) and x.numel() == len(x) else None
+
+
+def _replications(posterior: Posterior, draws: int, names: Labels) -> Iterator[Section]:
+    reading = (
+        "Data sets that the fitted model makes, over the real one: where the black line leaves the band, the model "
+        "does not describe the data."
+    )
+    observed = posterior.observed_values()
+    for site, value in observed.items():
+        samples = posterior.predict_data(draws=min(draws, 200), site=site).samples
+        flat = samples.reshape(len(samples), -1).numpy().astype(float)
+        label = (names.target if len(observed) == 1 else None) or site
+        picture = figures.predictive_check(value.cpu().numpy().reshape(-1).astype(float), flat, label)
+        yield Section(f"Does the model make data like {label}?", reading, picture, figure_label="replicated data")
+
+
+def _posterior(posterior: Posterior, draws: int) -> Iterator[Section]:
+    values = _scalars({n: v.numpy() for n, v in posterior.sample(draws).items()})
+    if not values:
+        return
+    prior = _scalars({n: v.numpy() for n, v in posterior.prior(draws).items()})
+    chosen = dict(list(values.items())[:MAX_PANELS])
+    reading = (
+        "What was believed before the data (outline) and after (filled): a filled shape like its outline means that "
+        "the data said nothing about that quantity."
+    )
+    yield Section(
+        "What did the data teach?" + _partly(len(chosen), len(values)),
+        reading,
+        figures.marginals(chosen, prior),
+        figure_label="posterior against prior",
+    )
+    rows = dict(list(values.items())[:MAX_ROWS])
+    head, table = _summary(rows)
+    reading = (
+        "Each unknown's mean, standard deviation, and the range that holds it with the probability named in the "
+        "heading; the weights of a network mean little one by one."
+    )
+    yield Section("Posterior table" + _partly(len(rows), len(values)), reading, None, table, head)
+
+
+def _partly(shown: int, total: int) -> str:
+    return f" ({shown} of {total} unknowns)" if shown < total else ""
+
+
+def _scalars(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """(S, …) arrays as one (S,) array an element, scalar sites first."""
+    flat: dict[str, np.ndarray] = {}
+    for name, draws in sorted(values.items(), key=lambda item: item[1].ndim > 1):
+        for index in np.ndindex(draws.shape[1:]):
+            flat[f"{name}[{', '.join(map(str, index))}]" if index else name] = draws[(slice(None), *index)].astype(
+                float
+            )
+    return flat
+
+
+def _summary(values: Mapping[str, np.ndarray]) -> tuple[list[str], list[list[str]]]:
+    import arviz as az
+
+    frame = az.summary({name: draws[None] for name, draws in values.items()}, kind="stats", round_to="none")
+    rows = [
+        [str(name), *(f"{float(v):.4g}" for v in row)] for name, row in zip(frame.index, frame.to_numpy(), strict=True)
+    ]
+    return ["", *map(str, frame.columns)], rows

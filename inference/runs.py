@@ -1,0 +1,136 @@
+"""A run folder: a saved posterior beside the names of its model, guide, data and split."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inference import registry, storage
+from inference.posterior import Posterior, load
+from inference.report import Labels
+
+__all__ = ["Run", "Split", "check_writable", "fingerprint", "least_squares_rmse", "split_rows"]
+
+MANIFEST = "run.json"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training and held-out rows; the second pair may be empty."""
+
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What ``kiln fit`` was asked, enough to load the posterior and its data again."""
+
+    model: str
+    guide: str
+    options: dict[str, Any]
+    data: str
+    target: str
+    columns: list[str]
+    holdout: float
+    seed: int
+    data_sha256: str
+
+    def save(self, folder: Path) -> None:
+        """Write ``run.json``."""
+        storage.write_json(folder / MANIFEST, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Run:
+        """Read ``run.json``, or raise saying what is wrong with the folder."""
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} is not a run: it has no {MANIFEST}; make one with `kiln fit … --out {folder}`"
+            )
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): fit again, or take it from a backup") from error
+
+    def bind(self) -> Any:
+        """The model with its options."""
+        model = registry.find("models", self.model)
+        return partial(model, **self.options) if self.options else model
+
+    def posterior(self, folder: Path, *data: np.ndarray) -> Posterior:
+        """The saved posterior, with the data where it is given."""
+        model = self.bind()
+        return load(folder, model, registry.build_guide(self.guide, model), *data)
+
+    def split(self) -> Split:
+        """The training and test rows again, from where the data was.
+
+        Raises
+        ------
+        ValueError
+            If the data is not what it was at the fit.
+        """
+        table = registry.read_table(self.data, self.target)
+        if fingerprint(table.x, table.y) != self.data_sha256:
+            raise ValueError(f"{self.data} has changed since the fit: fit again, or bring the old file back")
+        return split_rows(table, self.holdout, self.seed)
+
+    def labels(self) -> Labels:
+        """Names for the report."""
+        name = Path(self.data).name
+        return Labels(f"{self.target} by {self.model}", f"{name}, target {self.target}", self.columns, self.target)
+
+
+def split_rows(table: Any, holdout: float, seed: int) -> Split:
+    """Hold out the published test rows where the table has them, else a random share ``holdout``.
+
+    Raises
+    ------
+    ValueError
+        If no row would be left to fit on.
+    """
+    rows = len(table.x)
+    if table.test_rows is not None:
+        test = np.asarray(table.test_rows)
+    else:
+        test = np.random.default_rng(seed).permutation(rows)[: round(holdout * rows)]
+    train = np.setdiff1d(np.arange(rows), test)
+    if len(train) == 0:
+        raise ValueError(f"holding out {holdout:.0%} of {rows} rows leaves none to fit on: lower --holdout")
+    return Split((table.x[train], table.y[train]), (table.x[test], table.y[test]))
+
+
+def fingerprint(x: np.ndarray, y: np.ndarray) -> str:
+    """SHA-256 over shapes and values, to know the data again."""
+    digest = hashlib.sha256()
+    for array in (x, y):
+        digest.update(repr((array.shape, str(array.dtype))).encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def check_writable(folder: Path) -> None:
+    """Make ``folder`` and try to write in it, so that no fit is lost at its end."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".kiln-probe"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to the output folder {folder}: {error.strerror}; choose another --out"
+        ) from error
+
+
+def least_squares_rmse(split: Split) -> float:
+    """Test RMSE of ordinary least squares with an intercept, the yardstick of every regression."""
+    (x, y), (x_test, y_test) = split.train, split.test
+    design = np.c_[np.ones(len(x)), x]
+    weights = np.linalg.lstsq(design, y, rcond=None)[0]
+    return float(np.sqrt(np.mean((np.c_[np.ones(len(x_test)), x_test] @ weights - y_test) ** 2)))
