@@ -3,6 +3,17 @@
 from inference.diagnostics import Diagnosis
 from inference.posterior import Posterior, load
 from inference.predict import ClassPrediction, Prediction
-from inference.svi import Progress, fit
+from inference.report import Labels
+from inference.svi import Progress, cosine_decay, fit
 
-__all__ = ["ClassPrediction", "Diagnosis", "Posterior", "Prediction", "Progress", "fit", "load"]
+__all__ = [
+    "ClassPrediction",
+    "Diagnosis",
+    "Labels",
+    "Posterior",
+    "Prediction",
+    "Progress",
+    "cosine_decay",
+    "fit",
+    "load",
+]

@@ -16,11 +16,13 @@ import torch
 import typer
 
 from inference import registry
+from inference.arguments import positive_integer, positive_number
 from inference.diagnostics import Diagnosis
 from inference.metrics import ClassScores, Scores, score
 from inference.posterior import Posterior
 from inference.predict import ClassPrediction, Prediction
 from inference.runs import Run, Split, check_writable, fingerprint, least_squares_rmse, split_rows
+from inference.svi import cosine_decay
 from inference.svi import fit as fit_posterior
 
 __all__ = ["main"]
@@ -61,8 +63,9 @@ def fit(
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A keyword argument of the model, in JSON.")
     ] = None,
     holdout: Annotated[float, typer.Option(help="The share of rows kept back to test the fit on.")] = 0.2,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 10_000,
-    lr: Annotated[float, typer.Option(help="Step size.")] = 0.01,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 5000,
+    lr: Annotated[float, typer.Option(help="Step size at the start.")] = 0.02,
+    decay: Annotated[bool, typer.Option(help="Let the step size fall to 0 as half a cosine.")] = True,
     optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
     particles: Annotated[int, typer.Option(help="Draws a step.")] = 1,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step; all, if left out.")] = None,
@@ -89,7 +92,7 @@ def fit(
         built,
         *split.train,
         steps=steps,
-        lr=lr,
+        lr=cosine_decay(positive_number(lr, "lr"), positive_integer(steps, "steps")) if decay else lr,
         optimizer=optimizer,
         particles=particles,
         batch_size=batch_size,

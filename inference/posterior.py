@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +16,13 @@ from torch import Tensor
 
 from inference import storage
 from inference.arguments import argument_names, as_device, as_dtype, as_tensors, check_new_shapes, positive_integer
+from inference.arviz_export import to_arviz
 from inference.diagnostics import Diagnosis, diagnose
 from inference.isolation import RandomStream
 from inference.objective import Model, log_weight, traces
 from inference.predict import ClassPrediction, Prediction, log_likelihood, predictive
 from inference.program import Program, clone, name_of, named_failure
+from inference.report import Labels, write_report
 from inference.sites import latent_values, observed_nodes
 
 __all__ = ["FitRecord", "Posterior", "load"]
@@ -121,7 +123,7 @@ class Posterior:
         """Draw from q(z): ``{site: tensor of shape (S, *site shape)}``, in the model's own space."""
         with self._running(seed):
             rows = self._latents(draws, self._args)
-        return {name: torch.stack([row[name].cpu() for row in rows]) for name in rows[0]}
+            return {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
 
     def predict(
         self, *new_data: Any, draws: int = 1000, seed: int = 0, site: str | None = None
@@ -203,15 +205,18 @@ class Posterior:
 
     def to_arviz(self, *, draws: int = 1000, seed: int = 0) -> Any:
         """InferenceData (ArviZ 0.x) or DataTree (1.x) of every group; see :func:`inference.arviz_export.to_arviz`."""
-        from inference.arviz_export import to_arviz
-
         return to_arviz(self, draws, seed)
 
-    def report(self, path: str | Path, *, test: tuple[Any, ...] | None = None, **options: Any) -> Path:
-        """Write one self-contained HTML file; see :func:`inference.report.write_report`."""
-        from inference.report import write_report
-
-        return write_report(self, Path(path), test=test, **options)
+    def report(
+        self,
+        path: str | Path,
+        *,
+        test: tuple[Any, ...] | None = None,
+        labels: Labels | None = None,
+        baselines: Mapping[str, float] | None = None,
+    ) -> Path:
+        """Write one self-contained HTML file, with held-out ``test`` data if given; see :func:`write_report`."""
+        return write_report(self, Path(path), test=test, labels=labels, baselines=baselines)
 
     def save(self, path: str | Path) -> Path:
         """Write parameters and record into the folder ``path``, without data, model code or pickle."""

@@ -163,7 +163,10 @@ def _held_out(
     label = names.target or site
     if isinstance(prediction, ClassPrediction):
         picture = figures.calibration(prediction, y.numpy())
-        reading = "On rows the fit never saw: points on the dashed line mean that its probabilities can be taken at their word."
+        reading = (
+            "On rows the fit never saw: points on the dashed line mean that its probabilities can be taken at "
+            "their word."
+        )
     else:
         picture = figures.observed_vs_predicted(prediction, y.numpy(), label)
         reading = (

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.model_selection import train_test_split
 
 from inference import registry, storage
 from inference.posterior import Posterior, load
@@ -96,14 +97,17 @@ def split_rows(table: Any, holdout: float, seed: int) -> Split:
     ValueError
         If no row would be left to fit on.
     """
-    rows = len(table.x)
-    if table.test_rows is not None:
+    rows = np.arange(len(table.x))
+    count = max(1, round(holdout * len(rows))) if holdout > 0 else 0
+    if count >= len(rows):
+        raise ValueError(f"holding out {holdout:.0%} of {len(rows)} rows leaves none to fit on: lower --holdout")
+    if count == 0:
+        test = rows[:0]
+    elif table.test_rows is not None:
         test = np.asarray(table.test_rows)
     else:
-        test = np.random.default_rng(seed).permutation(rows)[: round(holdout * rows)]
-    train = np.setdiff1d(np.arange(rows), test)
-    if len(train) == 0:
-        raise ValueError(f"holding out {holdout:.0%} of {rows} rows leaves none to fit on: lower --holdout")
+        test = train_test_split(rows, test_size=count, random_state=seed)[1]
+    train = np.setdiff1d(rows, test)
     return Split((table.x[train], table.y[train]), (table.x[test], table.y[test]))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 __all__ = [
@@ -52,7 +53,10 @@ def latent_values(guide_trace: poutine.Trace) -> dict[str, Tensor]:
     return {
         name: site["value"]
         for name, site in guide_trace.nodes.items()
-        if site["type"] == "sample" and not site["is_observed"] and not site["infer"].get("is_auxiliary")
+        if site["type"] == "sample"
+        and not site["is_observed"]
+        and not site["infer"].get("is_auxiliary")
+        and not site_is_subsample(site)
     }
 
 

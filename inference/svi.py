@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,9 +22,10 @@ from inference.posterior import FitRecord, Posterior
 from inference.program import Program
 from inference.sites import refuse_non_finite
 
-__all__ = ["OPTIMIZERS", "SVI", "Progress", "SVIState", "fit"]
+__all__ = ["OPTIMIZERS", "SVI", "Progress", "SVIState", "cosine_decay", "fit"]
 
 CHUNK = 100
+LearningRate = float | Callable[[int], float]
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
@@ -65,7 +67,7 @@ class SVI:
         args: tuple[Any, ...],
         *,
         optimizer: str | Callable[..., Optimizer] = "adam",
-        lr: float = 0.01,
+        lr: LearningRate = 0.01,
         particles: int = 1,
         batch_size: int | None = None,
     ) -> None:
@@ -83,7 +85,8 @@ class SVI:
         flat = self.program.params.flatten().requires_grad_(True)
         flat.grad = torch.zeros_like(flat)
         self._check_batch(flat.detach(), stream)
-        return SVIState(flat, flat.grad, make_optimizer(self.optimizer, flat, self.lr), stream)
+        first = self.lr(0) if callable(self.lr) else self.lr
+        return SVIState(flat, flat.grad, make_optimizer(self.optimizer, flat, first), stream)
 
     def _check_batch(self, flat: Tensor, stream: RandomStream) -> None:
         if self.batch is None:
@@ -105,7 +108,7 @@ class SVI:
         losses = torch.empty(steps, dtype=state.flat.dtype, device=state.flat.device)
         with self.program.running(state.flat.detach(), state.stream, state.grad):
             for i in range(steps):
-                losses[i] = self._step(state)
+                losses[i] = self._step(state, state.step + i)
         if not torch.isfinite(losses).all():
             bad = int((~torch.isfinite(losses)).nonzero()[0])
             _roll_back(state, before)
@@ -113,8 +116,11 @@ class SVI:
         state.step += steps
         return losses
 
-    def _step(self, state: SVIState) -> Tensor:
+    def _step(self, state: SVIState, step: int) -> Tensor:
         state.grad.zero_()
+        if callable(self.lr):
+            for group in state.optimizer.param_groups:
+                group["lr"] = self.lr(step)
         value = loss(self.model, self.guide, self.args, self.particles, self.program.reparameterized)
         if value.requires_grad:
             value.backward()
@@ -127,13 +133,29 @@ class SVI:
         where = f"at step {state.step + steps}"
         try:
             with self.program.running(state.flat.detach(), state.stream, state.grad):
-                for _ in range(steps):
-                    self._step(state)
+                for i in range(steps):
+                    self._step(state, state.step + i)
                 for _ in range(self.particles):
                     refuse_non_finite(*traces(self.model, self.guide, self.args), where)
         finally:
             _roll_back(state, start)
         raise ValueError(f"the loss is not finite {where}: use a smaller lr= or look for overflow in the model")
+
+
+def cosine_decay(lr: float, steps: int) -> Callable[[int], float]:
+    """Step sizes that fall from ``lr`` to 0 over ``steps`` as half a cosine, for ``fit(..., lr=…)``.
+
+    Loshchilov, Hutter (2017), SGDR: Stochastic gradient descent with warm restarts.
+
+    >>> schedule = cosine_decay(0.02, 1000)
+    >>> schedule(0), round(schedule(500), 6), round(schedule(999), 6)
+    (0.02, 0.01, 0.0)
+    """
+
+    def cosine(step: int) -> float:
+        return 0.5 * lr * (1 + math.cos(math.pi * min(step, steps) / steps))
+
+    return cosine
 
 
 def make_optimizer(optimizer: str | Callable[..., Optimizer], flat: Tensor, lr: float) -> Optimizer:
@@ -177,7 +199,7 @@ def fit(
     guide: Model,
     *data: Any,
     steps: int = 10_000,
-    lr: float = 0.01,
+    lr: LearningRate = 0.01,
     optimizer: str | Callable[..., Optimizer] = "adam",
     particles: int = 1,
     batch_size: int | None = None,
@@ -204,8 +226,11 @@ def fit(
     data
         Arrays, tensors or frames with one row an observation, usually ``x, y``.
         Other objects are handed on unchanged.
-    steps, lr
-        Optimiser steps, and the step size.
+    steps
+        Optimiser steps.
+    lr
+        The step size: a number, or a function of the step (from 0) that returns
+        one, such as :func:`cosine_decay`.
     optimizer
         ``"adam"``, ``"adamw"``, ``"sgd"``, or a callable that takes ``([θ], lr=lr)``.
     particles
@@ -249,7 +274,8 @@ def fit(
     ['bias', 'noise', 'weights']
     """
     steps = positive_integer(steps, "steps")
-    lr = positive_number(lr, "lr")
+    if not callable(lr):
+        lr = positive_number(lr, "lr")
     particles = positive_integer(particles, "particles")
     batch_size = None if batch_size is None else positive_integer(batch_size, "batch_size")
     if engine not in ("auto", "eager"):
@@ -269,7 +295,7 @@ def fit(
         seed=seed,
         options={
             "steps": steps,
-            "lr": lr,
+            "lr": f"{_name(lr)} from {lr(0):g}" if callable(lr) else lr,
             "optimizer": _name(optimizer),
             "particles": particles,
             "batch_size": batch_size,
@@ -309,5 +335,5 @@ def _finish(program: Program, flat: Tensor, args: tuple[Any, ...], stream: Rando
     return finished, finished.params.unconstrained({**kept, **values})
 
 
-def _name(optimizer: str | Callable[..., Optimizer]) -> str:
-    return optimizer if isinstance(optimizer, str) else getattr(optimizer, "__name__", repr(optimizer))
+def _name(option: Any) -> Any:
+    return getattr(option, "__name__", type(option).__name__) if callable(option) else option

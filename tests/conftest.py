@@ -1,0 +1,22 @@
+import warnings
+from types import SimpleNamespace
+
+import matplotlib
+import pytest
+import torch
+
+matplotlib.use("Agg")
+torch.set_num_threads(1)
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)
+    import arviz  # noqa: F401 - its own announcement on import must not fail a test
+
+
+@pytest.fixture(scope="session")
+def line():
+    """Forty rows on y = 1 + 2x, noise sd 0.3."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.linspace(-1, 1, 40).reshape(-1, 1)
+    y = 1 + 2 * x[:, 0] + 0.3 * torch.randn(40, generator=generator)
+    return SimpleNamespace(x=x, y=y)

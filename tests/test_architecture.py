@@ -1,0 +1,99 @@
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# Each line may import from the lines above it, never from its own line or below.
+LEVELS = [
+    {"arguments", "isolation", "params", "sites"},
+    {"minibatch", "objective"},
+    {"diagnostics", "predict", "program", "storage"},
+    {"arviz_export", "figures", "metrics"},
+    {"report"},
+    {"posterior"},
+    {"svi"},
+    {"registry", "runs"},
+    {"cli"},
+    {"__main__", "__init__"},
+]
+WITHIN_A_LEVEL = {("runs", "registry"), ("storage", "params")}
+
+
+def level(module):
+    return next(i for i, names in enumerate(LEVELS) if module in names)
+
+
+def imports(path):
+    """Modules imported at run time, inside functions too, but not for type checking alone."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if node in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom):
+            yield from (
+                [f"{node.module}.{a.name}" for a in node.names] if node.module == "inference" else [node.module]
+            )
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_every_module_of_inference_has_a_level():
+    assert {path.stem for path in (ROOT / "inference").glob("*.py")} == set.union(*LEVELS)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "inference").glob("*.py")), ids=lambda p: p.stem)
+def test_inference_imports_downwards_only(path):
+    for name in imports(path):
+        package, _, module = name.partition(".")
+        assert package not in ("ppl_models", "guides"), f"{path.stem} imports {name}"
+        if package == "inference" and module:
+            lower = level(module) < level(path.stem)
+            assert lower or (path.stem, module) in WITHIN_A_LEVEL, f"{path.stem} imports {module}"
+
+
+@pytest.mark.parametrize("package", ["ppl_models", "guides"])
+def test_models_and_guides_do_not_know_the_engine(package):
+    for path in (ROOT / package).glob("*.py"):
+        assert not [name for name in imports(path) if name.split(".")[0] == "inference"], path
+
+
+def test_the_public_names():
+    names = {
+        package: set(importlib.import_module(package).__all__) for package in ("inference", "guides", "ppl_models")
+    }
+    assert names == {
+        "inference": {
+            "ClassPrediction",
+            "Diagnosis",
+            "Labels",
+            "Posterior",
+            "Prediction",
+            "Progress",
+            "cosine_decay",
+            "fit",
+            "load",
+        },
+        "guides": {"mean_field_normal"},
+        "ppl_models": {"Scaling", "bnn_regression", "linear_regression"},
+    }
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for package in ("inference", "guides", "ppl_models") for p in sorted((ROOT / package).glob("*.py"))],
+    ids=lambda p: f"{p.parent.name}.{p.stem}",
+)
+def test_user_input_is_never_checked_by_assert_and_pickle_is_never_loaded(path):
+    tree = ast.parse(path.read_text())
+    assert not [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
+    assert not [name for name in imports(path) if name.split(".")[0] in ("pickle", "dill", "cloudpickle")]
+    assert "torch.load" not in path.read_text()
