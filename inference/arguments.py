@@ -87,7 +87,7 @@ def _from_array(array: np.ndarray, name: str) -> Tensor:
 
 
 def _example(array: np.ndarray) -> Any:
-    return array.reshape(-1)[0] if array.size else "nothing"
+    return array.reshape(-1)[:1].tolist()[0] if array.size else "nothing"
 
 
 def _refuse_non_finite(tensor: Tensor, name: str) -> None:

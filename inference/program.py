@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from inference.isolation import RandomStream, environment
@@ -116,8 +118,9 @@ def clone(guide: Model) -> Model:
 
 
 def _first_run(model: Model, guide: Model, args: tuple[Any, ...]) -> tuple[poutine.Trace, poutine.Trace]:
-    named_failure("model", model, args, lambda: poutine.block(poutine.trace(model).get_trace)(*args))
-    pair = named_failure("guide", guide, args, lambda: traces(model, guide, args))
+    if not isinstance(poutine.unwrap(guide), AutoGuide | Messenger):  # those run the model themselves
+        named_failure("guide", guide, args, lambda: poutine.trace(guide).get_trace(*args))
+    pair = named_failure("model", model, args, lambda: traces(model, guide, args))
     _check_sites(*pair)
     return pair
 
@@ -128,7 +131,7 @@ def named_failure(role: str, function: Model, args: tuple[Any, ...], run: Callab
         return run()
     except Exception as error:
         given = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a) for a in args)
-        problem = str(error).split("\nTrace Shapes:")[0].split("\n Trace Shapes:")[0].strip() or type(error).__name__
+        problem = re.split(r"\s*Trace Shapes:", str(error))[0].strip() or type(error).__name__
         raise ValueError(
             f"the {role} {name_of(function)!r} could not run on data of shapes {given}: {problem}"
         ) from error

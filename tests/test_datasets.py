@@ -169,8 +169,8 @@ def test_the_cache_is_in_the_home_folder_by_default(places, monkeypatch, value):
 def test_a_missing_file_says_where_to_put_it(places):
     with pytest.raises(FileNotFoundError) as caught:
         data_folder("uci", "f")
-    assert str(caught.value) == (
-        f"f is not in {places}/data/uci, {places}/cache/kiln/uci: put it there, or set KILN_DATA to the folder above uci/"
+    assert str(caught.value).replace(str(places), "") == (
+        "f is not in /data/uci, /cache/kiln/uci: put it there, or set KILN_DATA to the folder above uci/"
     )
 
 
@@ -207,12 +207,8 @@ def test_mnist_is_one_row_of_pixels_an_image(places, part):
     table = mnist(part)
     np.testing.assert_array_equal(table.x, IMAGES.reshape(2, 784), strict=True)
     np.testing.assert_array_equal(table.y, LABELS, strict=True)
-    assert (table.columns[0], table.columns[-1], len(table.columns), table.target) == (
-        "pixel0",
-        "pixel783",
-        784,
-        "digit",
-    )
+    assert table.columns == tuple(f"pixel{i}" for i in range(784))
+    assert table.target == "digit"
 
 
 def test_mnist_has_two_parts_only():

@@ -1,4 +1,6 @@
+import gc
 import re
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -133,9 +135,8 @@ def test_missing_and_infinite_values_are_counted_and_placed(tmp_path, read, name
 
 def test_a_missing_integer_in_parquet_is_found(tmp_path):
     path = write(tmp_path / "t.parquet", FRAME.assign(b=pd.array([1, 2, None], dtype="Int64")))
-    assert refusal(read_parquet, path).startswith(
-        "FILE: column 'b' has 1 missing or infinite values, the first in row 2"
-    )
+    said = refusal(read_parquet, path)
+    assert said.startswith("FILE: column 'b' has 1 missing or infinite values, the first in row 2: ")
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])
@@ -297,6 +298,15 @@ def test_a_damaged_npz_is_refused_with_advice(tmp_path, kind):
     said = refusal(read_npz, damaged_npz(tmp_path / "t.npz", kind))
     assert said.startswith("FILE cannot be read as NPZ of plain numbers: ")
     assert "np.savez(" in said
+
+
+def test_a_damaged_npz_is_closed_again(tmp_path):
+    path = damaged_npz(tmp_path / "t.npz", "cut")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", ResourceWarning)
+        refusal(read_npz, path)
+        gc.collect()
+    assert [str(warning.message) for warning in seen if path.name in str(warning.message)] == []
 
 
 def test_a_single_array_saved_as_npz_is_refused_with_advice(tmp_path):

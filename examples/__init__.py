@@ -1,0 +1,1 @@
+"""One script a tutorial; each runs on its own."""

@@ -1,0 +1,99 @@
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.poutine.subsample_messenger import _Subsample
+
+from guides import mean_field_normal
+from inference import cosine_decay, fit
+from inference.isolation import RandomStream
+from inference.objective import log_weight, traces
+from inference.program import Program
+from inference.svi import SVI
+from ppl_models import linear_regression
+
+
+class Rows(pyro.poutine.messenger.Messenger):
+    """Give the data plate exactly these rows."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = rows
+
+    def _pyro_sample(self, msg):
+        if isinstance(msg["fn"], _Subsample):
+            msg["value"] = self.rows
+
+
+def elbo(program, args, model):
+    flat = program.params.flatten()
+    with program.running(flat, RandomStream.seeded(3)), torch.no_grad():
+        return log_weight(*traces(model, program.guide, args))
+
+
+def start(model, line):
+    stream, args = RandomStream.seeded(0), (line.x.double(), line.y.double())
+    return Program.start(model, mean_field_normal(model), args, stream, torch.device("cpu"), torch.float64), args
+
+
+def test_the_full_elbo_is_the_mean_of_the_mini_batch_elbos(line):
+    program, args = start(linear_regression, line)
+    full = elbo(program, args, linear_regression)
+    batches = [elbo(program, args, Rows(rows)(linear_regression)) for rows in torch.arange(40).split(8)]
+    torch.testing.assert_close(torch.stack(batches).mean(), full, rtol=1e-10, atol=0)
+    assert torch.stack(batches).std() > 0.1
+
+
+def test_a_model_that_forgets_the_scale_fails_that_check(line):
+    def unscaled(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)) as rows, pyro.poutine.scale(scale=len(rows) / len(x)):
+            pyro.sample("y", dist.Normal(w * x[rows, 0], 1.0), obs=y[rows])
+
+    program, args = start(unscaled, line)
+    full = elbo(program, args, unscaled)
+    batches = [elbo(program, args, Rows(rows)(unscaled)) for rows in torch.arange(40).split(8)]
+    assert abs(torch.stack(batches).mean() - full) > 1
+
+
+def test_each_step_sees_the_asked_number_of_fresh_rows(line):
+    seen = []
+
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)) as rows:
+            seen.append(rows)
+            pyro.sample("y", dist.Normal(w * x[rows, 0], 1.0), obs=y[rows])
+
+    program, args = start(model, line)
+    svi = SVI(program, args, batch_size=8)
+    state = svi.init(RandomStream.seeded(0))
+    seen.clear()
+    svi.advance(state, 200)
+    assert {len(rows) for rows in seen} == {8}
+    counts = torch.cat(seen).bincount(minlength=40)
+    # 1,600 rows drawn evenly from 40: a count has mean 40 and sd at most 6.3.
+    assert ((counts > 10) & (counts < 70)).all()
+
+
+def test_mini_batches_reach_the_same_posterior(line):
+    def run(**options):
+        guide = mean_field_normal(linear_regression)
+        schedule = cosine_decay(0.03, 2500)
+        posterior = fit(linear_regression, guide, line.x, line.y, steps=2500, lr=schedule, progress=False, **options)
+        return posterior.sample(2000)
+
+    full, batched = run(), run(batch_size=10)
+    for name, draws in full.items():
+        # Sub-sampling makes the gradient noisier: a tenth of an sd is 4 of its standard errors here.
+        assert abs(batched[name].mean() - draws.mean()) < 0.25 * draws.std()
+        assert batched[name].std() / draws.std() == pytest.approx(1, abs=0.25)
+
+
+def test_a_model_without_such_a_plate_is_told_to_write_one(line):
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(w * x[:, 0], 1.0).to_event(1), obs=y)
+
+    with pytest.raises(ValueError, match=r"plate of 40 rows.*pyro\.subsample"):
+        fit(model, mean_field_normal(model), line.x, line.y, batch_size=5, steps=10, progress=False)
