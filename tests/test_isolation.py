@@ -122,6 +122,6 @@ def test_a_failed_fit_leaves_the_store_as_it_was(line):
         pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(-torch.log(w) * x[:, 0], 1.0).to_event(1), obs=y)
 
-    with pytest.raises(ValueError, match="not finite|of nan"):
+    with pytest.raises(ValueError, match=r"not finite|of nan"):
         fit(model, mean_field_normal(model), line.x, line.y, lr=5.0, **QUIET)
     assert len(pyro.get_param_store()) == 0

@@ -61,7 +61,7 @@ def test_a_guide_of_half_the_width_fails_the_same_check(orthonormal):
 
 
 def test_the_elbo_reaches_the_log_evidence_where_the_guide_is_exact(orthonormal):
-    x, y, mean, sd = orthonormal
+    x, y, _, _ = orthonormal
     posterior = fit(MODEL, mean_field_normal(MODEL), x, y, steps=5000, lr=decaying, particles=2, progress=False)
     covariance = NOISE**2 * np.eye(ROWS) + PRIOR**2 * x @ x.T
     evidence = float(
