@@ -23,9 +23,9 @@ from pyro.infer import Trace_ELBO
 from tqdm import trange
 
 from guides import mean_field_normal
+from inference.eager import EagerEngine
 from inference.isolation import RandomStream
 from inference.program import Program
-from inference.svi import SVI
 from ppl_models import bnn_regression, linear_regression
 from ppl_models.datasets import cosine
 
@@ -48,9 +48,9 @@ def kiln_eager(model: Any, args: tuple[torch.Tensor, ...]) -> Steps:
     """The engine of ``fit``, without its progress bar."""
     stream = RandomStream.seeded(0)
     program = Program.start(model, mean_field_normal(model), args, stream, torch.device("cpu"), torch.float32)
-    svi = SVI(program, args)
-    state = svi.init(stream)
-    return lambda steps: svi.advance(state, steps)
+    engine = EagerEngine(program, args)
+    state = engine.init(stream)
+    return lambda steps: engine.advance(state, steps)
 
 
 def measure(contenders: dict[str, Steps], steps: int, repeats: int) -> dict[str, list[float]]:

@@ -1,10 +1,11 @@
 """Fit a Pyro model by SVI, then sample, predict, diagnose, report and save."""
 
 from inference.diagnostics import Diagnosis
+from inference.optimizers import cosine_decay
 from inference.posterior import Posterior, load
 from inference.predict import ClassPrediction, Prediction
 from inference.report import Labels
-from inference.svi import Progress, cosine_decay, fit
+from inference.svi import Progress, fit
 
 __all__ = [
     "ClassPrediction",

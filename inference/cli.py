@@ -19,10 +19,10 @@ from inference import registry
 from inference.arguments import positive_integer, positive_number
 from inference.diagnostics import Diagnosis
 from inference.metrics import ClassScores, Scores, score
+from inference.optimizers import cosine_decay
 from inference.posterior import Posterior
 from inference.predict import ClassPrediction, Prediction
 from inference.runs import Run, Split, check_writable, fingerprint, least_squares_rmse, split_rows
-from inference.svi import cosine_decay
 from inference.svi import fit as fit_posterior
 
 __all__ = ["main"]

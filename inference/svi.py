@@ -1,8 +1,7 @@
-"""Stochastic variational inference: ``fit`` and the eager engine under it."""
+"""Stochastic variational inference: ``fit``."""
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,22 +14,16 @@ from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from inference.arguments import argument_names, as_device, as_dtype, as_tensors, positive_integer, positive_number
+from inference.eager import EagerEngine, SVIState
 from inference.isolation import RandomStream
-from inference.minibatch import MiniBatch
-from inference.objective import Model, loss, traces
+from inference.objective import Model
+from inference.optimizers import LearningRate
 from inference.posterior import FitRecord, Posterior
 from inference.program import Program
-from inference.sites import refuse_non_finite
 
-__all__ = ["OPTIMIZERS", "SVI", "Progress", "SVIState", "cosine_decay", "fit"]
+__all__ = ["Progress", "fit"]
 
 CHUNK = 100
-LearningRate = float | Callable[[int], float]
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
-}
 
 
 @dataclass(frozen=True)
@@ -41,157 +34,6 @@ class Progress:
     steps: int
     losses: Tensor
     seconds: float
-
-
-@dataclass
-class SVIState:
-    """All that changes while a fit runs: θ, its gradient, the optimiser and the random stream."""
-
-    flat: Tensor
-    grad: Tensor
-    optimizer: Optimizer
-    stream: RandomStream
-    step: int = 0
-
-
-class SVI:
-    """The eager engine: ``init``, then ``advance`` by any number of steps, over an explicit state.
-
-    θ is one flat tensor that every parameter is a view of, so a step is one
-    backward pass into one gradient and one fused update.
-    """
-
-    def __init__(
-        self,
-        program: Program,
-        args: tuple[Any, ...],
-        *,
-        optimizer: str | Callable[..., Optimizer] = "adam",
-        lr: LearningRate = 0.01,
-        particles: int = 1,
-        batch_size: int | None = None,
-    ) -> None:
-        self.program = program
-        self.args = args
-        self.optimizer = optimizer
-        self.lr = lr
-        self.particles = particles
-        self.batch = MiniBatch(_rows(args), batch_size) if batch_size is not None else None
-        self.model = program.model if self.batch is None else self.batch(program.model)
-        self.guide = program.guide if self.batch is None else self.batch(program.guide)
-
-    def init(self, stream: RandomStream) -> SVIState:
-        """The state before the first step."""
-        flat = self.program.params.flatten().requires_grad_(True)
-        flat.grad = torch.zeros_like(flat)
-        self._check_batch(flat.detach(), stream)
-        first = self.lr(0) if callable(self.lr) else self.lr
-        return SVIState(flat, flat.grad, make_optimizer(self.optimizer, flat, first), stream)
-
-    def _check_batch(self, flat: Tensor, stream: RandomStream) -> None:
-        if self.batch is None:
-            return
-        with self.program.running(flat, RandomStream(dict(stream.state))):
-            traces(self.model, self.guide, self.args)
-        self.batch.require_use()
-
-    def advance(self, state: SVIState, steps: int) -> Tensor:
-        """Take ``steps`` steps in place and return their losses (−ELBO in nats), shape (steps,).
-
-        Raises
-        ------
-        ValueError
-            At the first loss that is not finite, naming the step and the site;
-            the state is put back to where this call began.
-        """
-        before = _snapshot(state)
-        losses = torch.empty(steps, dtype=state.flat.dtype, device=state.flat.device)
-        with self.program.running(state.flat.detach(), state.stream, state.grad):
-            for i in range(steps):
-                losses[i] = self._step(state, state.step + i)
-        if not torch.isfinite(losses).all():
-            bad = int((~torch.isfinite(losses)).nonzero()[0])
-            _roll_back(state, before)
-            self._explain(state, bad)
-        state.step += steps
-        return losses
-
-    def _step(self, state: SVIState, step: int) -> Tensor:
-        state.grad.zero_()
-        if callable(self.lr):
-            for group in state.optimizer.param_groups:
-                group["lr"] = self.lr(step)
-        value = loss(self.model, self.guide, self.args, self.particles, self.program.reparameterized)
-        if value.requires_grad:
-            value.backward()
-            state.optimizer.step()
-        return value.detach()
-
-    def _explain(self, state: SVIState, steps: int) -> None:
-        """Replay ``steps`` good steps, then look at each site of the one that failed."""
-        start = _snapshot(state)
-        where = f"at step {state.step + steps}"
-        try:
-            with self.program.running(state.flat.detach(), state.stream, state.grad):
-                for i in range(steps):
-                    self._step(state, state.step + i)
-                for _ in range(self.particles):
-                    refuse_non_finite(*traces(self.model, self.guide, self.args), where)
-        finally:
-            _roll_back(state, start)
-        raise ValueError(f"the loss is not finite {where}: use a smaller lr= or look for overflow in the model")
-
-
-def cosine_decay(lr: float, steps: int) -> Callable[[int], float]:
-    """Step sizes that fall from ``lr`` to 0 over ``steps`` as half a cosine, for ``fit(..., lr=…)``.
-
-    Loshchilov, Hutter (2017), SGDR: Stochastic gradient descent with warm restarts.
-
-    >>> schedule = cosine_decay(0.02, 1000)
-    >>> schedule(0), round(schedule(500), 6), round(schedule(999), 6)
-    (0.02, 0.01, 0.0)
-    """
-
-    def cosine(step: int) -> float:
-        return 0.5 * lr * (1 + math.cos(math.pi * min(step, steps) / steps))
-
-    return cosine
-
-
-def make_optimizer(optimizer: str | Callable[..., Optimizer], flat: Tensor, lr: float) -> Optimizer:
-    """One optimiser over the flat vector: a name of :data:`OPTIMIZERS`, or ``optimizer([θ], lr=lr)``."""
-    if callable(optimizer):
-        return optimizer([flat], lr=lr)
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(
-            f"optimizer is {optimizer!r}: pass one of {sorted(OPTIMIZERS)} or a callable such as torch.optim.RAdam"
-        )
-    return OPTIMIZERS[optimizer]([flat], lr=lr, fused=True)
-
-
-def _rows(args: tuple[Any, ...]) -> int:
-    sizes = [len(value) for value in args if isinstance(value, Tensor) and value.dim() > 0]
-    if not sizes:
-        raise ValueError("batch_size needs data with rows, but no argument is an array: leave batch_size out")
-    return sizes[0]
-
-
-def _snapshot(state: SVIState) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
-    moments = {
-        key: {k: v.clone() if isinstance(v, Tensor) else v for k, v in entry.items()}
-        for key, entry in state.optimizer.state_dict()["state"].items()
-    }
-    return state.flat.detach().clone(), moments, dict(state.stream.state)
-
-
-def _roll_back(state: SVIState, snapshot: tuple[Tensor, dict[str, Any], dict[str, Any]]) -> None:
-    flat, moments, stream = snapshot
-    with torch.no_grad():
-        state.flat.copy_(flat)
-    groups = state.optimizer.state_dict()["param_groups"]
-    copies = {key: {k: v.clone() if isinstance(v, Tensor) else v for k, v in e.items()} for key, e in moments.items()}
-    state.optimizer.load_state_dict({"state": copies, "param_groups": groups})
-    state.stream.state = dict(stream)
 
 
 def fit(
@@ -285,10 +127,10 @@ def fit(
     args = as_tensors(data, names, where, kind)
     stream = RandomStream.seeded(seed)
     program = Program.start(model, guide, args, stream, where, kind)
-    svi = SVI(program, args, optimizer=optimizer, lr=lr, particles=particles, batch_size=batch_size)
-    state = svi.init(stream)
+    runner = EagerEngine(program, args, optimizer=optimizer, lr=lr, particles=particles, batch_size=batch_size)
+    state = runner.init(stream)
     started = time.perf_counter()
-    losses = _run(svi, state, steps, progress, callbacks)
+    losses = _run(runner, state, steps, progress, callbacks)
     record = FitRecord(
         losses=losses.cpu().numpy(),
         seconds=time.perf_counter() - started,
@@ -307,13 +149,13 @@ def fit(
 
 
 def _run(
-    svi: SVI, state: SVIState, steps: int, progress: bool, callbacks: Sequence[Callable[[Progress], None]]
+    runner: EagerEngine, state: SVIState, steps: int, progress: bool, callbacks: Sequence[Callable[[Progress], None]]
 ) -> Tensor:
     started = time.perf_counter()
     chunks = []
     with tqdm(total=steps, unit="step", disable=not progress, desc="fit") as bar:
         while state.step < steps:
-            chunk = svi.advance(state, min(CHUNK, steps - state.step))
+            chunk = runner.advance(state, min(CHUNK, steps - state.step))
             chunks.append(chunk)
             bar.set_postfix(elbo=f"{-chunk.mean().item():.4g}", refresh=False)
             bar.update(len(chunk))

@@ -11,9 +11,9 @@ from torch import nn
 
 from guides import mean_field_normal
 from inference import fit
+from inference.eager import EagerEngine
 from inference.isolation import RandomStream
 from inference.program import Program
-from inference.svi import SVI
 from ppl_models import linear_regression
 
 QUIET = {"steps": 150, "progress": False}
@@ -58,19 +58,19 @@ def test_a_fit_inside_a_callback_changes_neither(line):
 
 
 def test_two_engines_advanced_in_turn_give_what_each_gives_alone(line):
-    def engine(seed):
+    def start(seed):
         stream = RandomStream.seeded(seed)
         guide = mean_field_normal(linear_regression)
         program = Program.start(linear_regression, guide, (line.x, line.y), stream, torch.device("cpu"), torch.float32)
-        svi = SVI(program, (line.x, line.y))
-        return svi, svi.init(stream)
+        engine = EagerEngine(program, (line.x, line.y))
+        return engine, engine.init(stream)
 
-    alone = [svi.advance(state, 60) for svi, state in (engine(0), engine(1))]
-    pair = [engine(0), engine(1)]
+    alone = [engine.advance(state, 60) for engine, state in (start(0), start(1))]
+    pair = [start(0), start(1)]
     turns = [[], []]
     for _ in range(6):
-        for i, (svi, state) in enumerate(pair):
-            turns[i].append(svi.advance(state, 10))
+        for i, (engine, state) in enumerate(pair):
+            turns[i].append(engine.advance(state, 10))
     for losses, expected in zip(turns, alone, strict=True):
         torch.testing.assert_close(torch.cat(losses), expected, rtol=0, atol=0)
 

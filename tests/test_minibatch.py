@@ -6,10 +6,10 @@ from pyro.poutine.subsample_messenger import _Subsample
 
 from guides import mean_field_normal
 from inference import cosine_decay, fit
+from inference.eager import EagerEngine
 from inference.isolation import RandomStream
 from inference.objective import log_weight, traces
 from inference.program import Program
-from inference.svi import SVI
 from ppl_models import linear_regression
 
 
@@ -66,10 +66,10 @@ def test_each_step_sees_the_asked_number_of_fresh_rows(line):
             pyro.sample("y", dist.Normal(w * x[rows, 0], 1.0), obs=y[rows])
 
     program, args = start(model, line)
-    svi = SVI(program, args, batch_size=8)
-    state = svi.init(RandomStream.seeded(0))
+    engine = EagerEngine(program, args, batch_size=8)
+    state = engine.init(RandomStream.seeded(0))
     seen.clear()
-    svi.advance(state, 200)
+    engine.advance(state, 200)
     assert {len(rows) for rows in seen} == {8}
     counts = torch.cat(seen).bincount(minlength=40)
     # 1,600 rows drawn evenly from 40: a count has mean 40 and sd at most 6.3.

@@ -8,10 +8,10 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 from pyro.infer.autoguide.effect import AutoNormalMessenger
 
 from guides import mean_field_normal
+from inference.eager import EagerEngine
 from inference.isolation import RandomStream
 from inference.objective import loss
 from inference.program import Program
-from inference.svi import SVI
 
 
 def mixed(x, y=None):
@@ -59,9 +59,9 @@ def test_a_guide_without_reparameterisation_gets_its_score_function_terms():
     y = torch.tensor([7.0, 7.5, 6.5])
     program, stream = program_of(model, guide, y)
     assert not program.reparameterized
-    svi = SVI(program, (y,), lr=0.05, particles=20)
-    state = svi.init(stream)
-    svi.advance(state, 400)
+    engine = EagerEngine(program, (y,), lr=0.05, particles=20)
+    state = engine.init(stream)
+    engine.advance(state, 400)
     assert program.params.constrained(state.flat)["mean"] == pytest.approx(6.8, abs=0.7)
 
 
@@ -77,6 +77,6 @@ def test_validation_runs_once_and_the_model_once_a_step(line):
     program, stream = program_of(model, mean_field_normal(model), line.x.double(), line.y.double())
     at_start = len(calls)
     assert all(calls)
-    svi = SVI(program, (line.x.double(), line.y.double()))
-    svi.advance(svi.init(stream), 7)
+    engine = EagerEngine(program, (line.x.double(), line.y.double()))
+    engine.advance(engine.init(stream), 7)
     assert calls[at_start:] == [False] * 7
