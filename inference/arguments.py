@@ -18,6 +18,7 @@ __all__ = [
     "check_new_shapes",
     "positive_integer",
     "positive_number",
+    "seed_number",
 ]
 
 
@@ -132,6 +133,8 @@ def as_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
+        if found.type not in ("cpu", "cuda"):
+            raise NotImplementedError(found.type)
         torch.zeros(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
@@ -155,6 +158,13 @@ def positive_integer(value: Any, name: str) -> int:
     """``value`` as an int, or a ValueError that names it."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} is {value!r}: pass a whole number of at least 1")
+    return int(value)
+
+
+def seed_number(value: Any) -> int:
+    """``value`` as a seed from 0 to 2³² − 1, or a ValueError that says so."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 2**32:
+        raise ValueError(f"seed is {value!r}: pass a whole number from 0 to {2**32 - 1}")
     return int(value)
 
 

@@ -16,7 +16,7 @@ import torch
 import typer
 
 from inference import registry
-from inference.arguments import positive_integer, positive_number
+from inference.arguments import positive_integer, positive_number, seed_number
 from inference.diagnostics import Diagnosis
 from inference.metrics import ClassScores, Scores, score
 from inference.optimizers import cosine_decay
@@ -78,7 +78,7 @@ def fit(
         raise ValueError(f"--holdout is {holdout}: give a share from 0 up to, not with, 1")
     registry.find("models", model)
     table = registry.read_table(data, target)
-    split = split_rows(table, holdout, seed)
+    split = split_rows(table, holdout, seed_number(seed))
     options = registry.suggested_options(model, *split.train) | _assignments(set_ or [])
     source = data if data in registry.names("data") else str(Path(data).resolve())
     run = Run(
@@ -126,12 +126,15 @@ def predict(
     writers = {".csv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz}
     if out.suffix not in writers:
         raise ValueError(f"--out ends in {out.suffix!r}: give a file that ends in {', '.join(writers)}")
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder: give the name of a file")
     check_writable(out.parent)
     run = Run.read(folder)
     table = registry.read_table(data, run.target, run.columns)
     if table.x.shape[1] != len(run.columns):
         raise ValueError(f"{data} has {table.x.shape[1]} columns but the fit had {len(run.columns)}: {run.columns}")
     prediction = run.posterior(folder).predict(table.x, draws=draws, seed=seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     writers[out.suffix](pd.DataFrame(_columns(prediction, prob)), partial)
     os.replace(partial, out)
@@ -238,4 +241,5 @@ def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
 
 def _write_npz(frame: pd.DataFrame, path: Path) -> None:
     with path.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **{str(name): frame[name].to_numpy() for name in frame})
+        arrays: dict[str, Any] = {str(name): frame[name].to_numpy() for name in frame}
+        np.savez(stream, **arrays)

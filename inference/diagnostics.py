@@ -78,7 +78,7 @@ def convergence(losses: np.ndarray) -> Convergence:
     late, early = losses[-window:], losses[-2 * window : -window]
     gain = float(np.mean(early) - np.mean(late))
     gain_se = math.hypot(_standard_error(late), _standard_error(early))
-    threshold = 0.1
+    threshold = 0.5
     return Convergence(gain, gain_se, threshold, gain < max(threshold, 2 * gain_se))
 
 

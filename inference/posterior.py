@@ -15,7 +15,15 @@ from pyro.infer.autoguide import AutoGuide, AutoLaplaceApproximation, AutoMultiv
 from torch import Tensor
 
 from inference import storage
-from inference.arguments import argument_names, as_device, as_dtype, as_tensors, check_new_shapes, positive_integer
+from inference.arguments import (
+    argument_names,
+    as_device,
+    as_dtype,
+    as_tensors,
+    check_new_shapes,
+    positive_integer,
+    seed_number,
+)
 from inference.arviz_export import to_arviz
 from inference.diagnostics import Diagnosis, diagnose
 from inference.isolation import RandomStream
@@ -235,7 +243,7 @@ class Posterior:
 
     @contextmanager
     def _running(self, seed: int) -> Iterator[None]:
-        with torch.no_grad(), self._program.running(self._flat, RandomStream.seeded(seed)):
+        with torch.no_grad(), self._program.running(self._flat, RandomStream.seeded(seed_number(seed))):
             yield
 
     def _latents(self, draws: int, args: tuple[Any, ...]) -> list[dict[str, Tensor]]:

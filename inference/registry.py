@@ -36,16 +36,30 @@ def find(group: str, reference: str) -> Any:
         raise ValueError(
             f"there is no {kind} named {reference!r}: `kiln list` shows {known}; your own is module:function"
         )
+    found = _attribute(reference, kind)
+    if not callable(found):
+        raise ValueError(f"{kind} {reference!r} is {found!r}, which cannot be called: give a function or a class")
+    return found
+
+
+def _attribute(reference: str, kind: str) -> Any:
     module_name, _, attribute = reference.partition(":")
+    if not module_name or module_name.startswith(".") or not attribute:
+        raise ValueError(f"{kind} {reference!r} is not module:function: write for example mymodel:{attribute or kind}")
     here = os.getcwd()
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(f"{kind} {reference!r}: there is no module {error.name!r} here or installed") from error
-    except AttributeError as error:
-        raise ValueError(f"{kind} {reference!r}: module {module_name!r} has no {attribute!r}") from error
+    except Exception as error:
+        raise ValueError(
+            f"{kind} {reference!r}: importing {module_name} failed with {type(error).__name__}: {error}"
+        ) from error
+    if not hasattr(module, attribute):
+        raise ValueError(f"{kind} {reference!r}: module {module_name!r} has no {attribute!r}")
+    return getattr(module, attribute)
 
 
 def suggested_options(model: str, x: Any, y: Any) -> dict[str, Any]:
@@ -72,7 +86,10 @@ def read_table(source: str, target: str | None = None, columns: list[str] | None
         If it is neither, or cannot be read.
     """
     if source in names("data"):
-        return find("data", source)()
+        table = find("data", source)()
+        if columns is None and target is not None and target != table.target:
+            raise ValueError(f"{source} is for predicting {table.target!r}, not {target!r}: leave --target out")
+        return table
     path = Path(source)
     kinds = names("readers")
     if not path.is_file():

@@ -120,7 +120,8 @@ def fingerprint(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def check_writable(folder: Path) -> None:
-    """Make ``folder`` and try to write in it, so that no fit is lost at its end."""
+    """Try to write in ``folder``, so that no fit is lost at its end; what this makes, it takes away again."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".kiln-probe"
@@ -130,6 +131,10 @@ def check_writable(folder: Path) -> None:
         raise ValueError(
             f"cannot write to the output folder {folder}: {error.strerror}; choose another --out"
         ) from error
+    finally:
+        for place in made:
+            if place.is_dir():
+                place.rmdir()
 
 
 def least_squares_rmse(split: Split) -> float:

@@ -13,7 +13,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
-from inference.arguments import argument_names, as_device, as_dtype, as_tensors, positive_integer, positive_number
+from inference.arguments import (
+    argument_names,
+    as_device,
+    as_dtype,
+    as_tensors,
+    positive_integer,
+    positive_number,
+    seed_number,
+)
 from inference.eager import EagerEngine, SVIState
 from inference.isolation import RandomStream
 from inference.objective import Model
@@ -125,7 +133,7 @@ def fit(
     where, kind = as_device(device), as_dtype(dtype)
     names = argument_names(model, len(data))
     args = as_tensors(data, names, where, kind)
-    stream = RandomStream.seeded(seed)
+    stream = RandomStream.seeded(seed_number(seed))
     program = Program.start(model, guide, args, stream, where, kind)
     runner = EagerEngine(program, args, optimizer=optimizer, lr=lr, particles=particles, batch_size=batch_size)
     state = runner.init(stream)

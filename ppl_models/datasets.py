@@ -5,12 +5,13 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import zlib
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ppl_models.tables import Table
+from ppl_models.tables import Table, load_npz
 
 __all__ = ["cosine", "data_folder", "diabetes", "digits", "mnist", "read_idx", "uci"]
 
@@ -58,6 +59,8 @@ def mnist(part: str = "train") -> Table:
     folder = data_folder("mnist", f"{part}-images-idx3-ubyte.gz")
     images = read_idx(folder / f"{part}-images-idx3-ubyte.gz")
     labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz")
+    if len(images) != len(labels):
+        raise ValueError(f"{folder} holds {len(images)} images of {part} but {len(labels)} labels: fetch both again")
     pixels = images.reshape(len(images), -1)
     return Table(pixels, labels, tuple(f"pixel{i}" for i in range(pixels.shape[1])), "digit")
 
@@ -69,12 +72,15 @@ def uci(name: str, split: int = 0) -> Table:
     Gal, Ghahramani (2016), Dropout as a Bayesian approximation.
     """
     folder = data_folder("uci", f"{name}.npz")
-    with np.load(folder / f"{name}.npz", allow_pickle=False) as stored:
-        splits = len([key for key in stored.files if key.startswith("test_")])
-        if not 0 <= split < splits:
-            raise ValueError(f"split is {split!r}: {name} has splits 0 to {splits - 1}")
-        x, y, test = stored["x"], stored["y"], stored[f"test_{split}"]
-    return Table(x, y, tuple(f"x{i}" for i in range(x.shape[1])), "y", test)
+    stored = load_npz(folder / f"{name}.npz")
+    missing = {"x", "y", "test_0"} - set(stored)
+    if missing:
+        raise ValueError(f"{folder / name}.npz lacks {sorted(missing)}: fetch it again")
+    splits = len([key for key in stored if key.startswith("test_")])
+    if not 0 <= split < splits:
+        raise ValueError(f"split is {split!r}: {name} has splits 0 to {splits - 1}")
+    x = stored["x"]
+    return Table(x, stored["y"], tuple(f"x{i}" for i in range(x.shape[1])), "y", stored[f"test_{split}"])
 
 
 concrete = partial(uci, "concrete")
@@ -90,7 +96,7 @@ def data_folder(name: str, needed: str) -> Path:
     FileNotFoundError
         If it is in neither, saying where to put it.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kiln"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kiln"
     places = [Path(os.environ["KILN_DATA"])] if os.environ.get("KILN_DATA") else []
     for place in [*places, cache]:
         if (place / name / needed).is_file():
@@ -107,8 +113,11 @@ def read_idx(path: Path) -> np.ndarray:
     ValueError
         If the header or the length is not that of such a file.
     """
-    with gzip.open(path, "rb") as stream:
-        content = stream.read()
+    try:
+        with gzip.open(path, "rb") as stream:
+            content = stream.read()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read as gzip ({error}): fetch it again") from error
     if len(content) < 4 or content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
         raise ValueError(f"{path} is not an IDX file of unsigned bytes: its first bytes are {content[:4].hex()}")
     shape = struct.unpack(f">{content[3]}I", content[4 : 4 + 4 * content[3]])

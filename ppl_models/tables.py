@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-__all__ = ["Table", "read_csv", "read_npz", "read_parquet"]
+__all__ = ["Table", "load_npz", "read_csv", "read_npz", "read_parquet"]
+
+SAVE_NPZ = "save it with np.savez(path, x=x, y=y)"
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Table:
 
 def read_csv(path: Path, target: str | None, columns: Sequence[str] | None) -> Table:
     """A comma-separated file with a header line."""
-    return _from_frame(_parse(path, pd.read_csv), path, target, columns)
+    return _from_frame(_parse(path, _pandas_csv), path, target, columns)
 
 
 def read_parquet(path: Path, target: str | None, columns: Sequence[str] | None) -> Table:
@@ -40,40 +44,62 @@ def read_parquet(path: Path, target: str | None, columns: Sequence[str] | None) 
 def read_npz(path: Path, target: str | None, columns: Sequence[str] | None) -> Table:
     """An NPZ file with an array ``x`` (N, D), or (N,), and the target under its name (default ``y``)."""
     name = target or "y"
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored.files}
-    except (ValueError, zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as NPZ of plain numbers: {error}") from error
+    arrays = load_npz(path)
     if "x" not in arrays:
-        raise ValueError(f"{path} has no array 'x', found {sorted(arrays)}: save it with np.savez(path, x=x, y=y)")
+        raise ValueError(f"{path} has no array 'x', found {sorted(arrays)}: {SAVE_NPZ}")
     if columns is None and name not in arrays:
         raise ValueError(f"{path} has no target {name!r}, found {sorted(arrays)}: name one with --target")
-    x = arrays["x"]
+    x, y = arrays["x"], arrays.get(name)
     if x.dtype.kind not in "fiub" or x.ndim not in (1, 2):
         raise ValueError(f"{path}: x has shape {x.shape} and type {x.dtype}: give numbers of shape (rows, columns)")
+    if len(x) == 0:
+        raise ValueError(f"{path} has no rows: give at least one row in x")
     x = x.reshape(len(x), -1).astype(float)
-    names = tuple(f"x{i}" for i in range(x.shape[1]))
-    if columns is not None and len(names) != len(columns):
+    names = tuple(columns or (f"x{i}" for i in range(x.shape[1])))
+    if len(names) != x.shape[1]:
         raise ValueError(
-            f"{path}: x has {len(names)} columns but the fit had {len(columns)} ({', '.join(columns)}): "
+            f"{path}: x has {x.shape[1]} columns but the fit had {len(names)} ({', '.join(names)}): "
             "give the same columns in the same order"
         )
-    y = arrays.get(name)
-    if y is not None and (y.dtype.kind not in "fiub" or y.shape != (len(x),)):
-        raise ValueError(f"{path}: {name} has shape {y.shape} and type {y.dtype}: give {len(x)} numbers, one a row")
-    return Table(x, y.astype(float) if y is not None else None, tuple(columns or names), name)
+    for column, values in zip(names, x.T, strict=True):
+        _refuse_non_finite(values, column, path)
+    if y is not None:
+        if y.dtype.kind not in "fiub" or y.shape != (len(x),):
+            raise ValueError(f"{path}: {name} has shape {y.shape} and type {y.dtype}: give {len(x)} numbers, one a row")
+        y = y.astype(float)
+        _refuse_non_finite(y, name, path)
+    return Table(x, y, names, name)
+
+
+def load_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an NPZ file, or a ValueError that names it; Python objects are never unpickled."""
+    try:
+        with path.open("rb") as stream:
+            stored = np.load(stream, allow_pickle=False)
+            if isinstance(stored, np.ndarray):
+                raise ValueError("it holds one array without a name")
+            return {key: stored[key] for key in stored.files}
+    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+        problem = "it holds Python objects" if "pickle" in str(error) else error
+        raise ValueError(f"{path} cannot be read as NPZ of plain numbers: {problem}; {SAVE_NPZ}") from error
+
+
+def _pandas_csv(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, index_col=False)
 
 
 def _parse(path: Path, reader: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
     try:
-        return reader(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # rows longer than the header
+            return reader(path)
     except pd.errors.EmptyDataError as error:
         raise ValueError(f"{path} is empty: give a header line and at least one row") from error
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} cannot be read as a table: {str(error).splitlines()[0]}") from error
+        problem = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"{path} cannot be read as a table: {problem}; give a whole, undamaged file") from error
 
 
 def _from_frame(frame: pd.DataFrame, path: Path, target: str | None, columns: Sequence[str] | None) -> Table:
@@ -87,8 +113,7 @@ def _from_frame(frame: pd.DataFrame, path: Path, target: str | None, columns: Se
     if missing or extra:
         parts = [f"lacks {missing}"] * bool(missing) + [f"has {extra}, which the fit did not see"] * bool(extra)
         raise ValueError(f"{path} {' and '.join(parts)}: give exactly the columns {list(columns)}")
-    y = _numbers(frame[target], path) if target in frame else None
-    return Table(_matrix(frame, path, columns), y, tuple(columns), str(target))
+    return Table(_matrix(frame, path, columns), None, tuple(columns), str(target))
 
 
 def _for_fit(frame: pd.DataFrame, path: Path, target: str | None) -> Table:
@@ -109,14 +134,20 @@ def _matrix(frame: pd.DataFrame, path: Path, columns: Sequence[str]) -> np.ndarr
 
 def _numbers(column: pd.Series, path: Path) -> np.ndarray:
     if not (pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column)):
+        text = column[pd.to_numeric(column.astype(str), errors="coerce").isna() & column.notna()]
+        found = (text if len(text) else column).iloc[0]
         raise ValueError(
-            f"{path}: column {column.name!r} is not numeric, found {column.iloc[0]!r}: encode it as numbers or drop it"
+            f"{path}: column {column.name!r} is not numeric, found {found!r}: encode it as numbers or drop it"
         )
     values = column.to_numpy(dtype=float, na_value=np.nan)
+    _refuse_non_finite(values, str(column.name), path)
+    return values
+
+
+def _refuse_non_finite(values: np.ndarray, column: str, path: Path) -> None:
     bad = ~np.isfinite(values)
     if bad.any():
         raise ValueError(
-            f"{path}: column {column.name!r} has {bad.sum()} missing or infinite values, the first in row "
+            f"{path}: column {column!r} has {bad.sum()} missing or infinite values, the first in row "
             f"{int(bad.argmax())}: impute them or drop those rows"
         )
-    return values

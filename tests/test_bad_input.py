@@ -43,6 +43,8 @@ def with_value(array, index, value):
         ({"lr": 0}, r"lr is 0: pass a number above 0"),
         ({"lr": float("nan")}, r"lr is nan"),
         ({"lr": "fast"}, r"lr is 'fast'"),
+        ({"seed": -1}, r"seed is -1: pass a whole number from 0"),
+        ({"seed": 0.5}, r"seed is 0.5"),
         ({"particles": 0}, r"particles is 0"),
         ({"batch_size": -3}, r"batch_size is -3"),
         ({"device": "cuda:99"}, r"device 'cuda:99' is not on this machine, which has \['cpu'"),

@@ -77,9 +77,11 @@ def test_prediction_takes_columns_by_name_in_the_order_of_the_fit(tmp_path, read
 
 
 @BOTH
-def test_prediction_takes_the_target_along_where_it_is_there(tmp_path, read, name):
-    path = write(tmp_path / name, FRAME)
-    assert_table(read(path, "y", ["b", "a"]), X[:, ::-1], Y, ("b", "a"), "y")
+def test_prediction_does_not_look_at_the_target_filled_or_blank(tmp_path, read, name):
+    path = write(tmp_path / name, FRAME.assign(y=np.nan))
+    table = read(path, "y", ["b", "a"])
+    np.testing.assert_array_equal(table.x, X[:, ::-1])
+    assert (table.y, table.columns, table.target) == (None, ("b", "a"), "y")
 
 
 @BOTH
