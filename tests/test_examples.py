@@ -1,0 +1,32 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples.bayesian_nn import run
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_edwards_network_finds_the_cosine(seed):
+    assert run(0.1, seed, 10_000, progress=False).rmse <= 0.065
+
+
+@pytest.mark.slow
+def test_with_learned_noise_it_collapses_and_is_not_trusted():
+    """The reason why a fit needs a verdict: this ELBO is better than that of the good fit."""
+    collapsed, good = run("learned", 0, 10_000, progress=False), run(0.1, 0, 10_000, progress=False)
+    assert collapsed.rmse > 0.3
+    assert collapsed.noise > 0.3
+    assert collapsed.posterior.losses[-500:].mean() < good.posterior.losses[-500:].mean()
+    assert not collapsed.posterior.diagnose().trusted
+
+
+def test_the_script_runs_and_saves_its_figure(tmp_path):
+    command = [sys.executable, ROOT / "examples" / "bayesian_nn.py", "--steps", "60", "--seeds", "1", "--out", tmp_path]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert (tmp_path / "bayesian_nn.png").stat().st_size > 20_000
+    assert "don't trust" in said
