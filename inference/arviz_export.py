@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from torch import Tensor
 
+from inference.arviz_compat import group_container
 from inference.sites import Site
 from inference.storage import versions
 
@@ -38,7 +39,7 @@ def to_arviz(posterior: Posterior, draws: int, seed: int) -> Any:
     groups["optimization"] = xr.Dataset({"loss": ("step", posterior.losses)}, coords=steps)
     for dataset in groups.values():
         dataset.attrs |= {"inference_library": "kiln-ppl", "inference_library_version": versions()["kiln-ppl"]}
-    return _wrap({name: dataset for name, dataset in groups.items() if dataset.data_vars})
+    return group_container({name: dataset for name, dataset in groups.items() if dataset.data_vars})
 
 
 def _data_groups(posterior: Posterior, latents: dict[str, Site], draws: int, seed: int) -> dict[str, xr.Dataset]:
@@ -85,11 +86,3 @@ def _inputs(
             dims = (rows[len(value)], *dims[1:])
         found[name] = (dims, value)
     return found
-
-
-def _wrap(groups: dict[str, xr.Dataset]) -> Any:
-    import arviz as az
-
-    if hasattr(az, "InferenceData"):
-        return az.InferenceData(**groups)
-    return xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from inference.arviz_compat import psis_shape
+
 __all__ = ["Convergence", "Diagnosis", "convergence", "diagnose", "khat_threshold", "pareto_khat"]
 
 
@@ -62,12 +64,10 @@ def khat_threshold(draws: int) -> float:
 
 def pareto_khat(log_weights: np.ndarray) -> float:
     """k̂, the shape of the generalised Pareto fitted to the largest of S importance weights."""
-    import arviz as az
-
     finite = np.where(np.isfinite(log_weights), log_weights, -np.inf)
     if not np.isfinite(finite).any() or np.isposinf(log_weights).any():
         return math.inf
-    return float(az.psislw(finite.astype(float))[1])
+    return psis_shape(finite.astype(float))
 
 
 def convergence(losses: np.ndarray) -> Convergence:

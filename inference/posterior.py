@@ -222,9 +222,10 @@ class Posterior:
         test: tuple[Any, ...] | None = None,
         labels: Labels | None = None,
         baselines: Mapping[str, float] | None = None,
+        progress: bool = True,
     ) -> Path:
         """Write one self-contained HTML file, with held-out ``test`` data if given; see :func:`write_report`."""
-        return write_report(self, Path(path), test=test, labels=labels, baselines=baselines)
+        return write_report(self, Path(path), test=test, labels=labels, baselines=baselines, progress=progress)
 
     def save(self, path: str | Path) -> Path:
         """Write parameters and record into the folder ``path``, without data, model code or pickle."""

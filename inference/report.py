@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import jinja2
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from inference import figures
 from inference.diagnostics import Diagnosis
@@ -59,6 +60,7 @@ def write_report(
     labels: Labels | None = None,
     baselines: Mapping[str, float] | None = None,
     draws: int = 1000,
+    progress: bool = True,
 ) -> Path:
     """Write the report of ``posterior`` to ``path``, which becomes one file with everything inside.
 
@@ -70,6 +72,10 @@ def write_report(
         Names for the reader, see :class:`Labels`.
     baselines
         Test RMSE of other methods on the same rows, by name.
+    draws
+        Draws of the posterior behind each figure.
+    progress
+        Show a bar while the parts are computed.
 
     Raises
     ------
@@ -77,14 +83,16 @@ def write_report(
         If the posterior was loaded without its data.
     """
     names = labels or Labels()
+    parts = (
+        lambda: _held_out(posterior, test, baselines or {}, draws, names),
+        lambda: [_elbo(posterior)],
+        lambda: _predictive(posterior, draws, names),
+        lambda: _replications(posterior, draws, names),
+        lambda: _posterior(posterior, draws),
+    )
+    bar = tqdm(parts, desc="report", unit="part", disable=not progress, leave=False)
+    sections = [section for part in bar for section in part()]
     diagnosis = posterior.diagnose()
-    sections = [
-        *_held_out(posterior, test, baselines or {}, draws, names),
-        _elbo(posterior),
-        *_predictive(posterior, draws, names),
-        *_replications(posterior, draws, names),
-        *_posterior(posterior, draws),
-    ]
     page = _template().render(
         title=names.title or f"{posterior.model_name} by {posterior.guide_name}",
         verdict=_verdict(diagnosis),

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 
 # Each line may import from the lines above it, never from its own line or below.
 LEVELS = [
-    {"arguments", "isolation", "optimizers", "params", "sites"},
+    {"arguments", "arviz_compat", "isolation", "optimizers", "params", "sites"},
     {"minibatch", "objective"},
     {"diagnostics", "predict", "program", "storage"},
     {"arviz_export", "eager", "figures", "metrics"},
