@@ -170,17 +170,23 @@ class Posterior:
             return predictive(self._program.model, self._latents(draws, args), args, wanted)
 
     def prior(self, draws: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:
-        """Draw latents and observations from the model before the data, ``{site: (S, *site shape)}``."""
+        """Draw latents and observations from the model before the data, ``{site: (S, *site shape)}``.
+
+        Empty where a prior is flat, which nothing can be drawn from.
+        """
         names = {site.name for site in (*self._program.latents, *self._program.observed)}
         model = poutine.uncondition(self._program.model)
         with self._running(seed):
-            rows = [poutine.trace(model).get_trace(*self.data).nodes for _ in range(_count(draws))]
+            try:
+                rows = [poutine.trace(model).get_trace(*self.data).nodes for _ in range(_count(draws))]
+            except NotImplementedError:
+                return {}
         return {name: torch.stack([row[name]["value"].cpu() for row in rows]) for name in rows[0] if name in names}
 
     def observed_values(self) -> dict[str, Tensor]:
         """What the model observed in the fit, ``{site: tensor}``."""
         with self._running(0):
-            model_trace = poutine.trace(self._program.model).get_trace(*self.data)
+            model_trace, _ = traces(self._program.model, self._program.guide, self.data)
         return {name: site["value"] for name, site in observed_nodes(model_trace).items()}
 
     def inputs(self) -> dict[str, Tensor]:

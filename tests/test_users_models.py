@@ -20,7 +20,9 @@ from pyro.nn import PyroModule, PyroSample
 from torch import nn
 from torch.distributions import constraints
 
+from guides import mean_field_normal
 from inference import fit, load
+from ppl_models import bnn_regression
 
 
 def model(x, y=None):
@@ -109,6 +111,21 @@ def test_laplace_has_the_spread_of_the_curvature(line):
     assert draws["slope"].std() / exact == pytest.approx(1, abs=0.08)
 
 
+def test_a_flat_prior_starts_fits_and_reports(line, tmp_path):
+    def flat(x, y=None):
+        slope = pyro.sample("slope", dist.ImproperUniform(constraints.real, (), ()))
+        sigma = pyro.sample("sigma", dist.ImproperUniform(constraints.positive, (), ()))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("obs", dist.Normal(1 + slope * x[:, 0], sigma), obs=y)
+
+    posterior = fit(flat, mean_field_normal(flat), line.x, line.y, steps=800, lr=0.03, progress=False)
+    # The slope's standard error is 0.3 / √Σx² = 0.08.
+    assert posterior.sample(500)["slope"].mean() == pytest.approx(2, abs=0.25)
+    assert posterior.prior(3) == {}
+    assert "prior" not in posterior.to_arviz(draws=5).groups()
+    assert posterior.report(tmp_path / "r.html", test=(line.x, line.y), progress=False).exists()
+
+
 def test_a_point_estimate_is_never_trusted(line):
     posterior = fit(model, AutoDelta(model), line.x, line.y, steps=300, progress=False)
     assert posterior.sample(3)["slope"].std() == 0
@@ -119,9 +136,6 @@ def test_a_point_estimate_is_never_trusted(line):
 
 
 def test_a_new_process_draws_the_same_functions_to_the_bit(line, tmp_path):
-    from guides import mean_field_normal
-    from ppl_models import bnn_regression
-
     posterior = fit(bnn_regression, mean_field_normal(bnn_regression), line.x, line.y, steps=60, progress=False)
     posterior.save(tmp_path)
     np.save(tmp_path / "expected.npy", posterior.predict(line.x, draws=50, seed=3).draws.numpy())
