@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+import torch
+
+from guides import mean_field_normal
+from inference import cosine_decay, fit, load
+from ppl_models import linear_regression
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+
+
+def test_a_fit_on_the_gpu_agrees_with_one_on_the_cpu(line, tmp_path):
+    def run(device):
+        guide = mean_field_normal(linear_regression)
+        schedule = cosine_decay(0.03, 2000)
+        return fit(linear_regression, guide, line.x, line.y, steps=2000, lr=schedule, device=device, progress=False)
+
+    gpu, cpu = run("cuda"), run("cpu")
+    assert gpu.program.device.type == "cuda"
+    for name, draws in cpu.sample(1000).items():
+        other = gpu.sample(1000)[name]
+        assert other.device.type == "cpu"
+        # Two fits with other random numbers: their own error is within a quarter of an sd.
+        assert ((other.mean(0) - draws.mean(0)).abs() < 0.25 * draws.std(0)).all()
+    gpu.save(tmp_path)
+    loaded = load(tmp_path, linear_regression, mean_field_normal(linear_regression), device="cuda")
+    assert np.array_equal(loaded.predict(line.x, draws=9).draws, gpu.predict(line.x, draws=9).draws)
+
+
+def test_the_same_seed_gives_the_same_numbers_and_leaves_the_gpus_random_state(line):
+    before = torch.cuda.get_rng_state()
+    first, second = (
+        fit(linear_regression, mean_field_normal(linear_regression), line.x, line.y, steps=50, progress=False)
+        for _ in range(2)
+    )
+    assert np.array_equal(first.losses, second.losses)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
