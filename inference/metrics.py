@@ -41,7 +41,7 @@ class ClassScores:
 
 
 def log_predictive_density(log_likelihood: Tensor) -> Tensor:
-    """Log (1/S) Σₛ p(yₙ | zₛ) in nats, shape (N,), from log likelihoods of shape (S, N, …)."""
+    """log (1/S) Σₛ p(yₙ | zₛ) in nats, shape (N,), from log likelihoods of shape (S, N, …)."""
     per_row = log_likelihood.reshape(*log_likelihood.shape[:2], -1).sum(-1)
     return torch.logsumexp(per_row, 0) - math.log(len(per_row))
 

@@ -32,7 +32,7 @@ def traces(model: Model, guide: Model, args: tuple[Any, ...]) -> tuple[poutine.T
 
 
 def log_weight(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
-    """Log w = log p(x, z) − log q(z), a scalar in nats, scales and masks included."""
+    """log w = log p(x, z) − log q(z), a scalar in nats, scales and masks included."""
     return _log_density(model_trace) - _log_density(guide_trace)
 
 

@@ -196,7 +196,7 @@ class Posterior:
         return {n: v for n, v in pairs if isinstance(v, Tensor) and not any(_same(v, o) for o in observed)}
 
     def log_likelihood(self, *data: Any, draws: int = 1000, seed: int = 0) -> dict[str, Tensor]:
-        """Log p(yₙ | zₛ) in nats, ``{observed site: (S, N, …)}``, on ``data`` or else on the data of the fit."""
+        """The log likelihood log p(yₙ | zₛ) in nats, ``{observed site: (S, N, …)}``, on ``data`` or else on the data of the fit."""
         args = self._new_arguments(data) if data else self.data
         sites = [site.name for site in self._program.observed]
         model = self._program.model
@@ -205,7 +205,7 @@ class Posterior:
             return named_failure("model", model, args, lambda: log_likelihood(model, latents, args, sites))
 
     def log_weights(self, draws: int = 1000, *, seed: int = 0) -> Tensor:
-        """Log p(x, zₛ) − log q(zₛ) in nats on the full data, shape (S,)."""
+        """The log weight log p(x, zₛ) − log q(zₛ) in nats on the full data, shape (S,)."""
         with self._running(seed):
             pairs = (traces(self._program.model, self._program.guide, self.data) for _ in range(_count(draws)))
             return torch.stack([log_weight(*pair).cpu() for pair in pairs])

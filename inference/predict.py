@@ -197,7 +197,7 @@ def _moments(fn: Any) -> tuple[Tensor, Tensor]:
 def log_likelihood(
     model: Model, latents: Iterable[Latents], args: tuple[Any, ...], sites: list[str]
 ) -> dict[str, Tensor]:
-    """Log p(yₙ | zₛ) at each observed site, shape (S, N, …), without plate scales."""
+    """log p(yₙ | zₛ) at each observed site, shape (S, N, …), without plate scales."""
     found: dict[str, list[Tensor]] = {site: [] for site in sites}
     for z in latents:
         trace = poutine.trace(poutine.condition(model, data=dict(z))).get_trace(*args)
