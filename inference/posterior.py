@@ -196,7 +196,10 @@ class Posterior:
         return {n: v for n, v in pairs if isinstance(v, Tensor) and not any(_same(v, o) for o in observed)}
 
     def log_likelihood(self, *data: Any, draws: int = 1000, seed: int = 0) -> dict[str, Tensor]:
-        """The log likelihood log p(yₙ | zₛ) in nats, ``{observed site: (S, N, …)}``, on ``data`` or else on the data of the fit."""
+        """The log likelihood log p(yₙ | zₛ) in nats, ``{observed site: (S, N, …)}``.
+
+        On ``data``, given in the order of the fit, or else on the data of the fit.
+        """
         args = self._new_arguments(data) if data else self.data
         sites = [site.name for site in self._program.observed]
         model = self._program.model
