@@ -109,10 +109,7 @@ def predictive_check(observed: np.ndarray, replicated: np.ndarray, label: str) -
     """The distribution of the data, over those of data sets that the fitted model makes, shape (S, N)."""
     with rc_context(STYLE):
         figure, axes = _panel()
-        low, high = np.quantile(replicated, [0.002, 0.998])
-        edges = np.linspace(
-            *_padded(min(low, observed.min()), max(high, observed.max())), min(40, 8 + int(2 * observed.size**0.5)) + 1
-        )
+        edges = _bin_edges(observed, replicated)
         counts = np.stack([np.histogram(row, edges, density=True)[0] for row in replicated])
         band = np.quantile(counts, [0.05, 0.95], axis=0)
         below, above = np.c_[band, band[:, -1:]]
@@ -122,6 +119,16 @@ def predictive_check(observed: np.ndarray, replicated: np.ndarray, label: str) -
         axes.set(xlabel=label, ylabel="density")
         axes.legend()
         return _svg(figure)
+
+
+def _bin_edges(observed: np.ndarray, replicated: np.ndarray) -> np.ndarray:
+    """Even bins over both; one for each value where they are counts."""
+    low, high = np.quantile(replicated, [0.002, 0.998])
+    low, high = min(low, observed.min()), max(high, observed.max())
+    whole = np.array_equal(observed, np.round(observed)) and np.array_equal(replicated, np.round(replicated))
+    if whole and high - low <= 60:
+        return np.arange(np.floor(low), np.ceil(high) + 2) - 0.5
+    return np.linspace(*_padded(low, high), min(40, 8 + int(2 * observed.size**0.5)) + 1)
 
 
 def functions(

@@ -129,13 +129,20 @@ def _facts(posterior: Posterior, names: Labels) -> list[tuple[str, str]]:
     latents = sum(int(np.prod(site.shape)) for site in program.latents)
     shapes = ", ".join(f"{n} {tuple(v.shape)}" for n, v in posterior.inputs().items()) or "none"
     facts = [
-        ("Model", f"{posterior.model_name}: {latents} unknown numbers in {len(program.latents)} sites"),
+        (
+            "Model",
+            f"{posterior.model_name}: {_count(latents, 'unknown number')} in {_count(len(program.latents), 'site')}",
+        ),
         ("Guide", f"{posterior.guide_name}: {program.params.size} parameters"),
         ("Inputs", shapes),
         ("Observed", ", ".join(f"{s.name} {s.shape}" for s in program.observed) or "none"),
         ("Fit", f"{options.get('steps')} steps of {options.get('optimizer')}, step size {options.get('lr')}"),
     ]
     return [("Data", names.data), *facts] if names.data else facts
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _provenance(posterior: Posterior) -> list[tuple[str, str]]:
