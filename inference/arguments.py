@@ -18,6 +18,7 @@ __all__ = [
     "check_new_shapes",
     "positive_integer",
     "positive_number",
+    "row_count",
     "seed_number",
 ]
 
@@ -52,6 +53,11 @@ def as_tensors(data: Sequence[Any], names: Sequence[str], device: torch.device, 
                 f"{rows[0][0]} has {rows[0][1]} rows but {name} has {count}: give every argument one row an observation"
             )
     return out
+
+
+def row_count(args: Sequence[Any]) -> int | None:
+    """N, the rows of the first argument that has any; None where none has."""
+    return next((len(value) for value in args if _has_rows(value)), None)
 
 
 def _has_rows(value: Any) -> bool:

@@ -12,17 +12,18 @@ from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-import torch
 import typer
 
 from inference import registry
 from inference.arguments import positive_integer, positive_number, seed_number
 from inference.diagnostics import Diagnosis
-from inference.metrics import ClassScores, Scores, score
+from inference.metrics import ClassScores, HeldOut, Scores
 from inference.optimizers import cosine_decay
 from inference.posterior import Posterior
 from inference.predict import ClassPrediction, Prediction
+from inference.report import write_report
 from inference.runs import Run, Split, check_writable, fingerprint, least_squares_rmse, split_rows
+from inference.storage import replacing
 from inference.svi import fit as fit_posterior
 
 __all__ = ["main"]
@@ -110,7 +111,8 @@ def report(folder: Folder) -> None:
     """Write the report of a run again."""
     run = Run.read(folder)
     split = run.split()
-    print(_write_report(run.posterior(folder, *split.train), run, split, folder))
+    posterior = run.posterior(folder, *split.train)
+    print(_write_report(posterior, run, split, folder, _evaluate(posterior, split)))
 
 
 @app.command()
@@ -135,9 +137,8 @@ def predict(
         raise ValueError(f"{data} has {table.x.shape[1]} columns but the fit had {len(run.columns)}: {run.columns}")
     prediction = run.posterior(folder).predict(table.x, draws=draws, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    writers[out.suffix](pd.DataFrame(_columns(prediction, prob)), partial)
-    os.replace(partial, out)
+    with replacing(out) as partial:
+        writers[out.suffix](pd.DataFrame(_columns(prediction, prob)), partial)
     print(out)
 
 
@@ -179,16 +180,15 @@ def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _tell(posterior: Posterior, run: Run, split: Split, folder: Path) -> None:
     print(f"{run.model} on {Path(run.data).name}: {len(split.train[0])} rows to fit, {len(split.test[0])} held out")
-    if len(split.test[0]):
-        _print_scores(_scores(posterior, split), split)
-    path = _write_report(posterior, run, split, folder)
+    held_out = _evaluate(posterior, split)
+    if held_out is not None:
+        _print_scores(held_out.scores, split)
+    path = _write_report(posterior, run, split, folder, held_out)
     print(f"report: {path}")
 
 
-def _scores(posterior: Posterior, split: Split) -> Scores | ClassScores:
-    prediction = posterior.predict(split.test[0])
-    likelihood = posterior.log_likelihood(*split.test)[posterior.observed_site]
-    return score(prediction, torch.as_tensor(split.test[1]), likelihood)
+def _evaluate(posterior: Posterior, split: Split) -> HeldOut | None:
+    return posterior.evaluate(*split.test) if len(split.test[0]) else None
 
 
 def _print_scores(scores: Scores | ClassScores, split: Split) -> None:
@@ -214,12 +214,9 @@ def _print_verdict(diagnosis: Diagnosis) -> None:
         print(f"  try: {advice}")
 
 
-def _write_report(posterior: Posterior, run: Run, split: Split, folder: Path) -> Path:
-    tested = len(split.test[0]) > 0
-    baselines = {"least squares": least_squares_rmse(split)} if tested else {}
-    return posterior.report(
-        folder / REPORT, test=split.test if tested else None, labels=run.labels(), baselines=baselines
-    )
+def _write_report(posterior: Posterior, run: Run, split: Split, folder: Path, held_out: HeldOut | None) -> Path:
+    baselines = {"least squares": least_squares_rmse(split)} if held_out is not None else {}
+    return write_report(posterior, folder / REPORT, held_out=held_out, labels=run.labels(), baselines=baselines)
 
 
 def _columns(prediction: Prediction | ClassPrediction, prob: float) -> dict[str, np.ndarray]:

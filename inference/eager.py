@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from inference.arguments import row_count
 from inference.isolation import RandomStream
 from inference.minibatch import MiniBatch
 from inference.objective import loss, traces
@@ -117,10 +118,10 @@ class EagerEngine:
 
 
 def _rows(args: tuple[Any, ...]) -> int:
-    sizes = [len(value) for value in args if isinstance(value, Tensor) and value.dim() > 0]
-    if not sizes:
+    rows = row_count(args)
+    if rows is None:
         raise ValueError("batch_size needs data with rows, but no argument is an array: leave batch_size out")
-    return sizes[0]
+    return rows
 
 
 def _snapshot(state: SVIState) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:

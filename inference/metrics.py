@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inference.predict import ClassPrediction, Prediction
 
-__all__ = ["ClassScores", "Scores", "log_predictive_density", "score"]
+__all__ = ["ClassScores", "HeldOut", "Scores", "log_predictive_density", "score"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,15 @@ class ClassScores:
     rows: int
     accuracy: float
     log_likelihood: float
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A prediction at rows that the fit never saw, what was observed there, and the scores of the one on the other."""
+
+    prediction: Prediction | ClassPrediction
+    observed: Tensor
+    scores: Scores | ClassScores
 
 
 def log_predictive_density(log_likelihood: Tensor) -> Tensor:

@@ -22,11 +22,13 @@ from inference.arguments import (
     as_tensors,
     check_new_shapes,
     positive_integer,
+    row_count,
     seed_number,
 )
 from inference.arviz_export import to_arviz
 from inference.diagnostics import Diagnosis, diagnose
 from inference.isolation import RandomStream
+from inference.metrics import HeldOut, score
 from inference.objective import Model, log_weight, traces
 from inference.predict import ClassPrediction, Prediction, log_likelihood, predictive
 from inference.program import Program, clone, name_of, named_failure
@@ -155,19 +157,21 @@ class Posterior:
             If the new data has other columns than the fit, or does not fit the model.
         """
         args = self._new_arguments(new_data)
-        wanted = site or self.observed_site
-        model = self._program.model
-        with self._running(seed):
-            latents = self._latents(draws, args)
-            return named_failure("model", model, args, lambda: predictive(model, latents, args, wanted))
+        return self._predictive(args, draws, seed, site)
 
     def predict_data(
         self, *, draws: int = 1000, seed: int = 0, site: str | None = None
     ) -> Prediction | ClassPrediction:
         """The posterior predictive at the rows of the fit, for posterior-predictive checks."""
-        args, wanted = self.data, site or self.observed_site
-        with self._running(seed):
-            return predictive(self._program.model, self._latents(draws, args), args, wanted)
+        return self._predictive(self.data, draws, seed, site)
+
+    def evaluate(self, *test: Any, draws: int = 1000, seed: int = 0) -> HeldOut:
+        """Predict held-out rows, given in the order of the fit as ``evaluate(x_test, y_test)``, and score it."""
+        *inputs, observed = test
+        prediction = self.predict(*inputs, draws=draws, seed=seed)
+        y = torch.as_tensor(np.asarray(observed))
+        likelihood = self.log_likelihood(*test, draws=draws, seed=seed)[self.observed_site]
+        return HeldOut(prediction, y, score(prediction, y, likelihood))
 
     def prior(self, draws: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:
         """Draw latents and observations from the model before the data, ``{site: (S, *site shape)}``.
@@ -234,7 +238,8 @@ class Posterior:
         progress: bool = True,
     ) -> Path:
         """Write one self-contained HTML file, with held-out ``test`` data if given; see :func:`write_report`."""
-        return write_report(self, Path(path), test=test, labels=labels, baselines=baselines, progress=progress)
+        held_out = self.evaluate(*test) if test is not None else None
+        return write_report(self, Path(path), held_out=held_out, labels=labels, baselines=baselines, progress=progress)
 
     def save(self, path: str | Path) -> Path:
         """Write parameters and record into the folder ``path``, without data, model code or pickle."""
@@ -256,6 +261,14 @@ class Posterior:
         with torch.no_grad(), self._program.running(self._flat, RandomStream.seeded(seed_number(seed))):
             yield
 
+    def _predictive(
+        self, args: tuple[Any, ...], draws: int, seed: int, site: str | None
+    ) -> Prediction | ClassPrediction:
+        model, wanted = self._program.model, site or self.observed_site
+        with self._running(seed):
+            latents = self._latents(draws, args)
+            return named_failure("model", model, args, lambda: predictive(model, latents, args, wanted))
+
     def _latents(self, draws: int, args: tuple[Any, ...]) -> list[dict[str, Tensor]]:
         """S draws of z as the model at ``args`` can take them; called inside :meth:`_running`."""
         stale = self._stale_sites(args)
@@ -269,7 +282,7 @@ class Posterior:
         """Latents of the training rows that the guide cannot give for other rows; the model draws those."""
         if args is self._args:
             return set()
-        trained, rows = _row_count(self._args), _row_count(args)
+        trained, rows = row_count(self._args), row_count(args)
         own = [
             site for site in self._program.latents if trained is not None and trained in site.shape[: site.batch_dims]
         ]
@@ -329,10 +342,6 @@ def _count(draws: int, name: str = "draws") -> int:
 
 def _shape(value: Any) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) else None
-
-
-def _row_count(args: tuple[Any, ...]) -> int | None:
-    return next((len(value) for value in args if isinstance(value, Tensor) and value.dim() > 0), None)
 
 
 def _same(one: Any, other: Any) -> bool:

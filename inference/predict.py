@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from inference.objective import Model
 from inference.sites import base_distribution
 
-__all__ = ["ClassPrediction", "Interval", "Prediction", "log_likelihood", "model_at", "predictive"]
+__all__ = ["ClassPrediction", "Interval", "Prediction", "log_likelihood", "predictive"]
 
 Latents = Mapping[str, Tensor]
 
@@ -136,7 +136,7 @@ def _quantile(values: Tensor, q: float) -> Tensor:
     return torch.lerp(ordered[low], ordered[high], place - low)
 
 
-def model_at(model: Model, latents: Latents) -> Model:
+def _model_at(model: Model, latents: Latents) -> Model:
     """The model with its latents set and its observations drawn."""
     return poutine.condition(poutine.uncondition(model), data=dict(latents))
 
@@ -145,17 +145,14 @@ def predictive(
     model: Model, latents: Iterable[Latents], args: tuple[Any, ...], site: str
 ) -> Prediction | ClassPrediction:
     """Run the model at each draw of the latents and collect what it says of ``site``."""
-    nodes = (poutine.trace(model_at(model, z)).get_trace(*args).nodes for z in latents)
-    found = _look(nodes, site)
-    first_fn, first_value = next(found)
-    kind, is_class = _reader(first_fn)
-    rows = [(kind(first_fn), first_value)] + [(kind(fn), value) for fn, value in found]
-    samples = torch.stack([value.detach().cpu() for _, value in rows])
-    if is_class:
-        return ClassPrediction(site, torch.stack([_first(stats).cpu() for stats, _ in rows]), samples)
+    nodes = (poutine.trace(_model_at(model, z)).get_trace(*args).nodes for z in latents)
+    rows = [(_describe(fn), value.detach().cpu()) for fn, value in _look(nodes, site)]
+    samples = torch.stack([value for _, value in rows])
+    if len(rows[0][0]) == 1:
+        return ClassPrediction(site, torch.stack([probs for (probs,), _ in rows]), samples)
     shape = samples.shape[1:]
-    draws = torch.stack([stats[0].expand(shape).cpu() for stats, _ in rows])
-    noise = torch.stack([stats[1].expand(shape).cpu() for stats, _ in rows]).mean(0)
+    draws = torch.stack([mean.expand(shape) for (mean, _), _ in rows])
+    noise = torch.stack([variance.expand(shape) for (_, variance), _ in rows]).mean(0)
     if torch.isfinite(draws).all():
         return Prediction(site, draws, samples, noise)
     # No finite mean, as under a Cauchy: the draws themselves are all there is.
@@ -169,26 +166,23 @@ def _look(nodes: Iterator[Any], site: str) -> Iterator[tuple[Any, Tensor]]:
         yield found[site]["fn"], found[site]["value"]
 
 
-def _first(stats: tuple[Tensor, ...]) -> Tensor:
-    return stats[0]
-
-
-def _reader(fn: Any) -> tuple[Callable[[Any], tuple[Tensor, ...]], bool]:
+def _describe(fn: Any) -> tuple[Tensor, ...]:
+    """Class probabilities alone where the site is a class, else mean and variance; on the CPU."""
     base = base_distribution(fn)
     if isinstance(base, Categorical):
-        return (lambda d: (base_distribution(d).probs.detach(),)), True
-    if isinstance(base, Bernoulli) and len(fn.shape()) == 1:
-        return (
-            lambda d: (torch.stack([1 - base_distribution(d).probs, base_distribution(d).probs], -1).detach(),)
-        ), True
-    return _moments, False
+        found: tuple[Tensor, ...] = (base.probs,)
+    elif isinstance(base, Bernoulli) and len(fn.shape()) == 1:
+        found = (torch.stack([1 - base.probs, base.probs], -1),)
+    else:
+        found = _moments(fn)
+    return tuple(tensor.detach().cpu() for tensor in found)
 
 
 def _moments(fn: Any) -> tuple[Tensor, Tensor]:
     while type(fn).__name__ == "MaskedDistribution":
         fn = fn.base_dist
     try:
-        return fn.mean.detach(), fn.variance.detach()
+        return fn.mean, fn.variance
     except NotImplementedError:
         draws = fn.sample((256,))
         return draws.mean(0), draws.var(0)

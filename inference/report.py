@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import jinja2
 import numpy as np
@@ -18,9 +17,9 @@ from tqdm.auto import tqdm
 
 from inference import figures
 from inference.diagnostics import Diagnosis
-from inference.metrics import ClassScores, Scores, score
+from inference.metrics import ClassScores, HeldOut, Scores
 from inference.predict import ClassPrediction, Prediction
-from inference.storage import versions
+from inference.storage import replacing, versions
 
 if TYPE_CHECKING:
     from inference.posterior import Posterior
@@ -56,7 +55,7 @@ def write_report(
     posterior: Posterior,
     path: Path,
     *,
-    test: tuple[Any, ...] | None = None,
+    held_out: HeldOut | None = None,
     labels: Labels | None = None,
     baselines: Mapping[str, float] | None = None,
     draws: int = 1000,
@@ -66,8 +65,8 @@ def write_report(
 
     Parameters
     ----------
-    test
-        Held-out arguments in the order of the fit, ``(x_test, y_test)``.
+    held_out
+        The evaluation on rows that the fit never saw, from :meth:`Posterior.evaluate`.
     labels
         Names for the reader, see :class:`Labels`.
     baselines
@@ -84,7 +83,7 @@ def write_report(
     """
     names = labels or Labels()
     parts = (
-        lambda: _held_out(posterior, test, baselines or {}, draws, names),
+        lambda: _held_out(held_out, baselines or {}, names),
         lambda: [_elbo(posterior)],
         lambda: _predictive(posterior, draws, names),
         lambda: _replications(posterior, draws, names),
@@ -103,9 +102,8 @@ def write_report(
         inline=_inline,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(page, encoding="utf-8")
     return path
 
 
@@ -165,30 +163,23 @@ def _elbo(posterior: Posterior) -> Section:
     return Section("Did the fit settle?", reading, figures.elbo_curve(posterior.losses), figure_label="ELBO by step")
 
 
-def _held_out(
-    posterior: Posterior, test: tuple[Any, ...] | None, baselines: Mapping[str, float], draws: int, names: Labels
-) -> Iterator[Section]:
-    if test is None:
+def _held_out(held_out: HeldOut | None, baselines: Mapping[str, float], names: Labels) -> Iterator[Section]:
+    if held_out is None:
         return
-    site = posterior.observed_site
-    *inputs, observed = test
-    prediction = posterior.predict(*inputs, draws=draws)
-    y = torch.as_tensor(np.asarray(observed))
-    scores = score(prediction, y, posterior.log_likelihood(*test, draws=draws)[site])
-    label = names.target or site
+    prediction, observed = held_out.prediction, held_out.observed.numpy()
     if isinstance(prediction, ClassPrediction):
-        picture = figures.calibration(prediction, y.numpy())
+        picture = figures.calibration(prediction, observed)
         reading = (
             "On rows the fit never saw: points on the dashed line mean that its probabilities can be taken at "
             "their word."
         )
     else:
-        picture = figures.observed_vs_predicted(prediction, y.numpy(), label)
+        picture = figures.observed_vs_predicted(prediction, observed, names.target or prediction.site)
         reading = (
             "On rows the fit never saw: the closer to the dashed line the better the prediction, and about nine in ten "
             "points should lie inside their interval."
         )
-    rows = [*_score_rows(scores), *((f"RMSE of {n}, same rows", f"{v:.4g}") for n, v in baselines.items())]
+    rows = [*_score_rows(held_out.scores), *((f"RMSE of {n}, same rows", f"{v:.4g}") for n, v in baselines.items())]
     yield Section("How good are its predictions?", reading, picture, rows, figure_label="observed against predicted")
 
 

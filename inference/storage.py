@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from inference.params import Params
 
-__all__ = ["MANIFEST", "assemble", "describe", "placeholder", "read", "versions", "write", "write_json"]
+__all__ = ["MANIFEST", "assemble", "describe", "placeholder", "read", "replacing", "versions", "write", "write_json"]
 
 SCHEMA = 1
 MANIFEST = "posterior.json"
@@ -54,18 +56,27 @@ def write(folder: Path, pieces: dict[str, Tensor], losses: Tensor, manifest: dic
     """Write both files under temporary names, then move them into place, the manifest last."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {PARAM + name: value.detach().cpu().clone() for name, value in pieces.items()}
-    partial = folder / f".{TENSORS}.partial"
-    save_file({**tensors, LOSSES: losses}, partial)
-    os.replace(partial, folder / TENSORS)
+    with replacing(folder / TENSORS) as partial:
+        save_file({**tensors, LOSSES: losses}, partial)
     write_json(folder / MANIFEST, {"schema": SCHEMA, "versions": versions(), **manifest})
     return folder
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` so that ``path`` is either the old file or the whole new one."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to, so that ``path`` is either the old file or the whole new one."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write ``content`` as JSON, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
