@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +9,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from inference.arguments import row_count
 from inference.isolation import RandomStream
-from inference.minibatch import MiniBatch
 from inference.objective import loss, traces
-from inference.optimizers import LearningRate, make_optimizer, set_step_size
-from inference.program import Program
+from inference.optimizers import make_optimizer, set_step_size
 from inference.sites import refuse_non_finite
+from inference.task import Task
 
 __all__ = ["EagerEngine", "SVIState"]
 
@@ -39,38 +36,15 @@ class EagerEngine:
     backward pass into one gradient and one fused update.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        args: tuple[Any, ...],
-        *,
-        optimizer: str | Callable[..., Optimizer] = "adam",
-        lr: LearningRate = 0.01,
-        particles: int = 1,
-        batch_size: int | None = None,
-    ) -> None:
-        self.program = program
-        self.args = args
-        self.optimizer = optimizer
-        self.lr = lr
-        self.particles = particles
-        self.batch = MiniBatch(_rows(args), batch_size) if batch_size is not None else None
-        self.model = program.model if self.batch is None else self.batch(program.model)
-        self.guide = program.guide if self.batch is None else self.batch(program.guide)
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.program = task.program
 
     def init(self, stream: RandomStream) -> SVIState:
         """The state before the first step."""
         flat = self.program.params.flatten().requires_grad_(True)
         flat.grad = torch.zeros_like(flat)
-        self._check_batch(flat.detach(), stream)
-        return SVIState(flat, flat.grad, make_optimizer(self.optimizer, flat, self.lr), stream)
-
-    def _check_batch(self, flat: Tensor, stream: RandomStream) -> None:
-        if self.batch is None:
-            return
-        with self.program.running(flat, RandomStream(dict(stream.state))):
-            traces(self.model, self.guide, self.args)
-        self.batch.require_use()
+        return SVIState(flat, flat.grad, make_optimizer(self.task.optimizer, flat, self.task.lr), stream)
 
     def advance(self, state: SVIState, steps: int) -> Tensor:
         """Take ``steps`` steps in place and return their losses (−ELBO in nats), shape (steps,).
@@ -93,10 +67,14 @@ class EagerEngine:
         state.step += steps
         return losses
 
+    def refresh(self, state: SVIState) -> None:
+        """Nothing: every step reads what is there."""
+
     def _step(self, state: SVIState, step: int) -> Tensor:
         state.grad.zero_()
-        set_step_size(state.optimizer, self.lr, step)
-        value = loss(self.model, self.guide, self.args, self.particles, self.program.reparameterized)
+        task = self.task
+        set_step_size(state.optimizer, task.lr, step)
+        value = loss(task.model, task.guide, task.args, task.particles, not self.program.scored)
         if value.requires_grad:
             value.backward()
             state.optimizer.step()
@@ -110,18 +88,11 @@ class EagerEngine:
             with self.program.running(state.flat.detach(), state.stream, state.grad):
                 for i in range(steps):
                     self._step(state, state.step + i)
-                for _ in range(self.particles):
-                    refuse_non_finite(*traces(self.model, self.guide, self.args), where)
+                for _ in range(self.task.particles):
+                    refuse_non_finite(*traces(self.task.model, self.task.guide, self.task.args), where)
         finally:
             _roll_back(state, start)
         raise ValueError(f"the loss is not finite {where}: use a smaller lr= or look for overflow in the model")
-
-
-def _rows(args: tuple[Any, ...]) -> int:
-    rows = row_count(args)
-    if rows is None:
-        raise ValueError("batch_size needs data with rows, but no argument is an array: leave batch_size out")
-    return rows
 
 
 def _snapshot(state: SVIState) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:

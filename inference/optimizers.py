@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
+from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -13,9 +15,10 @@ __all__ = ["OPTIMIZERS", "LearningRate", "cosine_decay", "make_optimizer", "set_
 
 LearningRate = float | Callable[[int], float]
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "clippedadam": ClippedAdam,
+    "sgd": partial(torch.optim.SGD, fused=True),
 }
 
 
@@ -44,7 +47,7 @@ def make_optimizer(optimizer: str | Callable[..., Optimizer], flat: Tensor, lr: 
         raise ValueError(
             f"optimizer is {optimizer!r}: pass one of {sorted(OPTIMIZERS)} or a callable such as torch.optim.RAdam"
         )
-    return OPTIMIZERS[optimizer]([flat], lr=first, fused=True)
+    return OPTIMIZERS[optimizer]([flat], lr=first)
 
 
 def set_step_size(optimizer: Optimizer, lr: LearningRate, step: int) -> None:

@@ -22,10 +22,10 @@ from inference.params import Params
 from inference.sites import (
     Site,
     is_point_guide,
-    is_reparameterized,
     latent_values,
     observed_nodes,
     refuse_non_finite,
+    score_sites,
 )
 
 __all__ = ["Program", "clone", "name_of", "named_failure"]
@@ -37,7 +37,7 @@ T = TypeVar("T")
 class Program:
     """A model and a guide with the parameters, latents and observed sites that one run showed.
 
-    ``is_point`` says that the guide puts all its mass on one value, as AutoDelta does.
+    ``scored`` are the latents that need score-function gradients; ``is_point`` says that the guide puts all its mass on one value, as AutoDelta does.
     """
 
     model: Model
@@ -45,7 +45,7 @@ class Program:
     params: Params
     latents: tuple[Site, ...]
     observed: tuple[Site, ...]
-    reparameterized: bool
+    scored: tuple[str, ...]
     is_point: bool
     device: torch.device
     dtype: torch.dtype
@@ -86,7 +86,7 @@ class Program:
             params,
             tuple(Site.of(name, guide_trace.nodes[name]) for name in latent_values(guide_trace)),
             tuple(Site.of(name, node) for name, node in observed_nodes(model_trace).items()),
-            is_reparameterized(guide_trace),
+            score_sites(guide_trace),
             is_point_guide(guide_trace),
             device,
             dtype,

@@ -14,10 +14,10 @@ __all__ = [
     "Site",
     "base_distribution",
     "is_point_guide",
-    "is_reparameterized",
-    "latent_values",
+        "latent_values",
     "observed_nodes",
     "refuse_non_finite",
+    "score_sites",
 ]
 
 
@@ -72,12 +72,20 @@ def observed_nodes(model_trace: poutine.Trace) -> dict[str, Any]:
     }
 
 
-def is_reparameterized(guide_trace: poutine.Trace) -> bool:
-    """Whether every latent was drawn so that the gradient flows through the draw."""
-    return all(
-        getattr(site["fn"], "has_rsample", False)
-        for site in guide_trace.nodes.values()
-        if site["type"] == "sample" and not site["is_observed"]
+def score_sites(guide_trace: poutine.Trace) -> tuple[str, ...]:
+    """Latents whose gradient has to come from the score function.
+
+    Those are drawn without reparameterisation from a distribution that depends
+    on a parameter; one that is fixed, as a dropout mask's, has no gradient at all.
+    """
+    return tuple(
+        name
+        for name, site in guide_trace.nodes.items()
+        if site["type"] == "sample"
+        and not site["is_observed"]
+        and not site_is_subsample(site)
+        and not getattr(site["fn"], "has_rsample", False)
+        and torch.as_tensor(site["fn"].log_prob(site["value"])).requires_grad
     )
 
 

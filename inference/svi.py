@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNormal
@@ -22,16 +23,30 @@ from inference.arguments import (
     positive_number,
     seed_number,
 )
-from inference.eager import EagerEngine, SVIState
+from inference.compiled import CompiledEngine, NotCompilable, Untraceable
+from inference.eager import EagerEngine
 from inference.isolation import RandomStream
 from inference.objective import Model
 from inference.optimizers import LearningRate
 from inference.posterior import FitRecord, Posterior
-from inference.program import Program
+from inference.program import Program, name_of
+from inference.task import Task
 
 __all__ = ["Progress", "fit"]
 
 CHUNK = 100
+_ALWAYS_EAGER = 1_000  # a step count that cannot earn a compilation back, nor even the recording
+
+
+class Engine(Protocol):
+    """What ``fit`` asks of an engine, beside the state that it makes."""
+
+    def advance(self, state: Any, steps: int) -> Tensor:
+        """Take steps in place; their losses."""
+
+    def refresh(self, state: Any) -> None:
+        """Look again at what callbacks may have changed."""
+
 
 
 @dataclass(frozen=True)
@@ -94,17 +109,23 @@ def fit(
     device, dtype
         ``"auto"`` is a CUDA GPU where there is one; None is torch's default float type.
     engine
-        ``"eager"``, or ``"auto"``, which today is the same.
+        ``"compiled"`` records the model once and runs the steps as machine code;
+        ``"eager"`` calls the model's Python at every step; ``"auto"`` compiles
+        where that is expected to be sooner done (see :func:`worth_compiling`).
+        The two draw different random numbers for the same seed.
     progress
         Show a bar with the step, the ELBO and steps a second.
     callbacks
-        Each is called with a :class:`Progress` after every 100 steps.
+        Each is called with a :class:`Progress` after every 100 steps. A value
+        that the model reads from outside may be changed there; the compiled
+        engine notices and records the model again.
 
     Raises
     ------
     ValueError
         If an argument, a column of the data, or a site is unfit; the message
-        names it. Also if the loss stops being finite, with step and site.
+        names it. Also if the loss stops being finite, with step and site; and
+        under ``engine="compiled"`` if the model cannot be compiled, with the reason.
 
     References
     ----------
@@ -128,16 +149,16 @@ def fit(
         lr = positive_number(lr, "lr")
     particles = positive_integer(particles, "particles")
     batch_size = None if batch_size is None else positive_integer(batch_size, "batch_size")
-    if engine not in ("auto", "eager"):
-        raise ValueError(f"engine is {engine!r}: pass 'auto' or 'eager'")
+    if engine not in ("auto", "eager", "compiled"):
+        raise ValueError(f"engine is {engine!r}: pass 'auto', 'eager' or 'compiled'")
     where, kind = as_device(device), as_dtype(dtype)
     names = argument_names(model, len(data))
     args = as_tensors(data, names, where, kind)
     stream = RandomStream.seeded(seed_number(seed))
     program = Program.start(model, guide, args, stream, where, kind)
-    runner = EagerEngine(program, args, optimizer=optimizer, lr=lr, particles=particles, batch_size=batch_size)
-    state = runner.init(stream)
+    task = Task.of(program, args, batch_size, optimizer=optimizer, lr=lr, particles=particles)
     started = time.perf_counter()
+    runner, state = _choose(engine, task, stream, steps)
     losses = _run(runner, state, steps, progress, callbacks)
     record = FitRecord(
         losses=losses.cpu().numpy(),
@@ -149,15 +170,47 @@ def fit(
             "optimizer": _name(optimizer),
             "particles": particles,
             "batch_size": batch_size,
-            "engine": "eager",
+            "engine": "compiled" if isinstance(runner, CompiledEngine) else "eager",
         },
     )
     program, flat = _finish(program, state.flat.detach(), args, stream)
     return Posterior(program, flat, args, names, record)
 
 
+def worth_compiling(operators: int, steps: int) -> bool:
+    """Whether compiled steps make up for the time that compiling takes.
+
+    An eager step costs about 4.5 µs of Python for each of its ``operators``;
+    compiling takes about 6 s and 10 ms an operator. Both were measured on the
+    machine of benchmarks/README.md. Nothing is timed here, so that the same call
+    takes the same way every time.
+
+    >>> worth_compiling(operators=450, steps=2_000), worth_compiling(operators=450, steps=10_000)
+    (False, True)
+    """
+    return steps * operators * 4.5e-6 > 6 + operators * 0.01
+
+
+def _choose(engine: str, task: Task, stream: RandomStream, steps: int) -> tuple[Engine, Any]:
+    """The engine to run, and its first state."""
+    if engine == "eager" or (engine == "auto" and steps < _ALWAYS_EAGER):
+        eager = EagerEngine(task)
+        return eager, eager.init(stream)
+    try:
+        compiled = CompiledEngine(task, stream)
+        if engine == "compiled" or worth_compiling(compiled.operators, steps):
+            return compiled, compiled.init(stream)
+    except (Untraceable, NotCompilable) as error:
+        reason = f"the model {name_of(task.program.model)!r} cannot be compiled: {error}"
+        if engine == "compiled":
+            raise ValueError(f"{reason}; engine='eager' runs it as it is") from error
+        warnings.warn(f"{reason}; it runs eagerly, pass engine='eager' to say so", UserWarning, stacklevel=3)
+    eager = EagerEngine(task)
+    return eager, eager.init(stream)
+
+
 def _run(
-    runner: EagerEngine, state: SVIState, steps: int, progress: bool, callbacks: Sequence[Callable[[Progress], None]]
+    runner: Engine, state: Any, steps: int, progress: bool, callbacks: Sequence[Callable[[Progress], None]]
 ) -> Tensor:
     started = time.perf_counter()
     chunks = []
@@ -169,6 +222,8 @@ def _run(
             bar.update(len(chunk))
             for callback in callbacks:
                 callback(Progress(state.step, steps, chunk, time.perf_counter() - started))
+            if callbacks and state.step < steps:
+                runner.refresh(state)
     return torch.cat(chunks)
 
 

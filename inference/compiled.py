@@ -1,0 +1,201 @@
+"""The compiled engine: model, guide, gradient and update as machine code, with Python only between chunks of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference.draws import Replay
+from inference.executable import Executable
+from inference.frozen import outside_values
+from inference.isolation import RandomStream, environment
+from inference.lowering import NotCompilable
+from inference.objective import traces
+from inference.optimizers import make_optimizer
+from inference.programs import executable
+from inference.sites import refuse_non_finite
+from inference.step import Step, trace_step
+from inference.tape import Untraceable
+from inference.task import Task
+from inference.updates import Update, update_of
+
+__all__ = ["CompiledEngine", "CompiledState", "NotCompilable", "Untraceable"]
+
+_BLOCK = 100  # steps whose noise is drawn by one call
+_NOISE_BYTES = 2**25
+
+
+@dataclass
+class CompiledState:
+    """All that changes while a fit runs: θ, the optimiser's moments and the random stream."""
+
+    flat: Tensor
+    moments: list[Tensor]
+    stream: RandomStream
+    step: int = 0
+
+
+class CompiledEngine:
+    """``init``, then ``advance`` by any number of steps, as :class:`~inference.eager.EagerEngine` does.
+
+    The model's Python runs once, to be recorded; what it took from closures,
+    globals and attributes is looked at again by :meth:`refresh`.
+
+    Raises
+    ------
+    Untraceable
+        With site or line and reason, if model, guide or optimiser cannot be recorded.
+    """
+
+    def __init__(self, task: Task, stream: RandomStream) -> None:
+        self.task = task
+        self.program = task.program
+        self.update = _update(task)
+        self.stream = stream
+        self._trace()
+
+    def _trace(self) -> None:
+        task = self.task
+        functions = (task.model, task.guide)
+        self.outside = outside_values((*functions, task.args))
+        self.step = trace_step(task.program, *functions, task.args, self.update, task.particles, self.stream)
+        changed = _changed(self.outside, outside_values((*functions, task.args)))
+        if changed:
+            raise Untraceable(f"the model changes {changed} while it runs, which a graph cannot")
+
+    @property
+    def operators(self) -> int:
+        """How many operators one step has."""
+        return sum(node.op == "call_function" for node in self.step.module.graph.nodes)
+
+    def init(self, stream: RandomStream) -> CompiledState:
+        """The state before the first step; compiles, or finds what was compiled before.
+
+        Raises
+        ------
+        NotCompilable
+            If there is no compiler, or it refuses the program.
+        """
+        flat = self.program.params.flatten()
+        state = CompiledState(flat, [torch.zeros_like(flat) for _ in self.update.moments], stream)
+        self._bind(state)
+        return state
+
+    def refresh(self, state: CompiledState) -> None:
+        """Record and compile again if something that the model takes from around it has changed."""
+        if _changed(self.outside, outside_values((self.task.model, self.task.guide, self.task.args))):
+            self._trace()
+            self._bind(state)
+
+    def advance(self, state: CompiledState, steps: int) -> Tensor:
+        """Take ``steps`` steps in place and return their losses (−ELBO in nats), shape (steps,).
+
+        Raises
+        ------
+        ValueError
+            At the first loss that is not finite, naming the step and the site;
+            the state is put back to where this call began.
+        """
+        block = max(1, min(_BLOCK, _NOISE_BYTES // max(1, self.step.noise_bytes)))
+        start = _copy(state)
+        losses = []
+        with self._drawing(state.stream):
+            for begin in range(0, steps, block):
+                rows = self._rows(state.step + begin, min(block, steps - begin))
+                losses.append(self.machine.run(rows))
+        found = torch.cat(losses)
+        if not torch.isfinite(found).all():
+            bad = int((~torch.isfinite(found)).nonzero()[0])
+            _put_back(state, start)
+            self._explain(state, bad, steps, block)
+        state.step += steps
+        return found
+
+    def _bind(self, state: CompiledState) -> None:
+        values = {"theta": state.flat, **dict(zip(self.update.moments, state.moments, strict=True))}
+        values["rates"] = self._rates(0, 1)[0]
+        with self._drawing(RandomStream(dict(state.stream.state))):
+            values.update({f"noise{i}": noise[0] for i, noise in enumerate(self.step.noise(1))})
+        values.update({f"constant{i}": value for i, value in enumerate(_apart(self.step.constants))})
+        names = [str(node.target) for node in self.step.module.graph.nodes if node.op == "placeholder"]
+        self.row_names = [name for name in names if name == "rates" or name.startswith("noise")]
+        inputs = [values[name] for name in names]
+        self.machine: Executable = executable(self.step.module, inputs, [names.index(name) for name in self.row_names])
+
+    @contextmanager
+    def _drawing(self, stream: RandomStream) -> Iterator[None]:
+        with stream.active(), environment(self.program.device, self.program.dtype, validate=False):
+            yield
+
+    def _rates(self, step: int, count: int) -> Tensor:
+        return torch.tensor([self.update.rates(i) for i in range(step, step + count)], dtype=self.program.dtype)
+
+    def _rows(self, step: int, count: int) -> list[Tensor]:
+        named = {f"noise{i}": noise for i, noise in enumerate(self.step.noise(count))}
+        named["rates"] = self._rates(step, count)
+        return [named[name] for name in self.row_names]
+
+    def _explain(self, state: CompiledState, bad: int, steps: int, block: int) -> None:
+        """Take the good steps again, then run the model itself on the noise of the bad one and look at each site."""
+        where = f"at step {state.step + bad}"
+        start = _copy(state)
+        last = bad - bad % block
+        try:
+            with self.program.running(state.flat, state.stream):
+                for begin in range(0, last, block):
+                    self.machine.run(self._rows(state.step + begin, block))
+                rows = self._rows(state.step + last, min(block, steps - last))
+                if bad > last:
+                    self.machine.run([row[: bad - last] for row in rows])
+                self._look(rows, bad - last, where)
+        finally:
+            _put_back(state, start)
+        raise ValueError(f"the loss is not finite {where}: use a smaller lr= or look for overflow in the model")
+
+    def _look(self, rows: Sequence[Tensor], row: int, where: str) -> None:
+        named = dict(zip(self.row_names, rows, strict=True))
+        noise = [named[f"noise{i}"] for i in range(len(self.step.groups))]
+        for values in self.step.replayed(noise, row):
+            with Replay(values):
+                pair = traces(self.task.model, self.task.guide, self.task.args)
+            refuse_non_finite(*pair, where)
+
+
+def _update(task: Task) -> Update:
+    flat = task.program.params.flatten().requires_grad_(True)
+    optimizer = make_optimizer(task.optimizer, flat, task.lr)
+    update = update_of(optimizer, task.lr)
+    if update is None:
+        raise Untraceable(f"the optimiser {type(optimizer).__name__} with these options has no compiled form")
+    return update
+
+
+def _apart(values: Sequence[Tensor]) -> list[Tensor]:
+    """The values, each in memory of its own."""
+    seen: set[int] = set()
+    apart = []
+    for value in values:
+        memory = value.untyped_storage().data_ptr()
+        apart.append(value.clone() if memory in seen else value)
+        seen.add(memory)
+    return apart
+
+
+def _changed(before: dict[str, object], after: dict[str, object]) -> list[str]:
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+
+
+def _copy(state: CompiledState) -> CompiledState:
+    moments = [moment.clone() for moment in state.moments]
+    return CompiledState(state.flat.clone(), moments, RandomStream(dict(state.stream.state)), state.step)
+
+
+def _put_back(state: CompiledState, saved: CompiledState) -> None:
+    state.flat.copy_(saved.flat)
+    for moment, before in zip(state.moments, saved.moments, strict=True):
+        moment.copy_(before)
+    state.stream.state = dict(saved.stream.state)

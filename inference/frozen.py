@@ -1,0 +1,97 @@
+"""What a model takes from around it, and a compiled step has fixed: closures, globals, arguments, attributes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["outside_values"]
+
+_FOREIGN = ("torch", "pyro", "numpy", "builtins", "inference")
+_DEPTH = 6
+
+
+def outside_values(functions: Iterable[Any]) -> dict[str, Any]:
+    """Name → a mark of the value, for all that ``functions`` can reach beside their arguments.
+
+    Two calls give different marks for a name exactly if its value was rebound
+    or changed in between, as far as numbers, strings, arrays, tensors and plain
+    containers of them go. Parameters, which a fit changes, are left out.
+    """
+    marks: dict[str, Any] = {}
+    seen: set[int] = set()
+    for function in functions:
+        _visit(function, getattr(function, "__name__", type(function).__name__), marks, seen, _DEPTH)
+    return marks
+
+
+def _visit(value: Any, name: str, marks: dict[str, Any], seen: set[int], depth: int) -> None:
+    if isinstance(value, bool | int | float | str | bytes | complex | type(None)):
+        marks[name] = value
+        return
+    if isinstance(value, Tensor):
+        if not value.requires_grad:
+            marks[name] = (id(value), value._version)
+        return
+    if isinstance(value, np.ndarray):
+        marks[name] = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+        return
+    if id(value) in seen or depth == 0:
+        return
+    seen.add(id(value))
+    for part, inner in _parts(value):
+        _visit(inner, f"{name}.{part}", marks, seen, depth - 1)
+
+
+def _parts(value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, functools.partial):
+        return [("func", value.func), *((str(i), v) for i, v in enumerate(value.args)), *value.keywords.items()]
+    if isinstance(value, types.MethodType):
+        return [("self", value.__self__), ("func", value.__func__)]
+    if isinstance(value, types.FunctionType):
+        return _of_function(value)
+    if isinstance(value, Mapping):
+        return [(str(k), v) for k, v in value.items()]
+    if isinstance(value, list | tuple | set | frozenset):
+        return [("len", len(value)), *((str(i), v) for i, v in enumerate(value))]
+    if isinstance(value, nn.Module):
+        own = [(k, v) for k, v in vars(value).items() if not k.startswith("_")]
+        return [*own, *value.named_buffers(recurse=False), *value.named_children(), ("forward", value.forward)]
+    if isinstance(value, type | types.ModuleType) or _is_foreign(type(value)):
+        return []
+    return [(k, v) for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("__")]
+
+
+def _of_function(function: types.FunctionType) -> list[tuple[str, Any]]:
+    if _is_foreign(function):
+        wrapped = getattr(function, "__wrapped__", None)
+        return [("wrapped", wrapped)] if wrapped is not None else []
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
+    closure = [(name, cell.cell_contents) for name, cell in cells if _is_filled(cell)]
+    reachable = [(name, function.__globals__[name]) for name in _names(function.__code__) if name in function.__globals__]
+    defaults = list(enumerate(function.__defaults__ or ()))
+    keywords = list((function.__kwdefaults__ or {}).items())
+    return [*closure, *reachable, *((f"default {i}", v) for i, v in defaults), *keywords]
+
+
+def _names(code: types.CodeType) -> set[str]:
+    inner = (_names(c) for c in code.co_consts if isinstance(c, types.CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def _is_foreign(thing: Any) -> bool:
+    return str(getattr(thing, "__module__", "") or "").partition(".")[0] in _FOREIGN

@@ -1,0 +1,287 @@
+"""A graph of torch operators as C++ kernels and the order to call them in, by TorchInductor.
+
+This is the one module that touches torch's private entry points;
+tests/test_lowering.py is the canary that says when one of them has moved.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, fx
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
+
+__all__ = ["Call", "Lowered", "NotCompilable", "View", "build", "lower", "machine"]
+
+_ALIGNMENT = 64
+
+
+class NotCompilable(Exception):
+    """Why this machine or this torch cannot compile a graph."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor of the program: which piece of memory, and how it lies there (in elements; ``start`` in bytes).
+
+    Slots from 0 are the program's inputs, the slot after them is its scratch
+    memory, those after that are what operators return.
+    """
+
+    slot: int
+    start: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Call:
+    """One thing to do: a fused kernel by its number, or an operator of torch by its name."""
+
+    kernel: int | None
+    operator: str | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    results: tuple[tuple[int, View], ...] = ()
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Kernels in C++, the calls in order, the bytes of scratch memory, and where the first output lies."""
+
+    kernels: tuple[str, ...]
+    calls: tuple[Call, ...]
+    scratch: int
+    slots: int
+    output: View
+
+
+def lower(module: fx.GraphModule, examples: Sequence[Tensor]) -> Lowered:
+    """Let Inductor fuse ``module`` into kernels, and plan one run of them over fixed memory.
+
+    Raises
+    ------
+    NotCompilable
+        If Inductor refuses the graph, or writes code of another form than is known here.
+    """
+    try:
+        source = _inductor_source(module, examples)
+        return _Planner(source, examples).plan()
+    except NotCompilable:
+        raise
+    except Exception as error:  # Inductor raises whatever it meets
+        problem = str(error).strip().splitlines()
+        raise NotCompilable(f"TorchInductor: {type(error).__name__}: {problem[0] if problem else ''}") from error
+
+
+def _inductor_source(module: fx.GraphModule, examples: Sequence[Tensor]) -> str:
+    from torch._inductor import compile as inductor_compile
+    from torch._inductor.graph import GraphLowering
+
+    sources: list[str] = []
+
+    class Nothing:
+        def call(self, args: Any) -> None:
+            """Stand for the module that is not loaded."""
+
+    def keep_source(self: Any) -> Nothing:
+        if self.constants:
+            raise NotCompilable(f"TorchInductor made constants of its own: {list(self.constants)}")
+        sources.append(self.codegen()[0].value)
+        return Nothing()
+
+    with torch.no_grad(), _settings(), mock.patch.object(GraphLowering, "compile_to_module", keep_source):
+        inductor_compile(module, list(examples))
+    if len(sources) != 1:
+        raise NotCompilable(f"TorchInductor wrote {len(sources)} programs for one graph")
+    return sources[0]
+
+
+@contextmanager
+def _settings(check_instructions: bool = False) -> Iterator[None]:
+    from torch._inductor import config
+
+    with config.patch(
+        {
+            "fx_graph_cache": False,
+            "cpp_wrapper": False,
+            "fallback_random": True,
+            "compile_threads": 1,
+            # The test of the instruction set compiles and starts Python: seconds, for what the real compile shows.
+            "cpp.vec_isa_ok": None if check_instructions else True,
+        }
+    ):
+        yield
+
+
+class _Planner(TorchDispatchMode):
+    """Run the Python that Inductor wrote around its kernels once, on zeros, and note what it calls on which memory."""
+
+    def __init__(self, source: str, examples: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.source = source
+        self.examples = list(examples)
+        self.kernels: list[str] = []
+        self.calls: list[Call] = []
+        self.places: dict[int, tuple[StorageWeakRef, int, int]] = {}
+        self.memory = _Memory()
+        self.scratch_slot = len(self.examples)
+        self.slots = self.scratch_slot + 1
+
+    def plan(self) -> Lowered:
+        """The kernels, and every call with the memory it works on."""
+        namespace: dict[str, Any] = {"__name__": "planned"}
+        with mock.patch("torch._inductor.async_compile.AsyncCompile", self._collector()):
+            exec(compile(self.source, "<inductor>", "exec"), namespace)  # noqa: S102 - written by torch, just now
+        namespace["empty_strided_cpu"] = self._allocate
+        for i, example in enumerate(self.examples):
+            self._place(example, i, -example.storage_offset() * example.element_size())
+        with torch.no_grad(), self:
+            outputs = namespace["call"](list(self.examples))
+        if not isinstance(outputs[0], Tensor):
+            raise NotCompilable("the loss is not a tensor")
+        output = self._view(outputs[0])
+        return Lowered(tuple(self.kernels), tuple(self.calls), self.memory.size, self.slots, output)
+
+    def _collector(self) -> Any:
+        planner = self
+
+        class Collector:
+            def cpp_pybinding(self, types: Any, source: str) -> Any:
+                if source not in planner.kernels:
+                    planner.kernels.append(source)
+                number = planner.kernels.index(source)
+                return lambda *args: planner._note_kernel(number, args)
+
+            def wait(self, scope: Any) -> None:
+                """Nothing was started."""
+
+        return Collector
+
+    def _note_kernel(self, number: int, args: tuple[Any, ...]) -> None:
+        if not all(isinstance(arg, Tensor) for arg in args):
+            raise NotCompilable("a kernel takes more than tensors")
+        self.calls.append(Call(number, None, tuple(self._view(arg) for arg in args)))
+
+    def _allocate(self, shape: Any, stride: Any, dtype: torch.dtype) -> Tensor:
+        with _disable_current_modes():
+            value = torch.empty_strided(shape, stride, dtype=dtype)
+            value.untyped_storage().fill_(0)
+        self._place(value, self.scratch_slot, self.memory.take(value))
+        return value
+
+    def _place(self, value: Tensor, slot: int, start: int) -> None:
+        storage = value.untyped_storage()
+        self.places[storage.data_ptr()] = (StorageWeakRef(storage), slot, start)
+
+    def _placed(self, value: Tensor) -> tuple[int, int] | None:
+        found = self.places.get(value.untyped_storage().data_ptr())
+        return None if found is None or found[0].expired() else found[1:]
+
+    def _view(self, value: Tensor) -> View:
+        place = self._placed(value)
+        if place is None:
+            raise NotCompilable("a tensor appeared from nowhere")
+        start = place[1] + value.storage_offset() * value.element_size()
+        return View(place[0], start, tuple(value.shape), tuple(value.stride()), value.dtype)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            raise NotCompilable("the program reads a number back in the middle of a step")
+        given, named = tree_map(self._described, (args, kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        parts = [part for part in tree_leaves(out) if isinstance(part, Tensor)]
+        fresh = [i for i, part in enumerate(parts) if self._placed(part) is None]
+        if not fresh and not func._schema.is_mutable:
+            return out  # a view of what is known already
+        for i in fresh:
+            self._place(parts[i], self.slots, 0)
+            self.slots += 1
+        results = tuple((i, self._view(parts[i])) for i in fresh)
+        self.calls.append(Call(None, str(func), tuple(given), named, results))
+        return out
+
+    def _described(self, value: Any) -> Any:
+        return self._view(value) if isinstance(value, Tensor) else value
+
+
+class _Memory:
+    """Places for buffers in one block, taken again once a buffer is gone."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.taken: list[tuple[StorageWeakRef, int, int]] = []
+
+    def take(self, value: Tensor) -> int:
+        """The first byte of a place for ``value`` that overlaps no living buffer."""
+        storage = value.untyped_storage()
+        need = -(-max(storage.nbytes(), 1) // _ALIGNMENT) * _ALIGNMENT
+        self.taken = [entry for entry in self.taken if not entry[0].expired()]
+        start = 0
+        for _, begin, end in sorted(self.taken, key=lambda entry: entry[1]):
+            if begin - start >= need:
+                break
+            start = max(start, end)
+        self.taken.append((StorageWeakRef(storage), start, start + need))
+        self.size = max(self.size, start + need)
+        return start
+
+
+def build(source: Path, library: Path) -> None:
+    """Compile a C++ file that holds Inductor's kernels.
+
+    Raises
+    ------
+    NotCompilable
+        If there is no C++ compiler, or it fails.
+    """
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        failure = _compile(source, library, check_instructions=False)
+        if failure is not None:  # a compiler older than the processor: ask it what it knows
+            failure = _compile(source, library, check_instructions=True)
+    except (InvalidCxxCompiler, OSError) as error:
+        raise NotCompilable(f"no C++ compiler was found ({error}): install g++ or clang, or set CXX") from error
+    if failure is not None:
+        raise NotCompilable(f"the C++ compiler failed: {failure}")
+
+
+def _compile(source: Path, library: Path, check_instructions: bool) -> str | None:
+    from torch._inductor.cpp_builder import CppBuilder, CppTorchOptions
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+
+    with _settings(check_instructions):
+        options = CppTorchOptions(vec_isa=pick_vec_isa(), warning_all=False)
+        builder = CppBuilder(name=library.stem, sources=str(source), output_dir=str(library.parent), BuildOption=options)
+        command = [*shlex.split(builder.get_command_line()), "-w", "-g0", "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - torch's own command
+    if done.returncode == 0:
+        return None
+    errors = [line for line in done.stderr.splitlines() if "error" in line]
+    return (errors or done.stderr.splitlines() or ["no message"])[0]
+
+
+def machine() -> str:
+    """What a compiled program depends on beside its source: torch, the processor's instructions, the threads."""
+    instructions = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"^(flags|Features)\s*:.*$", cpuinfo.read_text(), re.MULTILINE)
+        instructions = found.group(0) if found else instructions
+    parts = (torch.__version__, platform.machine(), instructions, torch.get_num_threads(), os.environ.get("CXX", ""))
+    return "\n".join(str(part) for part in parts)

@@ -1,0 +1,247 @@
+"""A lowered step as one shared library: kernels, matrix products and the loop over steps in C++."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from inference.lowering import Call, Lowered, View
+
+__all__ = ["source"]
+
+_TYPES = {torch.float32: "float", torch.float64: "double"}
+_SMALL = 32_768  # multiplications up to which a call of BLAS costs more than the product
+_PRODUCTS = {"aten.mm.out": 0, "aten.addmm.out": 1, "aten.bmm.out": 0, "aten.baddbmm.out": 1}
+
+_PRELUDE = r"""
+#include <torch/csrc/inductor/cpp_prefix.h>
+#include <cstring>
+extern "C" void sgemm_(const char*, const char*, const int*, const int*, const int*, const float*, const float*,
+                       const int*, const float*, const int*, const float*, float*, const int*);
+extern "C" void dgemm_(const char*, const char*, const int*, const int*, const int*, const double*, const double*,
+                       const int*, const double*, const int*, const double*, double*, const int*);
+static inline void blas(char ta, char tb, int m, int n, int k, const float* a, int lda, const float* b, int ldb,
+                        float beta, float* c, int ldc) {
+    const float one = 1;
+    sgemm_(&ta, &tb, &m, &n, &k, &one, a, &lda, b, &ldb, &beta, c, &ldc);
+}
+static inline void blas(char ta, char tb, int m, int n, int k, const double* a, int lda, const double* b, int ldb,
+                        double beta, double* c, int ldc) {
+    const double one = 1;
+    dgemm_(&ta, &tb, &m, &n, &k, &one, a, &lda, b, &ldb, &beta, c, &ldc);
+}
+struct Any {
+    char* at;
+    template <typename T> operator T*() const { return reinterpret_cast<T*>(at); }
+};
+template <typename T, int M, int N, int SR, int SC, int R, int C>
+static inline void copy_matrix(const T* from, T* to) {
+    for (int m = 0; m < M; ++m) {
+        if constexpr (SC == 1 && C == 1) std::memmove(to + m * R, from + m * SR, N * sizeof(T));
+        else for (int n = 0; n < N; ++n) to[m * R + n * C] = from[m * SR + n * SC];
+    }
+}
+// One block of rows of c (+)= a b with vectors along n; the rows of b are whole vectors.
+template <typename T, bool ADD, int ROWS, int K, int AR, int AC, int BR, int CR, int CC>
+static inline void rows_of_product(const T* a, const T* b, T* c, int count) {
+    using V = at::vec::Vectorized<T>;
+    V sum[ROWS];
+    T line[V::size()];
+    for (int r = 0; r < ROWS; ++r) {
+        if constexpr (!ADD) sum[r] = V(0);
+        else if constexpr (CC == 1) sum[r] = V::loadu(c + r * CR, count);
+        else {
+            for (int j = 0; j < V::size(); ++j) line[j] = j < count ? c[r * CR + j * CC] : T(0);
+            sum[r] = V::loadu(line);
+        }
+    }
+    for (int k = 0; k < K; ++k) {
+        const V factor = V::loadu(b + k * BR);
+        for (int r = 0; r < ROWS; ++r) sum[r] = at::vec::fmadd(V(a[r * AR + k * AC]), factor, sum[r]);
+    }
+    for (int r = 0; r < ROWS; ++r) {
+        if constexpr (CC == 1) sum[r].store(c + r * CR, count);
+        else {
+            sum[r].store(line);
+            for (int j = 0; j < count; ++j) c[r * CR + j * CC] = line[j];
+        }
+    }
+}
+// c (M, N) (+)= a (M, K) b (K, N), strides in elements.
+template <typename T, bool ADD, int M, int N, int K, int AR, int AC, int BR, int BC, int CR, int CC>
+static inline void small_product(const T* a, const T* b, T* c) {
+    constexpr int W = at::vec::Vectorized<T>::size();
+    constexpr int BLOCKS = (N + W - 1) / W;
+    constexpr bool PACK = BC != 1 || N % W != 0;
+    constexpr int ROW = PACK ? BLOCKS * W : BR;
+    T packed[PACK ? K * BLOCKS * W : 1];
+    if constexpr (PACK) {
+        for (int k = 0; k < K; ++k)
+            for (int n = 0; n < BLOCKS * W; ++n) packed[k * BLOCKS * W + n] = n < N ? b[k * BR + n * BC] : T(0);
+    }
+    for (int block = 0; block < BLOCKS; ++block) {
+        const int count = N - block * W < W ? N - block * W : W;
+        const T* part = (PACK ? packed : b) + block * W;
+        T* out = c + block * W * CC;
+        int m = 0;
+        for (; m + 4 <= M; m += 4)
+            rows_of_product<T, ADD, 4, K, AR, AC, ROW, CR, CC>(a + m * AR, part, out + m * CR, count);
+        for (; m < M; ++m)
+            rows_of_product<T, ADD, 1, K, AR, AC, ROW, CR, CC>(a + m * AR, part, out + m * CR, count);
+    }
+}
+"""
+
+
+def source(lowered: Lowered, rows: Sequence[tuple[int, int]]) -> tuple[str, list[int | Call]]:
+    """The C++ of a step, and its parts in order: the number of a compiled part, or a call that only torch can make.
+
+    ``rows`` are the inputs that advance by one row a step: (slot, bytes of a row).
+    Where all of it compiles there is one part, and ``run`` loops over it; the
+    functions take a table of pointers, one a slot.
+    """
+    parts: list[int | Call] = []
+    bodies: list[list[str]] = []
+    for call in lowered.calls:
+        line = _statement(call)
+        if line is None:
+            parts.append(call)
+            continue
+        if not parts or isinstance(parts[-1], Call):
+            parts.append(len(bodies))
+            bodies.append([])
+        bodies[-1].append(line)
+    kernels = [
+        re.sub(r'extern "C"\s+void\s+kernel\b', f"static inline void kernel_{i}", text)
+        for i, text in enumerate(lowered.kernels)
+    ]
+    functions = [f'extern "C" void part_{i}(char** p) {{\n{_join(body)}\n}}' for i, body in enumerate(bodies)]
+    return "\n".join([_PRELUDE, *kernels, *functions, _loop(lowered, rows, parts)]), parts
+
+
+def _join(lines: Sequence[str]) -> str:
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def _loop(lowered: Lowered, rows: Sequence[tuple[int, int]], parts: Sequence[int | Call]) -> str:
+    if any(isinstance(part, Call) for part in parts):
+        return ""
+    size = lowered.output.dtype.itemsize
+    lines = [f"part_{part}(p);" for part in parts]
+    lines.append(f"std::memcpy(losses + i * {size}, p[{lowered.output.slot}] + {lowered.output.start}, {size});")
+    lines += [f"p[{slot}] += {width};" for slot, width in rows]
+    return (
+        'extern "C" void run(char** p, long steps, char* losses) {\n'
+        f"    for (long i = 0; i < steps; ++i) {{\n{_join(lines)}\n    }}\n}}"
+    )
+
+
+def _statement(call: Call) -> str | None:
+    if call.kernel is not None:
+        pointers = ", ".join(f"Any{{p[{view.slot}] + {view.start}}}" for view in call.args)
+        return f"kernel_{call.kernel}({pointers});"
+    return _product(call) if call.operator in _PRODUCTS else None
+
+
+def _product(call: Call) -> str | None:
+    """A matrix product, batched or not, with or without a matrix to add it to; None where torch has to do it."""
+    adds = _PRODUCTS[str(call.operator)]
+    given = [*call.args, call.kwargs["out"]]
+    scales = [*call.args[adds + 2 :], *(v for k, v in call.kwargs.items() if k in ("alpha", "beta"))]
+    if any(scale != 1 for scale in scales) or any(v.dtype not in _TYPES for v in given if isinstance(v, View)):
+        return None
+    left, right = (_Matrix.of(view) for view in call.args[adds : adds + 2])
+    out = _Matrix.of(call.kwargs["out"])
+    body = _small(left, right, out, bool(adds)) or _large(left, right, out, bool(adds))
+    if body is None:
+        return None
+    lines = [_copy(_Matrix.of(call.args[0]).expanded(out), out), body] if adds else [body]
+    return _repeated(" ".join(lines), out.batch)
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A matrix of a batch: first element (in C++), sizes and strides in elements."""
+
+    at: str
+    kind: str
+    rows: int
+    columns: int
+    row: int
+    column: int
+    batch: int
+    step: int
+
+    @classmethod
+    def of(cls, view: View) -> _Matrix:
+        """The last two dimensions of a view, and the batch before them."""
+        shape = (1,) * (3 - len(view.shape)) + view.shape
+        stride = (0,) * (3 - len(view.stride)) + view.stride
+        kind = _TYPES[view.dtype]
+        pointer = f"({kind}*)(p[{view.slot}] + {view.start})"
+        return cls(pointer, kind, shape[1], shape[2], stride[1], stride[2], shape[0], stride[0])
+
+    @property
+    def first(self) -> str:
+        """The first element of the matrix that the batch's loop is at."""
+        return f"{self.at} + b * {self.step}" if self.step else self.at
+
+    def turned(self) -> _Matrix:
+        """The transpose."""
+        return replace(self, rows=self.columns, columns=self.rows, row=self.column, column=self.row)
+
+    def expanded(self, like: _Matrix) -> _Matrix:
+        """Broadcast to the size of another."""
+        return replace(
+            self,
+            rows=like.rows,
+            columns=like.columns,
+            row=self.row if self.rows == like.rows else 0,
+            column=self.column if self.columns == like.columns else 0,
+            step=self.step if self.batch == like.batch else 0,
+        )
+
+    def leading(self) -> tuple[str, int] | None:
+        """BLAS's name for row-major (N) or column-major (T) and the distance of its lines; None for any other."""
+        if self.column == 1 or self.columns == 1:
+            distance = self.row if self.rows > 1 else self.columns
+            return ("N", distance) if distance >= max(self.columns, 1) else None
+        if self.row == 1 or self.rows == 1:
+            distance = self.column
+            return ("T", distance) if distance >= max(self.rows, 1) else None
+        return None
+
+
+def _repeated(body: str, batch: int) -> str:
+    return body if batch == 1 else f"for (long b = 0; b < {batch}; ++b) {{ {body} }}"
+
+
+def _copy(start: _Matrix, out: _Matrix) -> str:
+    sizes = f"{out.kind}, {out.rows}, {out.columns}, {start.row}, {start.column}, {out.row}, {out.column}"
+    return f"copy_matrix<{sizes}>({start.first}, {out.first});"
+
+
+def _small(left: _Matrix, right: _Matrix, out: _Matrix, add: bool) -> str | None:
+    if out.columns < 8 and out.rows > out.columns:  # vectors run along the columns
+        left, right, out = right.turned(), left.turned(), out.turned()
+    inner = left.columns
+    if out.rows * out.columns * inner > _SMALL or inner * max(out.columns, 16) > _SMALL:
+        return None
+    sizes = [out.rows, out.columns, inner, left.row, left.column, right.row, right.column, out.row, out.column]
+    options = ", ".join([out.kind, str(add).lower(), *map(str, sizes)])
+    return f"small_product<{options}>({left.first}, {right.first}, {out.first});"
+
+
+def _large(left: _Matrix, right: _Matrix, out: _Matrix, add: bool) -> str | None:
+    if out.column != 1 and out.columns > 1:
+        left, right, out = right.turned(), left.turned(), out.turned()
+    a, b, c = left.leading(), right.leading(), out.leading()
+    if a is None or b is None or c is None or c[0] != "N":
+        return None
+    # BLAS counts columns first: it is given cᵀ = bᵀ aᵀ.
+    sizes = f"{out.columns}, {out.rows}, {left.columns}"
+    factors = f"{right.first}, {b[1]}, {left.first}, {a[1]}"
+    return f"blas('{b[0]}', '{a[0]}', {sizes}, {factors}, {int(add)}, {out.first}, {c[1]});"

@@ -1,0 +1,180 @@
+"""Compiled steps kept in the user's cache folder, so that the next process need not compile them again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from inference import lowering, native
+from inference.executable import Executable, Plan
+from inference.lowering import Call, NotCompilable, View
+
+__all__ = ["executable"]
+
+_KEPT = 256
+_LIBRARY, _PLAN = "step.so", "plan.json"
+
+
+def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int]) -> Executable:
+    """``module`` compiled and bound to ``inputs``, from the cache where it was compiled before.
+
+    ``rows`` are the inputs that advance by one row a step. The cache is
+    ``$XDG_CACHE_HOME/kiln/programs`` (``~/.cache`` by default), a folder that
+    only the user can write to, as it holds code that is run; the name of an
+    entry is a hash of the graph, the inputs' shapes and types, torch, the
+    processor, the number of threads and the modules that write the code.
+
+    Raises
+    ------
+    NotCompilable
+        With the reason.
+    """
+    key = _key(module, inputs, rows)
+    cache = _cache_folder()
+    if cache is not None:
+        found = _load(cache / key)
+        if found is not None:
+            return Executable(cache / key / _LIBRARY, found, inputs)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as name:
+        folder = Path(name)
+        plan = _build(folder, module, inputs, rows)
+        library = folder / _LIBRARY
+        if cache is not None:
+            library = _keep(folder, cache / key) / _LIBRARY
+            _prune(cache)
+        return Executable(library, plan, inputs)
+
+
+def _build(folder: Path, module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int]) -> Plan:
+    lowered = lowering.lower(module, [value.detach().clone() if i in rows else value for i, value in enumerate(inputs)])
+    widths = [(i, inputs[i].nbytes) for i in rows]
+    text, parts = native.source(lowered, widths)
+    code = folder / "step.cpp"
+    code.write_text(text)
+    lowering.build(code, folder / _LIBRARY)
+    plan = Plan(tuple(parts), tuple(rows), len(inputs), lowered.slots, lowered.scratch, lowered.output)
+    digest = hashlib.sha256((folder / _LIBRARY).read_bytes()).hexdigest()
+    (folder / _PLAN).write_text(json.dumps({"library": digest, "plan": _encoded(plan)}))
+    return plan
+
+
+def _key(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int]) -> str:
+    shapes = [f"{tuple(v.shape)} {v.stride()} {v.dtype}" for v in inputs]
+    ours = [Path(m.__file__ or "").read_text() for m in (lowering, native)]
+    parts = [lowering.machine(), _text(module.graph), *shapes, str(list(rows)), *ours]
+    return hashlib.sha256("\n\n".join(parts).encode()).hexdigest()[:40]
+
+
+def _text(graph: fx.Graph) -> str:
+    """The graph with its values numbered, so that names do not matter."""
+    numbers = {node: f"%{i}" for i, node in enumerate(graph.nodes)}
+    lines = []
+    for node in graph.nodes:
+        args = fx.node.map_arg((node.args, node.kwargs), lambda n: _Reference(numbers[n]))
+        target = node.target if node.op != "placeholder" else ""
+        lines.append(f"{numbers[node]} {node.op} {target} {args}")
+    return "\n".join(lines)
+
+
+class _Reference(str):
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _cache_folder() -> Path | None:
+    """The folder of compiled programs; None where there is none that only the user can write to."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "kiln" / "programs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError:
+        return None
+    return folder if _is_private(folder) and os.access(folder, os.W_OK) else None
+
+
+def _is_private(path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    if stat.S_ISLNK(found.st_mode) or not hasattr(os, "getuid"):
+        return False
+    return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _load(entry: Path) -> Plan | None:
+    """The plan of an entry whose files are the user's own and whole."""
+    files = (entry / _LIBRARY, entry / _PLAN)
+    if not all(_is_private(path) for path in (entry, *files)):
+        return None
+    try:
+        found = json.loads(files[1].read_text())
+        if found["library"] != hashlib.sha256(files[0].read_bytes()).hexdigest():
+            return None
+        os.utime(entry)
+        return _decoded(found["plan"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _keep(folder: Path, entry: Path) -> Path:
+    """Move what was built into the cache in one step; another process may have been first."""
+    shutil.rmtree(entry, ignore_errors=True)  # what could not be loaded
+    staged = Path(tempfile.mkdtemp(dir=entry.parent, prefix="staged-"))
+    for name in (_LIBRARY, _PLAN):
+        shutil.copyfile(folder / name, staged / name)
+        (staged / name).chmod(0o600)
+    try:
+        staged.rename(entry)
+    except OSError:
+        shutil.rmtree(staged, ignore_errors=True)
+        return folder
+    return entry
+
+
+def _prune(cache: Path) -> None:
+    entries = sorted((p for p in cache.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime, reverse=True)
+    for entry in entries[_KEPT:]:
+        shutil.rmtree(entry, ignore_errors=True)
+
+
+def _encoded(value: Any) -> Any:
+    """Plans, calls and views as JSON, each with its kind."""
+    if isinstance(value, Plan | Call | View):
+        fields = {name: _encoded(getattr(value, name)) for name in value.__dataclass_fields__}
+        return {"kind": type(value).__name__, "value": fields}
+    if isinstance(value, torch.dtype | torch.device | torch.layout | torch.memory_format):
+        return {"kind": type(value).__name__, "value": str(value).removeprefix("torch.")}
+    if isinstance(value, dict):
+        return {"kind": "dict", "value": {name: _encoded(part) for name, part in value.items()}}
+    if isinstance(value, list | tuple):
+        return [_encoded(part) for part in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise NotCompilable(f"an operator takes a {type(value).__name__}")
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_decoded(part) for part in value)
+    if not isinstance(value, dict):
+        return value
+    kind, content = value["kind"], value["value"]
+    if kind == "device":
+        return torch.device(content)
+    if kind in ("dtype", "layout", "memory_format"):
+        return getattr(torch, content)
+    fields = {name: _decoded(part) for name, part in content.items()}
+    return {"Plan": Plan, "Call": Call, "View": View, "dict": dict}[kind](**fields)

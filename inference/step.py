@@ -1,0 +1,227 @@
+"""One step of SVI as a graph: loss, gradient and the optimiser's update, recorded from one run of the model."""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from inference.draws import Draw, pack
+from inference.isolation import RandomStream
+from inference.objective import Model, loss
+from inference.program import Program
+from inference.tape import Substitute, Tape, Untraceable
+from inference.updates import Update
+
+__all__ = ["Step", "trace_step"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Step:
+    """θ, moments, rates, noise, constants → loss, as a graph; θ and the moments change in place.
+
+    ``groups`` are the positions in ``draws`` that share a noise input; each draw
+    holds one number set for each of the ``particles`` where those are batched.
+    """
+
+    module: fx.GraphModule
+    constants: list[Tensor]
+    draws: list[Draw]
+    randoms: list[int | None]
+    groups: list[list[int]]
+    batched: int | None
+
+    def noise(self, steps: int) -> list[Tensor]:
+        """Fresh random numbers for ``steps`` steps: for each group a tensor (steps, numbers a step)."""
+        copies = self.batched or 1
+        return [self._fill(group, steps, copies) for group in self.groups]
+
+    def _fill(self, group: list[int], steps: int, copies: int) -> Tensor:
+        first = self.draws[group[0]]
+        if len(group) == 1:
+            return first.many(steps * copies).reshape(steps, -1)
+        size = sum(self.draws[i].size for i in group) * copies
+        whole = Draw(first.func, first.args, first.kwargs, (size,), first.dtype, first.device)
+        return whole.many(steps)
+
+    def replayed(self, noise: Sequence[Tensor], row: int) -> list[list[Tensor | None]]:
+        """What each particle's run of the model is to be answered at step ``row`` of ``noise``, in order."""
+        values: dict[int, Tensor] = {}
+        for group, numbers in zip(self.groups, noise, strict=True):
+            sizes = [self.draws[i].size * (self.batched or 1) for i in group]
+            for i, part in zip(group, numbers[row].split(sizes), strict=True):
+                values[i] = part.reshape(self.batched or 1, *self.draws[i].shape)
+        runs = range(self.batched or 1)
+        return [[None if i is None else values[i][run] for i in self.randoms] for run in runs]
+
+    @property
+    def noise_bytes(self) -> int:
+        """Bytes of noise that one step uses."""
+        return sum(d.size * d.dtype.itemsize for d in self.draws) * (self.batched or 1)
+
+
+def trace_step(
+    program: Program, model: Model, guide: Model, args: tuple[Any, ...], update: Update, particles: int, stream: RandomStream
+) -> Step:
+    """Record one step; model and guide run once (once a particle where they cannot be batched).
+
+    Raises
+    ------
+    Untraceable
+        With the reason, if what they do cannot be written down as a fixed graph.
+    """
+    if program.scored:
+        raise Untraceable(
+            f"the guide's sites {list(program.scored)} have no reparameterised gradient (Trace_ELBO's score-function "
+            "terms need a baseline kept between steps)"
+        )
+    theta = program.params.flatten().to(program.device)
+    with program.running(theta.clone(), RandomStream(dict(stream.state))):
+        before = _other_randomness()
+        recorder = _Recorder(program, model, guide, args, update, theta)
+        step = recorder.batched(particles) if particles > 1 else recorder.plain(1)
+        if _other_randomness() != before:
+            raise Untraceable("it draws from NumPy's or Python's random numbers, which a graph would fix: use torch's")
+        return step
+
+
+class _Recorder:
+    def __init__(
+        self, program: Program, model: Model, guide: Model, args: tuple[Any, ...], update: Update, theta: Tensor
+    ) -> None:
+        self.program = program
+        self.run = lambda particles: loss(model, guide, args, particles, True)
+        self.update = update
+        self.theta = theta.clone().requires_grad_(True)
+        self.moments = [torch.zeros_like(theta) for _ in update.moments]
+        self.rates = torch.ones(len(update.rates(0)), dtype=theta.dtype, device=theta.device)
+
+    def plain(self, particles: int) -> Step:
+        """Loss, gradient and update on one tape."""
+        tape = Tape(self._state(), self._parameter_at)
+        with tape:
+            value = _or_nan(self._loss(particles), tape.failures)
+            self._descend(value)
+        return self._step(tape, value, None, tape.draws, tape.randoms)
+
+    def batched(self, particles: int) -> Step:
+        """The loss of one particle on a tape, then many of it at once by vmap; one after the other where that fails."""
+        single = Tape({"theta": self.theta}, self._parameter_at)
+        with single:
+            value = _or_nan(self._loss(1), single.failures)
+        if not single.draws or _has_custom_gradient(value):
+            return self.plain(particles)
+        forward = fx.GraphModule({}, _with_detached(single.finish(value)))
+        try:
+            return self._vectorised(single, forward, particles)
+        except (RuntimeError, NotImplementedError):  # an operator without a batching rule
+            return self.plain(particles)
+
+    def _vectorised(self, single: Tape, forward: fx.GraphModule, particles: int) -> Step:
+        noise = {f"draw{i}": draw.many(particles) for i, draw in enumerate(single.draws)}
+        fixed = {f"constant{i}": value for i, value in enumerate(single.constants)}
+        order = [node.name for node in forward.graph.nodes if node.op == "placeholder"]
+
+        def one(draws: dict[str, Tensor]) -> Tensor:
+            values = {"theta": self.theta, **fixed, **draws}
+            return torch.as_tensor(forward(*(values[name] for name in order))[0])
+
+        tape = Tape({**self._state(), **noise})
+        with tape:
+            value = torch.vmap(one, randomness="different")(noise).mean()
+            self._descend(value)
+        return self._step(tape, value, particles, single.draws, single.randoms)
+
+    def _state(self) -> dict[str, Tensor]:
+        named = {name: moment for name, moment in zip(self.update.moments, self.moments, strict=True)}
+        return {"theta": self.theta, **named, "rates": self.rates}
+
+    def _loss(self, particles: int) -> Tensor:
+        leaves = self.program.params.leaves
+        with Substitute(list(zip(leaves, self.program.params.views(self.theta), strict=True))):
+            return self.run(particles)
+
+    def _descend(self, value: Tensor) -> None:
+        if not value.requires_grad:
+            return
+        (grad,) = torch.autograd.grad(value, self.theta)
+        with torch.no_grad():
+            self.update.apply(self.theta, grad, self.moments, self.rates)
+
+    def _parameter_at(self, value: Tensor) -> str | None:
+        memory = value.untyped_storage().data_ptr()
+        pairs = zip(self.program.params.names, self.program.params.leaves, strict=True)
+        return next((name for name, leaf in pairs if leaf.untyped_storage().data_ptr() == memory), None)
+
+    def _step(
+        self, tape: Tape, value: Tensor, batched: int | None, draws: list[Draw], randoms: list[int | None]
+    ) -> Step:
+        graph = tape.finish(value)
+        groups = pack(draws)
+        _join_draws(graph, draws, groups, batched)
+        module = fx.GraphModule({}, graph)
+        return Step(module, tape.constants, draws, randoms, groups, batched)
+
+
+def _other_randomness() -> tuple[Any, ...]:
+    name, numbers, *rest = np.random.get_state()  # noqa: NPY002 - a model may use it
+    return name, bytes(np.asarray(numbers)), *rest, random.getstate()
+
+
+def _or_nan(value: Tensor, failures: list[Tensor]) -> Tensor:
+    """The loss, or NaN where a matrix factorisation failed."""
+    for code in failures:
+        value = torch.where((code != 0).any(), torch.nan, value)
+    return value
+
+
+def _with_detached(graph: fx.Graph) -> fx.Graph:
+    """Cut the gradient again where the model ran under ``torch.no_grad``."""
+    for node in list(graph.nodes):
+        if not node.meta.get("no_grad") or any(user.target is operator.getitem for user in node.users):
+            continue
+        with graph.inserting_after(node):
+            cut = graph.call_function(aten.detach.default, (node,))
+        node.replace_all_uses_with(cut, delete_user_cb=lambda user, cut=cut: user is not cut)
+    return graph
+
+
+def _has_custom_gradient(value: Tensor) -> bool:
+    """Whether a gradient written in Python (a ``torch.autograd.Function``) lies behind ``value``."""
+    pending, seen = [value.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            return True
+        pending.extend(parent for parent, _ in node.next_functions)
+    return False
+
+
+def _join_draws(graph: fx.Graph, draws: list[Draw], groups: list[list[int]], batched: int | None) -> None:
+    """Replace the inputs ``draw0, …`` by one input ``noise0, …`` a group, cut into pieces."""
+    inputs = {node.target: node for node in graph.nodes if node.op == "placeholder"}
+    first_operator = next(node for node in graph.nodes if node.op != "placeholder")
+    lead = [batched] if batched else []
+    for g, group in enumerate(groups):
+        with graph.inserting_before(inputs[f"draw{group[0]}"]):
+            noise = graph.placeholder(f"noise{g}")
+        start = 0
+        for i in group:
+            stop = start + draws[i].size * (batched or 1)
+            with graph.inserting_before(first_operator):
+                part = graph.call_function(aten.slice.Tensor, (noise, 0, start, stop))
+                view = graph.call_function(aten.view.default, (part, [*lead, *draws[i].shape]))
+            inputs[f"draw{i}"].replace_all_uses_with(view)
+            graph.erase_node(inputs[f"draw{i}"])
+            start = stop

@@ -1,0 +1,52 @@
+"""What an engine is to do: which model and guide on which data, with how many particles and which optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.optim import Optimizer
+
+from inference.arguments import row_count
+from inference.isolation import RandomStream
+from inference.minibatch import MiniBatch
+from inference.objective import Model, traces
+from inference.optimizers import LearningRate
+from inference.program import Program
+
+__all__ = ["Task"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A program with its data and the options of its optimisation; ``model`` and ``guide`` take mini-batches."""
+
+    program: Program
+    model: Model
+    guide: Model
+    args: tuple[Any, ...]
+    optimizer: str | Callable[..., Optimizer] = "adam"
+    lr: LearningRate = 0.01
+    particles: int = 1
+
+    @classmethod
+    def of(cls, program: Program, args: tuple[Any, ...], batch_size: int | None = None, **options: Any) -> Task:
+        """The task of fitting ``program``, with ``batch_size`` rows a step where one is given.
+
+        Raises
+        ------
+        ValueError
+            If there are no rows to batch, or the model has no plate over them.
+        """
+        if batch_size is None:
+            return cls(program, program.model, program.guide, args, **options)
+        rows = row_count(args)
+        if rows is None:
+            raise ValueError("batch_size needs data with rows, but no argument is an array: leave batch_size out")
+        batch = MiniBatch(rows, batch_size)
+        task = cls(program, batch(program.model), batch(program.guide), args, **options)
+        with program.running(program.params.flatten(), RandomStream.seeded(0)):
+            traces(task.model, task.guide, args)
+        batch.require_use()
+        return task
