@@ -11,6 +11,7 @@ import platform
 import re
 import shlex
 import subprocess
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -79,7 +80,9 @@ def lower(module: fx.GraphModule, examples: Sequence[Tensor]) -> Lowered:
         If Inductor refuses the graph, or writes code of another form than is known here.
     """
     try:
-        source = _inductor_source(module, examples)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's to itself
+            source = _inductor_source(module, examples)
         return _Planner(source, examples).plan()
     except NotCompilable:
         raise

@@ -79,7 +79,8 @@ class Tape(TorchDispatchMode):
         self._alive: list[Any] = []
         self._versions: list[tuple[Tensor, int]] = []
         self._fresh: set[int] = set()
-        self._variables: dict[int, fx.Node] = {}
+        self._variables: set[int] = set()
+        self._views: dict[int, tuple[Any, Any, Any, int]] = {}
         self._end = self.graph.create_node("call_function", _end_of_inputs)
         for name, value in inputs.items():
             self._follow(value, self._placeholder(name))
@@ -124,7 +125,15 @@ class Tape(TorchDispatchMode):
             if _address(value) not in self._fresh:
                 raise Untraceable(f"{_where()} changes a tensor that outlives the step ({func}), which a graph cannot")
         out = func(*args, **kwargs)
-        self._fresh.update(_address(leaf) for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+        given = {_address(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        for i, leaf in enumerate(tree_leaves(out)):
+            if not isinstance(leaf, Tensor):
+                continue
+            if _address(leaf) not in given:
+                self._fresh.add(_address(leaf))
+            elif not func._schema.is_mutable:
+                self._views[id(leaf)] = (func, args, kwargs, i)
+            self._alive.append(leaf)
         return out
 
     def _record(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -171,8 +180,8 @@ class Tape(TorchDispatchMode):
             return out
         target = args[0]
         whole = target.is_contiguous() and target.untyped_storage().nbytes() == target.nbytes
-        if whole and _address(target) in self._fresh:
-            self._variables[_address(target)] = self.graph.call_function(aten.view.default, (node, [-1]))
+        if whole and _address(target) in self._fresh and id(target) not in self._views:
+            self._variables.add(_address(target))
             self._follow(target, node)
         else:
             self._make_variable(target, func)
@@ -181,34 +190,41 @@ class Tape(TorchDispatchMode):
 
     def _make_variable(self, value: Tensor, func: Any) -> None:
         """Let the graph own the memory of ``value``, which it is about to write to."""
-        address = _address(value)
         if self._is_live(value):
             return
+        address = _address(value)
         if address not in self._fresh:
             raise Untraceable(f"{_where()} changes a tensor that outlives the step ({func}), which a graph cannot")
-        flat = torch.as_strided(value.detach(), (value.untyped_storage().nbytes() // value.element_size(),), (1,), 0)
-        node = self._argument(flat.clone())
-        self._variables[address] = self.graph.call_function(aten.clone.default, (node,))
-        self._alive.append(value)
+        while id(value) in self._views:
+            _, args, kwargs, _ = self._views[id(value)]
+            value = next(leaf for leaf in tree_leaves((args, kwargs)) if _shares(leaf, address))
+        start = self._constant(value.detach().clone(), fresh=True)
+        self._variables.add(address)
+        self._follow(value, self.graph.call_function(aten.clone.default, (start,)))
 
     def _argument(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
         if id(value) in self._nodes:
             return self._nodes[id(value)]
-        base = self._variables.get(_address(value))
-        if base is not None:
-            view = (base, list(value.shape), list(value.stride()), value.storage_offset())
-            node = self.graph.call_function(aten.as_strided.default, view)
-            self._follow(value, node)
-            return node
-        return self._constant(value)
+        if _address(value) in self._variables and id(value) in self._views:
+            return self._view_again(value)
+        return self._constant(value, fresh=_address(value) in self._fresh)
 
-    def _constant(self, value: Tensor) -> fx.Node:
+    def _view_again(self, value: Tensor) -> fx.Node:
+        """A view that was taken before its memory became the graph's, taken in the graph."""
+        func, args, kwargs, part = self._views[id(value)]
+        node = self.graph.call_function(func, tree_map(self._argument, args), tree_map(self._argument, kwargs))
+        if isinstance(func(*args, **kwargs), list | tuple):
+            node = self.graph.call_function(operator.getitem, (node, part))
+        self._follow(value, node)
+        return node
+
+    def _constant(self, value: Tensor, fresh: bool) -> fx.Node:
         name = self._forbidden(value) if self._forbidden is not None else None
         if name is not None:
             raise Untraceable(f"{_where()} reads the parameter {name!r} where torch cannot see it (a scripted function?)")
-        folded = _zero_or_one(value) if _address(value) in self._fresh else None
+        folded = _zero_or_one(value) if fresh else None
         if folded is not None:
             options = {"dtype": value.dtype, "device": value.device}
             node = self.graph.call_function(aten.full.default, (list(value.shape), folded), options)
@@ -245,6 +261,10 @@ def _shape_only(func: Any) -> bool:
 
 def _address(value: Tensor) -> int:
     return value.untyped_storage().data_ptr()
+
+
+def _shares(leaf: Any, address: int) -> bool:
+    return isinstance(leaf, Tensor) and _address(leaf) == address
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
