@@ -17,6 +17,7 @@ from inference.lowering import NotCompilable
 from inference.objective import traces
 from inference.optimizers import make_optimizer
 from inference.programs import executable
+from inference.replayed import ReplayedStep
 from inference.sites import refuse_non_finite
 from inference.step import Step, trace_step
 from inference.tape import Untraceable
@@ -72,6 +73,11 @@ class CompiledEngine:
         """How many operators one step has."""
         return sum(node.op == "call_function" for node in self.step.module.graph.nodes)
 
+    @property
+    def block(self) -> int:
+        """Steps whose noise is drawn together: fewer where a step needs much of it."""
+        return max(1, min(_BLOCK, _NOISE_BYTES // max(1, self.step.noise_bytes)))
+
     def init(self, stream: RandomStream) -> CompiledState:
         """The state before the first step; compiles, or finds what was compiled before.
 
@@ -100,18 +106,17 @@ class CompiledEngine:
             At the first loss that is not finite, naming the step and the site;
             the state is put back to where this call began.
         """
-        block = max(1, min(_BLOCK, _NOISE_BYTES // max(1, self.step.noise_bytes)))
         start = _copy(state)
         losses = []
         with self._drawing(state.stream):
-            for begin in range(0, steps, block):
-                rows = self._rows(state.step + begin, min(block, steps - begin))
+            for begin in range(0, steps, self.block):
+                rows = self._rows(state.step + begin, min(self.block, steps - begin))
                 losses.append(self.machine.run(rows))
         found = torch.cat(losses)
         if not torch.isfinite(found).all():
             bad = int((~torch.isfinite(found)).nonzero()[0])
             _put_back(state, start)
-            self._explain(state, bad, steps, block)
+            self._explain(state, bad, steps)
         state.step += steps
         return found
 
@@ -124,7 +129,12 @@ class CompiledEngine:
         names = [str(node.target) for node in self.step.module.graph.nodes if node.op == "placeholder"]
         self.row_names = [name for name in names if name == "rates" or name.startswith("noise")]
         inputs = [values[name] for name in names]
-        self.machine: Executable = executable(self.step.module, inputs, [names.index(name) for name in self.row_names])
+        rows = [names.index(name) for name in self.row_names]
+        self.machine: Executable | ReplayedStep
+        if self.program.device.type == "cuda":
+            self.machine = ReplayedStep(self.step.module, inputs, rows, self.block)
+        else:
+            self.machine = executable(self.step.module, inputs, rows)
 
     @contextmanager
     def _drawing(self, stream: RandomStream) -> Iterator[None]:
@@ -132,23 +142,24 @@ class CompiledEngine:
             yield
 
     def _rates(self, step: int, count: int) -> Tensor:
-        return torch.tensor([self.update.rates(i) for i in range(step, step + count)], dtype=self.program.dtype)
+        rates = [self.update.rates(i) for i in range(step, step + count)]
+        return torch.tensor(rates, dtype=self.program.dtype, device=self.program.device)
 
     def _rows(self, step: int, count: int) -> list[Tensor]:
         named = {f"noise{i}": noise for i, noise in enumerate(self.step.noise(count))}
         named["rates"] = self._rates(step, count)
         return [named[name] for name in self.row_names]
 
-    def _explain(self, state: CompiledState, bad: int, steps: int, block: int) -> None:
+    def _explain(self, state: CompiledState, bad: int, steps: int) -> None:
         """Take the good steps again, then run the model itself on the noise of the bad one and look at each site."""
         where = f"at step {state.step + bad}"
         start = _copy(state)
-        last = bad - bad % block
+        last = bad - bad % self.block
         try:
             with self.program.running(state.flat, state.stream):
-                for begin in range(0, last, block):
-                    self.machine.run(self._rows(state.step + begin, block))
-                rows = self._rows(state.step + last, min(block, steps - last))
+                for begin in range(0, last, self.block):
+                    self.machine.run(self._rows(state.step + begin, self.block))
+                rows = self._rows(state.step + last, min(self.block, steps - last))
                 if bad > last:
                     self.machine.run([row[: bad - last] for row in rows])
                 self._look(rows, bad - last, where)

@@ -75,7 +75,9 @@ def _of_function(function: types.FunctionType) -> list[tuple[str, Any]]:
         return [("wrapped", wrapped)] if wrapped is not None else []
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
     closure = [(name, cell.cell_contents) for name, cell in cells if _is_filled(cell)]
-    reachable = [(name, function.__globals__[name]) for name in _names(function.__code__) if name in function.__globals__]
+    reachable = [
+        (name, function.__globals__[name]) for name in _names(function.__code__) if name in function.__globals__
+    ]
     defaults = list(enumerate(function.__defaults__ or ()))
     keywords = list((function.__kwdefaults__ or {}).items())
     return [*closure, *reachable, *((f"default {i}", v) for i, v in defaults), *keywords]

@@ -270,13 +270,22 @@ def _compile(source: Path, library: Path, check_instructions: bool) -> str | Non
 
     with _settings(check_instructions):
         options = CppTorchOptions(vec_isa=pick_vec_isa(), warning_all=False)
-        builder = CppBuilder(name=library.stem, sources=str(source), output_dir=str(library.parent), BuildOption=options)
-        command = [*shlex.split(builder.get_command_line()), "-w", "-g0", "-o", str(library)]
+        builder = CppBuilder(
+            name=library.stem, sources=str(source), output_dir=str(library.parent), BuildOption=options
+        )
+        command = [_torch_openmp(part) for part in shlex.split(builder.get_command_line())]
+    command += ["-w", "-g0", "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - torch's own command
     if done.returncode == 0:
         return None
     errors = [line for line in done.stderr.splitlines() if "error" in line]
     return (errors or done.stderr.splitlines() or ["no message"])[0]
+
+
+def _torch_openmp(argument: str) -> str:
+    """The OpenMP that torch brings along in place of the system's: two pools of threads fight over the cores."""
+    bundled = sorted((Path(torch.__file__).parent / "lib").glob("libgomp-*.so*"))
+    return str(bundled[0]) if argument == "-lgomp" and bundled else argument
 
 
 def machine() -> str:

@@ -14,7 +14,7 @@ __all__ = [
     "Site",
     "base_distribution",
     "is_point_guide",
-        "latent_values",
+    "latent_values",
     "observed_nodes",
     "refuse_non_finite",
     "score_sites",

@@ -22,6 +22,7 @@ from inference.updates import Update
 __all__ = ["Step", "trace_step"]
 
 aten = torch.ops.aten
+_UNROLLED = 16  # particles that may be written out one by one
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,13 @@ class Step:
 
 
 def trace_step(
-    program: Program, model: Model, guide: Model, args: tuple[Any, ...], update: Update, particles: int, stream: RandomStream
+    program: Program,
+    model: Model,
+    guide: Model,
+    args: tuple[Any, ...],
+    update: Update,
+    particles: int,
+    stream: RandomStream,
 ) -> Step:
     """Record one step; model and guide run once (once a particle where they cannot be batched).
 
@@ -118,23 +125,33 @@ class _Recorder:
         with single:
             value = _or_nan(self._loss(1), single.failures)
         if not single.draws or _has_custom_gradient(value):
-            return self.plain(particles)
+            return self._one_by_one(particles, "a gradient written in Python, or nothing drawn")
         forward = fx.GraphModule({}, _with_detached(single.finish(value)))
         try:
             return self._vectorised(single, forward, particles)
-        except (RuntimeError, NotImplementedError):  # an operator without a batching rule
-            return self.plain(particles)
+        except (RuntimeError, NotImplementedError) as error:  # an operator without a batching rule
+            return self._one_by_one(particles, str(error))
+
+    def _one_by_one(self, particles: int, reason: str) -> Step:
+        if particles > _UNROLLED:
+            raise Untraceable(
+                f"its {particles} particles cannot be run as one batch ({reason.splitlines()[0]}), and more than "
+                f"{_UNROLLED} are too many to write out one by one"
+            )
+        return self.plain(particles)
 
     def _vectorised(self, single: Tape, forward: fx.GraphModule, particles: int) -> Step:
         noise = {f"draw{i}": draw.many(particles) for i, draw in enumerate(single.draws)}
         fixed = {f"constant{i}": value for i, value in enumerate(single.constants)}
         order = [node.name for node in forward.graph.nodes if node.op == "placeholder"]
 
+        functional = torch.func.functionalize(forward)
+
         def one(draws: dict[str, Tensor]) -> Tensor:
             values = {"theta": self.theta, **fixed, **draws}
-            return torch.as_tensor(forward(*(values[name] for name in order))[0])
+            return torch.as_tensor(functional(*(values[name] for name in order))[0])
 
-        tape = Tape({**self._state(), **noise})
+        tape = Tape({**self._state(), **noise}, folds_scalars=True)  # vmap turns numbers into tensors
         with tape:
             value = torch.vmap(one, randomness="different")(noise).mean()
             self._descend(value)

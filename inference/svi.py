@@ -48,7 +48,6 @@ class Engine(Protocol):
         """Look again at what callbacks may have changed."""
 
 
-
 @dataclass(frozen=True)
 class Progress:
     """What a callback is told between chunks of steps."""

@@ -64,10 +64,17 @@ class Tape(TorchDispatchMode):
     in ``draws``; any other (a Gamma whose shape is learned) stays in the graph,
     and is a None in ``randoms``, which lists all of them in order. ``failures``
     holds the error codes of matrix factorisations, which eager torch raises on.
+    With ``folds_scalars`` numbers made on the way are written into the graph.
     """
 
-    def __init__(self, inputs: Mapping[str, Tensor], forbidden: Callable[[Tensor], str | None] | None = None) -> None:
+    def __init__(
+        self,
+        inputs: Mapping[str, Tensor],
+        forbidden: Callable[[Tensor], str | None] | None = None,
+        folds_scalars: bool = False,
+    ) -> None:
         super().__init__()
+        self._folds_scalars = folds_scalars
         self.graph = fx.Graph()
         self.constants: list[Tensor] = []
         self.draws: list[Draw] = []
@@ -180,9 +187,11 @@ class Tape(TorchDispatchMode):
             return out
         target = args[0]
         whole = target.is_contiguous() and target.untyped_storage().nbytes() == target.nbytes
-        if whole and _address(target) in self._fresh and id(target) not in self._views:
+        aliases = self._chain(target)
+        if whole and _address(target) in self._fresh and all(a.shape == target.shape for a in aliases):
             self._variables.add(_address(target))
-            self._follow(target, node)
+            for alias in aliases:
+                self._follow(alias, node)
         else:
             self._make_variable(target, func)
             self.graph.call_function(aten.copy_.default, (self._argument(target), node))
@@ -195,12 +204,18 @@ class Tape(TorchDispatchMode):
         address = _address(value)
         if address not in self._fresh:
             raise Untraceable(f"{_where()} changes a tensor that outlives the step ({func}), which a graph cannot")
-        while id(value) in self._views:
-            _, args, kwargs, _ = self._views[id(value)]
-            value = next(leaf for leaf in tree_leaves((args, kwargs)) if _shares(leaf, address))
+        value = self._chain(value)[-1]
         start = self._constant(value.detach().clone(), fresh=True)
         self._variables.add(address)
         self._follow(value, self.graph.call_function(aten.clone.default, (start,)))
+
+    def _chain(self, value: Tensor) -> list[Tensor]:
+        """``value``, what it is a view of, what that is a view of, and so on."""
+        chain = [value]
+        while id(chain[-1]) in self._views:
+            _, args, kwargs, _ = self._views[id(chain[-1])]
+            chain.append(next(leaf for leaf in tree_leaves((args, kwargs)) if _shares(leaf, _address(value))))
+        return chain
 
     def _argument(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -223,8 +238,10 @@ class Tape(TorchDispatchMode):
     def _constant(self, value: Tensor, fresh: bool) -> fx.Node:
         name = self._forbidden(value) if self._forbidden is not None else None
         if name is not None:
-            raise Untraceable(f"{_where()} reads the parameter {name!r} where torch cannot see it (a scripted function?)")
-        folded = _zero_or_one(value) if fresh else None
+            raise Untraceable(
+                f"{_where()} reads the parameter {name!r} where torch cannot see it (a scripted function?)"
+            )
+        folded = _as_literal(value, any_scalar=self._folds_scalars) if fresh else None
         if folded is not None:
             options = {"dtype": value.dtype, "device": value.device}
             node = self.graph.call_function(aten.full.default, (list(value.shape), folded), options)
@@ -276,10 +293,13 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(written) if isinstance(leaf, Tensor)]
 
 
-def _zero_or_one(value: Tensor) -> float | None:
+def _as_literal(value: Tensor, any_scalar: bool) -> float | None:
+    """The number that all of ``value`` is, if it is 0 or 1, which make operators vanish; None for any other tensor."""
     if value.numel() == 0 or value.numel() > 4096 or value.dtype not in (torch.float32, torch.float64):
         return None
     first = value.detach().reshape(-1)[0].item()
+    if any_scalar and value.dim() == 0:
+        return first
     return first if first in (0.0, 1.0) and bool((value == first).all()) else None
 
 

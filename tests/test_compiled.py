@@ -50,7 +50,9 @@ def losses_of_both(model, guide, args, steps=200, dtype=torch.float64, batch_siz
         random_state = torch.get_rng_state()
         ours = compiled.machine.run(rows)
         torch.set_rng_state(random_state)
-        noise = [dict(zip(compiled.row_names, rows, strict=True))[f"noise{i}"] for i in range(len(compiled.step.groups))]
+        noise = [
+            dict(zip(compiled.row_names, rows, strict=True))[f"noise{i}"] for i in range(len(compiled.step.groups))
+        ]
         for i in range(steps):
             values = [value for run in compiled.step.replayed(noise, i) for value in run]
             with Replay(values):
