@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -83,7 +84,7 @@ def affine(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
 def stack(sizes: list[int], seed: int) -> list[dict[str, jax.Array]]:
     """Layers of the given sizes."""
     keys = random.split(random.PRNGKey(seed), len(sizes) - 1)
-    return [dense(key, *pair) for key, pair in zip(keys, zip(sizes, sizes[1:], strict=False), strict=True)]
+    return [dense(key, *pair) for key, pair in zip(keys, pairwise(sizes), strict=True)]
 
 
 def elu_network(layers: list[dict[str, jax.Array]], x: jax.Array) -> jax.Array:

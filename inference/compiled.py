@@ -19,7 +19,7 @@ from inference.optimizers import make_optimizer
 from inference.programs import executable
 from inference.replayed import ReplayedStep
 from inference.sites import refuse_non_finite
-from inference.step import Step, trace_step
+from inference.step import Step, graph_text, trace_step
 from inference.tape import Untraceable
 from inference.task import Task
 from inference.updates import Update, update_of
@@ -60,13 +60,19 @@ class CompiledEngine:
         self._trace()
 
     def _trace(self) -> None:
+        before = self._outside()
+        self.step = self._recorded()
+        self.outside = self._outside()
+        changed = _changed(before, self.outside)
+        if changed and graph_text(self._recorded().module.graph) != graph_text(self.step.module.graph):
+            raise Untraceable(f"it changes {changed} while it runs and computes with it, which a graph cannot")
+
+    def _outside(self) -> dict[str, object]:
+        return outside_values((self.task.model, self.task.guide, self.task.args))
+
+    def _recorded(self) -> Step:
         task = self.task
-        functions = (task.model, task.guide)
-        self.outside = outside_values((*functions, task.args))
-        self.step = trace_step(task.program, *functions, task.args, self.update, task.particles, self.stream)
-        changed = _changed(self.outside, outside_values((*functions, task.args)))
-        if changed:
-            raise Untraceable(f"the model changes {changed} while it runs, which a graph cannot")
+        return trace_step(task.program, task.model, task.guide, task.args, self.update, task.particles, self.stream)
 
     @property
     def operators(self) -> int:
@@ -93,7 +99,7 @@ class CompiledEngine:
 
     def refresh(self, state: CompiledState) -> None:
         """Record and compile again if something that the model takes from around it has changed."""
-        if _changed(self.outside, outside_values((self.task.model, self.task.guide, self.task.args))):
+        if _changed(self.outside, self._outside()):
             self._trace()
             self._bind(state)
 

@@ -63,7 +63,7 @@ class Draw:
         return (id(self),)
 
     def many(self, count: int) -> Tensor:
-        """``count`` independent results, shape (count, \\*shape)."""
+        """Results of ``count`` independent calls, stacked along a new first dimension."""
         if self.in_place:
             empty = torch.empty(count, *self.shape, dtype=self.dtype, device=self.device)
             return torch.as_tensor(self.func(empty, *self.args, **self.kwargs))

@@ -183,7 +183,7 @@ class _Planner(TorchDispatchMode):
     def _allocate(self, shape: Any, stride: Any, dtype: torch.dtype) -> Tensor:
         with _disable_current_modes():
             value = torch.empty_strided(shape, stride, dtype=dtype)
-            value.untyped_storage().fill_(0)
+            torch.as_strided(value, (value.untyped_storage().nbytes() // value.element_size(),), (1,), 0).zero_()
         self._place(value, self.scratch_slot, self.memory.take(value))
         return value
 
@@ -199,7 +199,7 @@ class _Planner(TorchDispatchMode):
         place = self._placed(value)
         if place is None:
             raise NotCompilable("a tensor appeared from nowhere")
-        start = place[1] + value.storage_offset() * value.element_size()
+        start = place[1] + int(value.storage_offset()) * value.element_size()
         return View(place[0], start, tuple(value.shape), tuple(value.stride()), value.dtype)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

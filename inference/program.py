@@ -37,7 +37,8 @@ T = TypeVar("T")
 class Program:
     """A model and a guide with the parameters, latents and observed sites that one run showed.
 
-    ``scored`` are the latents that need score-function gradients; ``is_point`` says that the guide puts all its mass on one value, as AutoDelta does.
+    ``scored`` are the latents that need score-function gradients; ``is_point``
+    says that the guide puts all its mass on one value, as AutoDelta does.
     """
 
     model: Model

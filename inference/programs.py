@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from inference import lowering, native
 from inference.executable import Executable, Plan
 from inference.lowering import Call, NotCompilable, View
+from inference.step import graph_text
 
 __all__ = ["executable"]
 
@@ -71,26 +72,8 @@ def _build(folder: Path, module: fx.GraphModule, inputs: Sequence[Tensor], rows:
 def _key(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int]) -> str:
     shapes = [f"{tuple(v.shape)} {v.stride()} {v.dtype}" for v in inputs]
     ours = [Path(m.__file__ or "").read_text() for m in (lowering, native)]
-    parts = [lowering.machine(), _text(module.graph), *shapes, str(list(rows)), *ours]
+    parts = [lowering.machine(), graph_text(module.graph), *shapes, str(list(rows)), *ours]
     return hashlib.sha256("\n\n".join(parts).encode()).hexdigest()[:40]
-
-
-def _text(graph: fx.Graph) -> str:
-    """The graph with its values numbered, so that names do not matter."""
-    numbers = {node: f"%{i}" for i, node in enumerate(graph.nodes)}
-    lines = []
-    for node in graph.nodes:
-        args = fx.node.map_arg((node.args, node.kwargs), lambda n: _Reference(numbers[n]))
-        target = node.target if node.op != "placeholder" else ""
-        lines.append(f"{numbers[node]} {node.op} {target} {args}")
-    return "\n".join(lines)
-
-
-class _Reference(str):
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
 
 
 def _cache_folder() -> Path | None:

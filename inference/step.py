@@ -19,7 +19,7 @@ from inference.program import Program
 from inference.tape import Substitute, Tape, Untraceable
 from inference.updates import Update
 
-__all__ = ["Step", "trace_step"]
+__all__ = ["Step", "graph_text", "trace_step"]
 
 aten = torch.ops.aten
 _UNROLLED = 16  # particles that may be written out one by one
@@ -158,7 +158,7 @@ class _Recorder:
         return self._step(tape, value, particles, single.draws, single.randoms)
 
     def _state(self) -> dict[str, Tensor]:
-        named = {name: moment for name, moment in zip(self.update.moments, self.moments, strict=True)}
+        named = dict(zip(self.update.moments, self.moments, strict=True))
         return {"theta": self.theta, **named, "rates": self.rates}
 
     def _loss(self, particles: int) -> Tensor:
@@ -219,7 +219,7 @@ def _has_custom_gradient(value: Tensor) -> bool:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
+        if issubclass(type(node), torch.autograd.function.BackwardCFunction):
             return True
         pending.extend(parent for parent, _ in node.next_functions)
     return False
@@ -242,3 +242,21 @@ def _join_draws(graph: fx.Graph, draws: list[Draw], groups: list[list[int]], bat
             inputs[f"draw{i}"].replace_all_uses_with(view)
             graph.erase_node(inputs[f"draw{i}"])
             start = stop
+
+
+def graph_text(graph: fx.Graph) -> str:
+    """The graph with its values numbered, so that names do not matter."""
+    numbers = {node: f"%{i}" for i, node in enumerate(graph.nodes)}
+    lines = []
+    for node in graph.nodes:
+        args = fx.node.map_arg((node.args, node.kwargs), lambda n: _Reference(numbers[n]))
+        target = node.target if node.op != "placeholder" else ""
+        lines.append(f"{numbers[node]} {node.op} {target} {args}")
+    return "\n".join(lines)
+
+
+class _Reference(str):
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+import inference
 from inference.draws import Draw, is_random
 
 __all__ = ["Substitute", "Tape", "Untraceable"]
@@ -28,10 +29,10 @@ _SHAPE_ONLY = {
 }  # fmt: skip
 _INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._unsafe_index.Tensor)
 _DYNAMIC = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
-_OURS = tuple(
-    str(Path(path).resolve()) + os.sep
-    for path in (Path(__file__).parent, Path(torch.__file__).parent, Path(pyro.__file__).parent)
-) + (sysconfig.get_path("stdlib"),)
+_OURS = (
+    *(str(Path(package.__path__[0]).resolve()) + os.sep for package in (inference, torch, pyro)),
+    sysconfig.get_path("stdlib"),
+)
 
 
 class Untraceable(Exception):
@@ -243,7 +244,7 @@ class Tape(TorchDispatchMode):
             )
         folded = _as_literal(value, any_scalar=self._folds_scalars) if fresh else None
         if folded is not None:
-            options = {"dtype": value.dtype, "device": value.device}
+            options: dict[str, Any] = {"dtype": value.dtype, "device": value.device}
             node = self.graph.call_function(aten.full.default, (list(value.shape), folded), options)
         else:
             node = self._placeholder(f"constant{len(self.constants)}")
@@ -268,8 +269,8 @@ def _end_of_inputs() -> None:
 
 
 def _has_effect(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and (schema.is_mutable or node.target.namespace != "aten")
+    target: Any = node.target
+    return hasattr(target, "_schema") and (target._schema.is_mutable or target.namespace != "aten")
 
 
 def _shape_only(func: Any) -> bool:

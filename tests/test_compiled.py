@@ -1,5 +1,6 @@
 """The compiled engine against the eager one: same noise, same numbers, for every kind of model."""
 
+import itertools
 from functools import partial
 
 import numpy as np
@@ -62,7 +63,8 @@ def losses_of_both(model, guide, args, steps=200, dtype=torch.float64, batch_siz
 
 def check(*case, rtol=1e-10, **options):
     ours, theirs, theta, reference = losses_of_both(*case, **options)
-    assert torch.isfinite(theirs).all() and len(theirs.unique()) > 1
+    assert torch.isfinite(theirs).all()
+    assert len(theirs.unique()) > 1
     torch.testing.assert_close(ours, theirs, rtol=rtol, atol=0)
     torch.testing.assert_close(theta, reference, rtol=100 * rtol, atol=rtol)
 
@@ -274,3 +276,294 @@ KINDS = {
 def test_same_noise_same_losses(kind):
     build, options = KINDS[kind]
     check(*build(), **options)
+
+
+def test_float32_stays_close_to_eager():
+    check(bnn_regression, mean_field_normal(bnn_regression), (X, Y), dtype=torch.float32, rtol=1e-4)
+
+
+def test_other_noise_gives_other_losses():
+    """The check above has teeth: one number of noise changed is seen."""
+    with pytest.MonkeyPatch.context() as patch:
+        whole = Replay.__init__
+
+        def disturbed(self, values):
+            whole(self, [v if v is None or v.dim() else v + 1e-6 for v in values])
+
+        patch.setattr(Replay, "__init__", disturbed)
+        with pytest.raises(AssertionError, match="not close"):
+            check(*eight_schools())
+
+
+COMPILED = {"engine": "compiled", "progress": False, "seed": 0}
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_others():
+    first, again, other = (
+        fit(linear_regression, mean_field_normal(linear_regression), X, Y, steps=300, **{**COMPILED, "seed": seed})
+        for seed in (0, 0, 1)
+    )
+    assert np.array_equal(first.losses, again.losses)
+    assert not np.array_equal(first.losses, other.losses)
+    assert first.record.options["engine"] == "compiled"
+
+
+def test_the_fit_lands_where_eager_lands():
+    ours = fit(linear_regression, mean_field_normal(linear_regression), X, Y, steps=4000, **COMPILED)
+    theirs = fit(
+        linear_regression, mean_field_normal(linear_regression), X, Y, steps=4000, engine="eager", progress=False
+    )
+    error = np.std(theirs.losses[-1000:]) / np.sqrt(1000)
+    assert abs(ours.losses[-1000:].mean() - theirs.losses[-1000:].mean()) < 5 * np.sqrt(2) * error + 0.05
+
+
+def counting():
+    calls = itertools.count()
+
+    def model(x, y=None):
+        next(calls)
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            return pyro.sample("y", dist.Normal(w * x[:, 0].mean(), 1.0), obs=y)
+
+    return model, calls
+
+
+def test_the_models_python_does_not_run_in_the_steps():
+    counts = []
+    for steps in (10, 1000):
+        model, calls = counting()
+        fit(model, mean_field_normal(model), X, Y, steps=steps, **COMPILED)
+        counts.append(next(calls))
+    assert counts[0] == counts[1]
+
+
+def test_one_run_is_recorded():
+    model, calls = counting()
+    stream = RandomStream.seeded(0)
+    program = Program.start(model, mean_field_normal(model), (X, Y), stream, CPU, torch.float32)
+    before = next(calls)
+    CompiledEngine(Task.of(program, (X, Y)), stream).init(stream)
+    assert next(calls) - before - 1 == 1
+
+
+def test_a_model_that_only_counts_its_calls_is_no_trouble():
+    calls = []
+
+    def model(y):
+        calls.append(1)
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+
+    posterior = fit(model, mean_field_normal(model), torch.tensor(1.0), steps=500, **COMPILED)
+    assert posterior.record.options["engine"] == "compiled"
+    assert len(calls) < 10
+
+
+def test_another_shape_is_recorded_again_and_right():
+    """A mean over 40 rows must not be divided by 40 for 20 rows."""
+    model, _ = counting()
+    for rows in (40, 20):
+        check(model, mean_field_normal(model), (X[:rows] + 1, Y[:rows]))
+
+
+def test_other_data_of_the_same_shape_are_not_the_old_ones():
+    first, second = (
+        fit(linear_regression, mean_field_normal(linear_regression), X, y, steps=2000, lr=0.02, **COMPILED)
+        for y in (Y, Y + 5)
+    )
+    assert second.params["AutoNormal.locs.bias"] - first.params["AutoNormal.locs.bias"] > 4
+
+
+def closure(value):
+    def model(y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(w + settings["shift"] * offset, 0.1), obs=y)
+
+    settings = {"shift": 1.0}
+    offset = torch.tensor(float(value))
+    return model, settings, offset
+
+
+def test_a_changed_closure_is_not_frozen_between_fits():
+    model, settings, offset = closure(1)
+    one = torch.tensor(0.0)
+    options = {"steps": 1500, "lr": 0.02, **COMPILED}
+    assert abs(float(fit(model, mean_field_normal(model), one, **options).params["AutoNormal.locs.w"]) + 1) < 0.1
+    settings["shift"] = 2.0
+    assert abs(float(fit(model, mean_field_normal(model), one, **options).params["AutoNormal.locs.w"]) + 2) < 0.1
+    offset.fill_(0.5)
+    assert abs(float(fit(model, mean_field_normal(model), one, **options).params["AutoNormal.locs.w"]) + 1) < 0.1
+
+
+@pytest.mark.parametrize("how", ["number", "tensor"])
+def test_a_callback_that_changes_what_the_model_reads_is_noticed(how):
+    model, settings, offset = closure(1)
+
+    def anneal(progress):
+        if progress.step == 500 and how == "number":
+            settings["shift"] = -1.0
+        elif progress.step == 500:
+            offset.fill_(-1.0)
+
+    options = {"steps": 2000, "lr": 0.02, **COMPILED}
+    posterior = fit(model, mean_field_normal(model), torch.tensor(0.0), callbacks=[anneal], **options)
+    assert abs(float(posterior.params["AutoNormal.locs.w"]) - 1) < 0.1
+
+
+def value_dependent():
+    def model(y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        mean = w if w > 0 else -w
+        pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    return model, mean_field_normal(model), r"test_compiled\.py:\d+ \(model\) needs the value"
+
+
+def score_function():
+    def model(y):
+        k = pyro.sample("k", dist.Bernoulli(0.5))
+        pyro.sample("y", dist.Normal(k, 1.0), obs=y)
+
+    def guide(y):
+        p = pyro.param("p", torch.tensor(0.5), constraint=constraints.unit_interval)
+        pyro.sample("k", dist.Bernoulli(p))
+
+    return model, guide, r"sites \['k'\] have no reparameterised gradient"
+
+
+def numpy_noise():
+    def model(y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(w + np.random.normal(), 1.0), obs=y)
+
+    return model, mean_field_normal(model), "draws from NumPy's or Python's random numbers"
+
+
+def counts_its_calls():
+    calls = {"n": 0}
+
+    def model(y):
+        calls["n"] += 1
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(w / calls["n"], 1.0), obs=y)
+
+    return model, mean_field_normal(model), r"changes \['model.calls.n'\] while it runs and computes with it"
+
+
+def running_statistics():
+    norm = nn.BatchNorm1d(1)
+
+    def model(y):
+        pyro.module("norm", norm)
+        w = pyro.sample("w", dist.Normal(torch.zeros(3, 1), 1.0).to_event(2))
+        pyro.sample("y", dist.Normal(norm(w).sum(), 1.0), obs=y)
+
+    return model, mean_field_normal(model), "changes a tensor that outlives the step"
+
+
+REFUSED = [value_dependent, score_function, numpy_noise, counts_its_calls, running_statistics]
+
+
+@pytest.mark.parametrize("build", REFUSED)
+def test_what_cannot_be_recorded_is_refused_with_the_reason(build):
+    model, guide, reason = build()
+    with pytest.raises(ValueError, match=f"cannot be compiled: .*{reason}"):
+        fit(model, guide, torch.tensor(1.0), steps=10, **COMPILED)
+
+
+@pytest.mark.parametrize("build", REFUSED)
+def test_auto_runs_it_eagerly_with_one_warning(build):
+    model, guide, reason = build()
+    with pytest.warns(UserWarning, match=reason) as caught:
+        posterior = fit(model, guide, torch.tensor(1.0), steps=1000, progress=False)
+    assert len(caught) == 1
+    assert posterior.record.options["engine"] == "eager"
+
+
+def test_an_optimiser_without_a_compiled_form_is_named():
+    with pytest.raises(ValueError, match="optimiser RAdam"):
+        fit(linear_regression, mean_field_normal(linear_regression), X, Y, optimizer=torch.optim.RAdam, **COMPILED)
+
+
+def test_auto_compiles_a_long_fit_and_not_a_short_one():
+    fits = {
+        steps: fit(bnn_regression, mean_field_normal(bnn_regression), X, Y, steps=steps, progress=False)
+        for steps in (1_200, 10_000)
+    }
+    assert {steps: p.record.options["engine"] for steps, p in fits.items()} == {1_200: "eager", 10_000: "compiled"}
+    assert not worth_compiling(operators=450, steps=1_200)
+    assert worth_compiling(operators=450, steps=10_000)
+
+
+def test_no_compiler_is_one_warning_or_the_reason(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    arguments = (linear_regression, mean_field_normal(linear_regression), X, Y)
+    with pytest.raises(ValueError, match=r"no C\+\+ compiler was found.*install g\+\+"):
+        fit(*arguments, steps=10, **COMPILED)
+    monkeypatch.setattr("inference.svi.worth_compiling", lambda operators, steps: True)
+    with pytest.warns(UserWarning, match=r"no C\+\+ compiler") as caught:
+        fit(*arguments, steps=1000, progress=False)
+    assert len(caught) == 1
+
+
+def explodes():
+    def model(x):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        pyro.sample("boom", dist.Normal(torch.log(w - 3.0), 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param("loc", torch.tensor(8.0))
+        pyro.sample("w", dist.Normal(loc, 0.01))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("engine", ["compiled", "eager"])
+def test_a_loss_that_stops_being_finite_names_step_and_site(engine):
+    model, guide = explodes()
+    with pytest.raises(ValueError, match=r"site 'boom' in the model has a log density of nan at step \d+"):
+        fit(model, guide, torch.tensor(-9.0), steps=2000, lr=0.1, engine=engine, progress=False)
+
+
+def test_the_state_is_put_back_where_the_call_began():
+    model, guide = explodes()
+    stream = RandomStream.seeded(0)
+    program = Program.start(model, guide, (torch.tensor(-9.0),), stream, CPU, torch.float32)
+    engine = CompiledEngine(Task.of(program, (torch.tensor(-9.0),), lr=0.1), stream)
+    state = engine.init(stream)
+    engine.advance(state, 10)
+    flat, moments = state.flat.clone(), [m.clone() for m in state.moments]
+    with pytest.raises(ValueError, match="boom"):
+        engine.advance(state, 1000)
+    assert torch.equal(state.flat, flat)
+    assert all(torch.equal(a, b) for a, b in zip(state.moments, moments, strict=True))
+    assert state.step == 10
+
+
+def test_a_fit_leaves_the_processes_random_state_and_store_alone():
+    torch.manual_seed(3)
+    pyro.get_param_store().clear()
+    before = torch.get_rng_state()
+    fit(linear_regression, mean_field_normal(linear_regression), X, Y, steps=200, **COMPILED)
+    assert torch.equal(before, torch.get_rng_state())
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_steps_on_a_device_counter_are_the_same_steps():
+    """The class whose steps a CUDA graph replays, here without the graph."""
+    from inference.replayed import ReplayedStep
+
+    stream = RandomStream.seeded(0)
+    program = Program.start(linear_regression, mean_field_normal(linear_regression), (X, Y), stream, CPU, torch.float32)
+    engine = CompiledEngine(Task.of(program, (X, Y)), stream)
+    first, second = engine.init(stream), None
+    rows = engine._rows(0, 50)
+    ours = engine.machine.run(rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("inference.compiled.executable", lambda module, inputs, at: ReplayedStep(module, inputs, at, 100))
+        second = engine.init(stream)
+    torch.testing.assert_close(engine.machine.run(rows), ours, rtol=1e-4, atol=0)
+    torch.testing.assert_close(second.flat, first.flat, rtol=1e-4, atol=1e-6)

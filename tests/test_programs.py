@@ -1,0 +1,220 @@
+"""The cache of compiled programs, and the canary for torch's private entry points."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import fx
+
+from inference import lowering, native, programs
+
+aten = torch.ops.aten
+
+
+def module():
+    """State ← state + row · w; loss = Σ state²."""
+    graph = fx.Graph()
+    state, row, w = (graph.placeholder(name) for name in ("state", "row", "w"))
+    product = graph.call_function(aten.mm.default, (row, w))
+    graph.call_function(aten.add_.Tensor, (state, product))
+    square = graph.call_function(aten.mul.Tensor, (state, state))
+    graph.output((graph.call_function(aten.sum.default, (square,)),))
+    return fx.GraphModule({}, graph)
+
+
+def inputs():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.zeros(2, 3), torch.zeros(2, 4), torch.randn(4, 3, generator=generator)]
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "kiln" / "programs"
+
+
+@pytest.fixture
+def builds(monkeypatch):
+    """How often something was compiled."""
+    calls = []
+    build = lowering.build
+    monkeypatch.setattr(lowering, "build", lambda *paths: (calls.append(paths), build(*paths)))
+    return calls
+
+
+def run(steps=5):
+    given = inputs()
+    rows = torch.randn(steps, 2, 4, generator=torch.Generator().manual_seed(1))
+    losses = programs.executable(module(), given, [1]).run([rows])
+    expected = (rows @ given[2]).cumsum(0)
+    torch.testing.assert_close(losses, (expected**2).sum((1, 2)))
+    torch.testing.assert_close(given[0], expected[-1])
+
+
+def test_canary_the_private_entry_points_are_where_they_were(cache):
+    """Fails first where a new torch has moved something: see inference/lowering.py."""
+    from torch._inductor import config
+    from torch._inductor.cpp_builder import CppBuilder, CppTorchOptions
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+    from torch._inductor.exc import InvalidCxxCompiler
+    from torch._inductor.graph import GraphLowering
+
+    assert all(callable(c) for c in (CppBuilder, CppTorchOptions, pick_vec_isa, InvalidCxxCompiler))
+    assert callable(GraphLowering.compile_to_module)
+    assert callable(GraphLowering.codegen)
+    with config.patch({"fx_graph_cache": False, "cpp.vec_isa_ok": True, "fallback_random": True}):
+        assert config.fallback_random
+    lowered = lowering.lower(module(), inputs())
+    assert [call.operator for call in lowered.calls if call.operator] == ["aten.addmm.out"]
+    assert all('extern "C"' in kernel for kernel in lowered.kernels)
+    text, parts = native.source(lowered, [(1, 32)])
+    assert parts == [0]
+    assert "small_product<float" in text
+    run()
+
+
+def test_a_second_call_loads_what_the_first_compiled(cache, builds):
+    run()
+    run(steps=7)
+    assert len(builds) == 1
+    assert sorted(p.name for p in next(cache.iterdir()).iterdir()) == ["plan.json", "step.so"]
+
+
+def test_another_graph_shape_or_thread_count_is_another_program(cache, builds):
+    run()
+    programs.executable(module(), [torch.zeros(3, 3), torch.zeros(3, 4), torch.zeros(4, 3)], [1])
+    assert len(builds) == 2
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        run()
+    finally:
+        torch.set_num_threads(threads)
+    assert len(builds) == 3
+
+
+@pytest.mark.parametrize("harm", ["library", "plan", "half", "writable", "link"])
+def test_a_spoiled_entry_is_not_run_but_built_again(cache, builds, harm, tmp_path):
+    run()
+    entry = next(cache.iterdir())
+    library, plan = entry / "step.so", entry / "plan.json"
+    if harm == "library":
+        content = library.read_bytes()
+        library.unlink()  # this process has it mapped
+        library.write_bytes(content + b"x")
+        library.chmod(0o600)
+    elif harm == "plan":
+        plan.write_text(json.dumps({**json.loads(plan.read_text()), "plan": {"kind": "os.system", "value": {}}}))
+    elif harm == "half":
+        library.unlink()
+    elif harm == "writable":
+        library.chmod(0o666)
+    else:
+        library.rename(tmp_path / "elsewhere.so")
+        library.symlink_to(tmp_path / "elsewhere.so")
+    run()
+    assert len(builds) == 2
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o500])
+def test_a_folder_that_others_can_write_to_or_nobody_is_not_used(cache, builds, mode):
+    if mode == 0o500 and os.getuid() == 0:
+        pytest.skip("root can write anywhere")
+    cache.mkdir(parents=True)
+    cache.chmod(mode)
+    run()
+    run()
+    assert len(builds) == 2
+    assert list(cache.iterdir()) == []
+
+
+def test_a_failed_build_leaves_nothing_behind(cache, monkeypatch):
+    monkeypatch.setattr(native, "source", lambda *_: ("this is not C++", [0]))
+    with pytest.raises(lowering.NotCompilable, match=r"the C\+\+ compiler failed: .*error"):
+        run()
+    assert list(cache.iterdir()) == []
+
+
+def test_old_entries_make_room(cache, monkeypatch):
+    monkeypatch.setattr(programs, "_KEPT", 1)
+    run()
+    programs.executable(module(), [torch.zeros(3, 3), torch.zeros(3, 4), torch.zeros(4, 3)], [1])
+    assert len(list(cache.iterdir())) == 1
+
+
+SCRIPT = """
+import sys
+import torch
+from guides import mean_field_normal
+from inference import fit
+from ppl_models import linear_regression
+x = torch.linspace(-1, 1, 20).reshape(-1, 1)
+options = {"steps": 100, "engine": "compiled", "progress": False}
+p = fit(linear_regression, mean_field_normal(linear_regression), x, x[:, 0], **options)
+print(p.losses.tobytes().hex(), "torch._inductor.graph" in sys.modules)
+"""
+
+
+def test_the_next_process_neither_compiles_nor_loads_the_compiler(cache):
+    runs = [
+        subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True).stdout.split()
+        for _ in range(2)
+    ]
+    assert runs[0][0] == runs[1][0]
+    assert [imported for _, imported in runs] == ["True", "False"]
+
+
+def product_cases():
+    for m, n, k in [(1, 1, 1), (5, 3, 7), (40, 10, 10), (40, 1, 10), (1, 33, 2), (17, 16, 4), (90, 50, 60)]:
+        for left in ("N", "T"):
+            yield from ((m, n, k, left, right) for right in ("N", "T"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("add", [None, "row", "whole"])
+def test_matrix_products_of_every_layout(cache, dtype, add):
+    """All sizes and layouts in one program, against torch's own."""
+    graph = fx.Graph()
+    given, expected, totals = [torch.zeros(1, dtype=dtype)], [], []
+    row = graph.placeholder("row")
+    generator = torch.Generator().manual_seed(0)
+    for m, n, k, left, right in product_cases():
+        shapes = [(m, k) if left == "N" else (k, m), (k, n) if right == "N" else (n, k)]
+        bias = {None: [], "row": [(n,)], "whole": [(m, n)]}[add]
+        values = [torch.randn(shape, dtype=dtype, generator=generator) for shape in [*shapes, *bias]]
+        nodes = [graph.placeholder(f"v{len(given) + i}") for i in range(len(values))]
+        given += values
+        turned = [v.t() if how == "T" else v for v, how in zip(values, (left, right), strict=False)]
+        flipped = [
+            graph.call_function(aten.t.default, (node,)) if how == "T" else node
+            for node, how in zip(nodes, (left, right), strict=False)
+        ]
+        if add is None:
+            product, number = graph.call_function(aten.mm.default, tuple(flipped)), turned[0] @ turned[1]
+        else:
+            product = graph.call_function(aten.addmm.default, (nodes[2], *flipped))
+            number = torch.addmm(values[2], *turned)
+        weight = torch.randn(m, n, dtype=dtype, generator=generator)
+        given.append(weight)
+        weighted = graph.call_function(aten.mul.Tensor, (product, graph.placeholder(f"v{len(given) - 1}")))
+        totals.append(graph.call_function(aten.sum.default, (weighted,)))
+        expected.append((number * weight).sum())
+    total = graph.call_function(aten.sum.default, (graph.call_function(aten.stack.default, (totals,)),))
+    output = graph.call_function(aten.add.Tensor, (total, graph.call_function(aten.sum.default, (row,))))
+    graph.output((output,))
+    module = fx.GraphModule({}, _inputs_first(graph))
+    losses = programs.executable(module, given, [0]).run([torch.ones(2, 1, dtype=dtype)])
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+    torch.testing.assert_close(losses, (sum(expected) + 1).expand(2), rtol=tolerance, atol=tolerance * 10)
+
+
+def _inputs_first(graph):
+    """Placeholders have to stand before the operators."""
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    for node in list(graph.nodes):
+        if node.op == "placeholder":
+            first.prepend(node)
+    return graph
