@@ -21,7 +21,7 @@ from numpyro.infer.autoguide import AutoNormal
 from numpyro.optim import Adam
 
 from benchmarks.edward import network
-from benchmarks.works import LAYERS, PARTICLES, SCHOOLS, binary_images, digits
+from benchmarks.works import LAYERS, PARTICLES, SCHOOLS, SMALL, binary_images, digits
 from ppl_models.datasets import cosine
 
 __all__ = ["RIVALS"]
@@ -44,9 +44,9 @@ def scanned(step: Callable[[Any], tuple[Any, jax.Array]], state: Any) -> Steps:
     return run
 
 
-def by_numpyro(model: Callable[..., Any], guide: Any, args: tuple[Any, ...]) -> Steps:
-    """NumPyro's SVI with Adam at 0.01, its update inside ``lax.scan``."""
-    svi = SVI(model, guide, Adam(0.01), Trace_ELBO())
+def by_numpyro(model: Callable[..., Any], guide: Any, args: tuple[Any, ...], lr: float = 0.01) -> Steps:
+    """NumPyro's SVI with Adam, its update inside ``lax.scan``."""
+    svi = SVI(model, guide, Adam(lr), Trace_ELBO())
     return scanned(lambda state: svi.update(state, *args), svi.init(random.PRNGKey(0), *args))
 
 
@@ -109,11 +109,11 @@ def vae() -> Steps:
         with numpyro.plate("data", len(x)):
             numpyro.sample("z", dist.Normal(mean, jnp.exp(0.5 * log_variance)).to_event(1))
 
-    return by_numpyro(model, guide, (jnp.array(binary_images(128)),))
+    return by_numpyro(model, guide, (jnp.array(binary_images(128)),), SMALL)
 
 
-def by_hand(loss: Callable[[Any, jax.Array], jax.Array], params: Any) -> Steps:
-    """Adam at 0.01 on ``loss(params, key)``."""
+def by_hand(loss: Callable[[Any, jax.Array], jax.Array], params: Any, lr: float = 0.01) -> Steps:
+    """Adam on ``loss(params, key)``."""
     zeros = jax.tree.map(jnp.zeros_like, params)
 
     def step(carry: Any) -> tuple[Any, jax.Array]:
@@ -123,7 +123,7 @@ def by_hand(loss: Callable[[Any, jax.Array], jax.Array], params: Any) -> Steps:
         count = count + 1
         first = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first, grad)
         second = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, second, grad)
-        scale = 0.01 * jnp.sqrt(1 - 0.999**count) / (1 - 0.9**count)
+        scale = lr * jnp.sqrt(1 - 0.999**count) / (1 - 0.9**count)
         params = jax.tree.map(lambda p, m, v: p - scale * m / (jnp.sqrt(v) + 1e-8), params, first, second)
         return (params, first, second, count, key), value
 
@@ -184,7 +184,7 @@ def dropout_cnn() -> Steps:
         logits = jax.nn.log_softmax(affine(params["dense"][2], h))
         return -jnp.take_along_axis(logits, y[:, None], 1).sum()
 
-    return by_hand(loss, params)
+    return by_hand(loss, params, SMALL)
 
 
 RIVALS: dict[str, tuple[str, Callable[[], Steps]]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,23 +19,42 @@ from guides import mean_field_normal
 from ppl_models import bnn_regression
 from ppl_models.datasets import cosine
 
-__all__ = ["SCHOOLS", "WORKS", "Network", "Work", "binary_images", "digits"]
+__all__ = [
+    "LAYERS",
+    "PARTICLES",
+    "SCHOOLS",
+    "SMALL",
+    "WORKS",
+    "Encoder",
+    "Network",
+    "Work",
+    "binary_images",
+    "decoder",
+    "digits",
+]
 
 SCHOOLS = np.array([[28, 8, -3, 7, -1, 1, 18, 12], [15, 10, 16, 11, 9, 11, 10, 18]], dtype=np.float32)
 LAYERS, PARTICLES = 16, 1000
+SMALL = 1e-3  # the step size for networks
 
 
 @dataclass(frozen=True)
 class Work:
-    """A model, a guide and data: what one step is timed on.
-
-    ``batched_by_pyro`` says that Pyro can run the particles as one batch.
-    """
+    """A model, a guide and data: what one step is timed on, with Adam at ``lr``."""
 
     model: Callable[..., Any]
     guide: Callable[..., Any]
     args: tuple[Tensor, ...]
     particles: int = 1
+    lr: float = 0.01
+
+    def to(self, device: str) -> Work:
+        """The same with its data there; networks follow when they are first used."""
+        for part in (self.model, self.guide):
+            for cell in getattr(part, "__closure__", None) or ():
+                if isinstance(cell.cell_contents, nn.Module):
+                    cell.cell_contents.to(device)
+        return replace(self, args=tuple(value.to(device) for value in self.args))
 
 
 def edward() -> Work:
@@ -106,7 +125,7 @@ def vae() -> Work:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(*encode(x)).to_event(1))
 
-    return Work(model, guide, (torch.tensor(binary_images(128)),))
+    return Work(model, guide, (torch.tensor(binary_images(128)),), lr=SMALL)
 
 
 class Network(nn.Sequential):
@@ -135,7 +154,7 @@ def dropout_cnn() -> Work:
         """Nothing is latent but the dropout inside."""
 
     x, y = digits(100)
-    return Work(model, guide, (torch.tensor(x), torch.tensor(y)))
+    return Work(model, guide, (torch.tensor(x), torch.tensor(y)), lr=SMALL)
 
 
 def binary_images(rows: int) -> np.ndarray:

@@ -14,6 +14,7 @@ from inference import fit
 from inference.eager import EagerEngine
 from inference.isolation import RandomStream
 from inference.program import Program
+from inference.task import Task
 from ppl_models import linear_regression
 
 QUIET = {"steps": 150, "progress": False}
@@ -62,7 +63,7 @@ def test_two_engines_advanced_in_turn_give_what_each_gives_alone(line):
         stream = RandomStream.seeded(seed)
         guide = mean_field_normal(linear_regression)
         program = Program.start(linear_regression, guide, (line.x, line.y), stream, torch.device("cpu"), torch.float32)
-        engine = EagerEngine(program, (line.x, line.y))
+        engine = EagerEngine(Task.of(program, (line.x, line.y)))
         return engine, engine.init(stream)
 
     alone = [engine.advance(state, 60) for engine, state in (start(0), start(1))]

@@ -10,6 +10,7 @@ from inference.eager import EagerEngine
 from inference.isolation import RandomStream
 from inference.objective import log_weight, traces
 from inference.program import Program
+from inference.task import Task
 from ppl_models import linear_regression
 
 
@@ -66,7 +67,7 @@ def test_each_step_sees_the_asked_number_of_fresh_rows(line):
             pyro.sample("y", dist.Normal(w * x[rows, 0], 1.0), obs=y[rows])
 
     program, args = start(model, line)
-    engine = EagerEngine(program, args, batch_size=8)
+    engine = EagerEngine(Task.of(program, args, batch_size=8))
     state = engine.init(RandomStream.seeded(0))
     seen.clear()
     engine.advance(state, 200)

@@ -12,6 +12,7 @@ from inference.eager import EagerEngine
 from inference.isolation import RandomStream
 from inference.objective import loss
 from inference.program import Program
+from inference.task import Task
 
 
 def mixed(x, y=None):
@@ -36,7 +37,7 @@ def test_loss_and_gradient_are_those_of_trace_elbo(line, guide):
     flat = program.params.flatten()
     results = []
     for estimate in (
-        lambda: loss(program.model, program.guide, args, 3, program.reparameterized),
+        lambda: loss(program.model, program.guide, args, 3, not program.scored),
         lambda: Trace_ELBO(num_particles=3).differentiable_loss(program.model, program.guide, *args),
     ):
         grad = torch.zeros_like(flat)
@@ -58,8 +59,8 @@ def test_a_guide_without_reparameterisation_gets_its_score_function_terms():
 
     y = torch.tensor([7.0, 7.5, 6.5])
     program, stream = program_of(model, guide, y)
-    assert not program.reparameterized
-    engine = EagerEngine(program, (y,), lr=0.05, particles=20)
+    assert program.scored == ("rate",)
+    engine = EagerEngine(Task.of(program, (y,), lr=0.05, particles=20))
     state = engine.init(stream)
     engine.advance(state, 400)
     assert program.params.constrained(state.flat)["mean"] == pytest.approx(6.8, abs=0.7)
@@ -77,6 +78,6 @@ def test_validation_runs_once_and_the_model_once_a_step(line):
     program, stream = program_of(model, mean_field_normal(model), line.x.double(), line.y.double())
     at_start = len(calls)
     assert all(calls)
-    engine = EagerEngine(program, (line.x.double(), line.y.double()))
+    engine = EagerEngine(Task.of(program, (line.x.double(), line.y.double())))
     engine.advance(engine.init(stream), 7)
     assert calls[at_start:] == [False] * 7
