@@ -15,7 +15,6 @@ from inference.frozen import outside_values
 from inference.isolation import RandomStream, environment
 from inference.lowering import NotCompilable
 from inference.objective import traces
-from inference.optimizers import make_optimizer
 from inference.programs import executable
 from inference.replayed import ReplayedStep
 from inference.sites import refuse_non_finite
@@ -26,7 +25,6 @@ from inference.updates import Update, update_of
 
 __all__ = ["CompiledEngine", "CompiledState", "NotCompilable", "Untraceable"]
 
-_BLOCK = 100  # steps whose noise is drawn by one call
 _NOISE_BYTES = 2**25
 
 
@@ -81,8 +79,9 @@ class CompiledEngine:
 
     @property
     def block(self) -> int:
-        """Steps whose noise is drawn together: fewer where a step needs much of it."""
-        return max(1, min(_BLOCK, _NOISE_BYTES // max(1, self.step.noise_bytes)))
+        """Steps whose noise is drawn together: a divisor of 100, so that the numbers do not depend on the chunks."""
+        most = _NOISE_BYTES // max(1, self.step.noise_bytes)
+        return next(size for size in (100, 50, 25, 20, 10, 5, 4, 2, 1) if size <= max(most, 1))
 
     def init(self, stream: RandomStream) -> CompiledState:
         """The state before the first step; compiles, or finds what was compiled before.
@@ -183,11 +182,10 @@ class CompiledEngine:
 
 
 def _update(task: Task) -> Update:
-    flat = task.program.params.flatten().requires_grad_(True)
-    optimizer = make_optimizer(task.optimizer, flat, task.lr)
-    update = update_of(optimizer, task.lr)
+    update = update_of(task.optimizer, task.lr)
     if update is None:
-        raise Untraceable(f"the optimiser {type(optimizer).__name__} with these options has no compiled form")
+        name = getattr(task.optimizer, "__name__", task.optimizer)
+        raise Untraceable(f"the optimiser {name} with these options has no compiled form")
     return update
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from inference.lowering import DispatchMode
 
 __all__ = ["Draw", "Replay", "is_random", "pack"]
 
@@ -83,7 +84,7 @@ def pack(draws: Sequence[Draw]) -> list[list[int]]:
     return list(groups.values())
 
 
-class Replay(TorchDispatchMode):
+class Replay(DispatchMode):
     """Answer each recorded random call with the number given, in order; the others run as they are.
 
     ``values`` holds a tensor for each recorded call and None for each that the

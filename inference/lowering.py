@@ -25,9 +25,17 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["Call", "Lowered", "NotCompilable", "View", "build", "lower", "machine"]
+__all__ = ["Call", "DispatchMode", "Lowered", "NotCompilable", "View", "build", "lower", "machine"]
 
 _ALIGNMENT = 64
+
+
+class DispatchMode(TorchDispatchMode):
+    """A mode that runs as plain Python: torch's own would first import TorchDynamo, most of a second."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 class NotCompilable(Exception):
@@ -131,7 +139,7 @@ def _settings(check_instructions: bool = False) -> Iterator[None]:
         yield
 
 
-class _Planner(TorchDispatchMode):
+class _Planner(DispatchMode):
     """Run the Python that Inductor wrote around its kernels once, on zeros, and note what it calls on which memory."""
 
     def __init__(self, source: str, examples: Sequence[Tensor]) -> None:

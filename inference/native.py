@@ -182,7 +182,8 @@ class _Matrix:
         stride = (0,) * (3 - len(view.stride)) + view.stride
         kind = _TYPES[view.dtype]
         pointer = f"({kind}*)(p[{view.slot}] + {view.start})"
-        return cls(pointer, kind, shape[1], shape[2], stride[1], stride[2], shape[0], stride[0])
+        step = stride[0] if shape[0] > 1 else 0
+        return cls(pointer, kind, shape[1], shape[2], stride[1], stride[2], shape[0], step)
 
     @property
     def first(self) -> str:

@@ -11,7 +11,7 @@ from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["OPTIMIZERS", "LearningRate", "cosine_decay", "make_optimizer", "set_step_size"]
+__all__ = ["OPTIMIZERS", "LearningRate", "cosine_decay", "make_optimizer", "optimizer_class", "set_step_size"]
 
 LearningRate = float | Callable[[int], float]
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -38,16 +38,26 @@ def cosine_decay(lr: float, steps: int) -> Callable[[int], float]:
     return cosine
 
 
-def make_optimizer(optimizer: str | Callable[..., Optimizer], flat: Tensor, lr: LearningRate) -> Optimizer:
-    """One optimiser over the flat vector: a name of :data:`OPTIMIZERS`, or ``optimizer([θ], lr=lr)``."""
-    first = lr(0) if callable(lr) else lr
+def optimizer_class(optimizer: str | Callable[..., Optimizer]) -> Callable[..., Optimizer]:
+    """The callable that a name of :data:`OPTIMIZERS` stands for; any other callable as it is.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+    """
     if callable(optimizer):
-        return optimizer([flat], lr=first)
+        return optimizer
     if optimizer not in OPTIMIZERS:
         raise ValueError(
             f"optimizer is {optimizer!r}: pass one of {sorted(OPTIMIZERS)} or a callable such as torch.optim.RAdam"
         )
-    return OPTIMIZERS[optimizer]([flat], lr=first)
+    return OPTIMIZERS[optimizer]
+
+
+def make_optimizer(optimizer: str | Callable[..., Optimizer], flat: Tensor, lr: LearningRate) -> Optimizer:
+    """One optimiser over the flat vector: ``optimizer([θ], lr=lr)``, or the one of that name."""
+    return optimizer_class(optimizer)([flat], lr=lr(0) if callable(lr) else lr)
 
 
 def set_step_size(optimizer: Optimizer, lr: LearningRate, step: int) -> None:

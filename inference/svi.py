@@ -35,6 +35,7 @@ from inference.task import Task
 __all__ = ["Progress", "fit"]
 
 CHUNK = 100
+_CHUNK_SECONDS = 0.05
 _ALWAYS_EAGER = 1_000  # a step count that cannot earn a compilation back, nor even the recording
 
 
@@ -214,9 +215,13 @@ def _run(
     started = time.perf_counter()
     chunks = []
     with tqdm(total=steps, unit="step", disable=not progress, desc="fit") as bar:
+        size = CHUNK
         while state.step < steps:
-            chunk = runner.advance(state, min(CHUNK, steps - state.step))
+            begun = time.perf_counter()
+            chunk = runner.advance(state, min(size, steps - state.step))
             chunks.append(chunk)
+            if not callbacks and time.perf_counter() - begun < _CHUNK_SECONDS:
+                size *= 2
             bar.set_postfix(elbo=f"{-chunk.mean().item():.4g}", refresh=False)
             bar.update(len(chunk))
             for callback in callbacks:

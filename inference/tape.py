@@ -14,11 +14,11 @@ import pyro
 import torch
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import inference
 from inference.draws import Draw, is_random
+from inference.lowering import DispatchMode
 
 __all__ = ["Substitute", "Tape", "Untraceable"]
 
@@ -55,7 +55,7 @@ class Substitute(TorchFunctionMode):
         return self._by_id.get(id(value), value)
 
 
-class Tape(TorchDispatchMode):
+class Tape(DispatchMode):
     """Record what is computed from ``inputs`` inside the block, below autograd, as ``graph``.
 
     Only what depends on the inputs, or on random numbers, is recorded. Other

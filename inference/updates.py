@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +14,7 @@ from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 from torch.optim import Optimizer
 
-from inference.optimizers import LearningRate
+from inference.optimizers import LearningRate, optimizer_class
 
 __all__ = ["Update", "update_of"]
 
@@ -137,12 +140,28 @@ _UPDATES: dict[type[Optimizer], type[Update]] = {
 }
 
 
-def update_of(optimizer: Optimizer, lr: LearningRate) -> Update | None:
-    """The step of ``optimizer`` with its own options, or None where there is no compiled form of it."""
-    group = optimizer.param_groups[0]
-    kind = _UPDATES.get(type(optimizer))
-    if kind is AdamUpdate and group.get("decoupled_weight_decay"):
-        kind = AdamWUpdate
-    if kind is None or group.get("amsgrad") or group.get("maximize") or isinstance(group.get("lr"), Tensor):
+def update_of(optimizer: str | Callable[..., Optimizer], lr: LearningRate) -> Update | None:
+    """The step of ``optimizer`` with its own options, or None where there is no compiled form of it.
+
+    The optimiser itself is not made where its class and arguments can be read:
+    the first one of a process costs most of a second of imports.
+    """
+    kind, options = _class_and_options(optimizer)
+    update = _UPDATES.get(kind) if isinstance(kind, type) else None
+    if update is AdamUpdate and options.get("decoupled_weight_decay"):
+        update = AdamWUpdate
+    if update is None or options.get("amsgrad") or options.get("maximize") or isinstance(options.get("lr"), Tensor):
         return None
-    return kind(group, lr if callable(lr) else float(group["lr"]))
+    return update(options, lr)
+
+
+def _class_and_options(optimizer: str | Callable[..., Optimizer]) -> tuple[Any, dict[str, Any]]:
+    found: Any = optimizer_class(optimizer)
+    given: dict[str, Any] = {}
+    while isinstance(found, functools.partial) and not found.args:
+        given = {**found.keywords, **given}
+        found = found.func
+    if found not in _UPDATES:
+        return found, {}
+    defaults = {name: p.default for name, p in inspect.signature(found).parameters.items()}
+    return found, {**defaults, **given}

@@ -8,9 +8,9 @@ ROOT = Path(__file__).parents[1]
 
 # Each line may import from the lines above it, never from its own line or below.
 LEVELS = [
-    {"arguments", "arviz_compat", "draws", "frozen", "isolation", "lowering", "optimizers", "params", "sites"},
-    {"executable", "minibatch", "native", "objective", "replayed", "tape", "updates"},
-    {"diagnostics", "predict", "program", "storage"},
+    {"arguments", "arviz_compat", "frozen", "isolation", "lowering", "optimizers", "params", "sites"},
+    {"draws", "executable", "minibatch", "native", "objective", "replayed", "updates"},
+    {"diagnostics", "predict", "program", "storage", "tape"},
     {"step", "task"},
     {"programs"},
     {"arviz_export", "compiled", "eager", "figures", "metrics"},

@@ -211,6 +211,21 @@ def test_matrix_products_of_every_layout(cache, dtype, add):
     torch.testing.assert_close(losses, (sum(expected) + 1).expand(2), rtol=tolerance, atol=tolerance * 10)
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("size", [4, 70])
+def test_batched_products(cache, batch, size):
+    graph = fx.Graph()
+    row, left, right = (graph.placeholder(name) for name in ("row", "left", "right"))
+    product = graph.call_function(aten.bmm.default, (left, right))
+    turned = graph.call_function(aten.bmm.default, (product, graph.call_function(aten.transpose.int, (right, 1, 2))))
+    total = graph.call_function(aten.sum.default, (turned,))
+    graph.output((graph.call_function(aten.add.Tensor, (total, graph.call_function(aten.sum.default, (row,)))),))
+    a, b = torch.randn(2, batch, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ones = torch.ones(2, 1, dtype=torch.float64)
+    losses = programs.executable(fx.GraphModule({}, graph), [ones[0], a, b], [0]).run([ones])
+    torch.testing.assert_close(losses, ((a @ b @ b.mT).sum() + 1).expand(2), rtol=1e-9, atol=1e-9)
+
+
 def _inputs_first(graph):
     """Placeholders have to stand before the operators."""
     first = next(node for node in graph.nodes if node.op != "placeholder")
