@@ -67,12 +67,12 @@ def fit(
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 5000,
     lr: Annotated[float, typer.Option(help="Step size at the start.")] = 0.02,
     decay: Annotated[bool, typer.Option(help="Let the step size fall to 0 as half a cosine.")] = True,
-    optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.")] = "adam",
+    optimizer: Annotated[str, typer.Option(help="adam, adamw, clippedadam or sgd.")] = "adam",
     particles: Annotated[int, typer.Option(help="Draws a step.")] = 1,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step; all, if left out.")] = None,
     seed: Annotated[int, typer.Option(help="Fixes the split, the start and every draw.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    engine: Annotated[str, typer.Option(help="auto or eager.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, eager or compiled.")] = "auto",
 ) -> None:
     """Fit MODEL to a table, test it on rows that were held out, and write a report."""
     if not 0 <= holdout < 1:

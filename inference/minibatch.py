@@ -4,10 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
 
 __all__ = ["MiniBatch"]
+
+_NO_SHAPE = torch.Size()
+
+
+@torch.library.custom_op("kiln::subset", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _subset(rows: int, size: int) -> Tensor:
+    """``size`` distinct rows of ``rows``, in a time that does not grow with ``rows``; seeded by torch's generator."""
+    seed = int(torch.randint(2**63 - 1, (), device="cpu"))
+    chosen = np.random.default_rng(seed).choice(rows, size, replace=False, shuffle=False)
+    return torch.from_numpy(chosen)
+
+
+class _Subset(_Subsample):
+    """Pyro's choice of rows, which shuffles all of them, without the shuffle."""
+
+    def sample(self, sample_shape: torch.Size = _NO_SHAPE) -> Tensor:
+        """Rows drawn without replacement, shape (B,)."""
+        if self.subsample_size >= self.size or torch.device(self.device).type != "cpu":
+            return super().sample(sample_shape)
+        return _subset(self.size, self.subsample_size)
 
 
 class MiniBatch(Messenger):
@@ -31,7 +54,7 @@ class MiniBatch(Messenger):
         if fn.size != self.rows or fn.subsample_size is not None:
             self.others[msg["name"]] = fn.size
             return
-        msg["fn"] = _Subsample(self.rows, self.batch_size)
+        msg["fn"] = _Subset(self.rows, self.batch_size)
         self.plates.add(msg["name"])
 
     def require_use(self) -> None:

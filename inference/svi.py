@@ -158,7 +158,7 @@ def fit(
     program = Program.start(model, guide, args, stream, where, kind)
     task = Task.of(program, args, batch_size, optimizer=optimizer, lr=lr, particles=particles)
     started = time.perf_counter()
-    runner, state = _choose(engine, task, stream, steps)
+    runner, state = _choose(engine, task, stream, steps, progress)
     losses = _run(runner, state, steps, progress, callbacks)
     record = FitRecord(
         losses=losses.cpu().numpy(),
@@ -180,18 +180,19 @@ def fit(
 def worth_compiling(operators: int, steps: int) -> bool:
     """Whether compiled steps make up for the time that compiling takes.
 
-    An eager step costs about 4.5 µs of Python for each of its ``operators``;
-    compiling takes about 6 s and 10 ms an operator. Both were measured on the
-    machine of benchmarks/README.md. Nothing is timed here, so that the same call
-    takes the same way every time.
+    An eager step costs at least 5.5 µs of Python for each of its ``operators``;
+    compiling takes at most 5 s and 7 ms an operator. Both were measured on the
+    machine of benchmarks/README.md. Nothing is timed here, nor looked up among
+    the programs compiled before, so that the same call takes the same way every
+    time.
 
     >>> worth_compiling(operators=450, steps=2_000), worth_compiling(operators=450, steps=10_000)
     (False, True)
     """
-    return steps * operators * 4.5e-6 > 6 + operators * 0.01
+    return steps * operators * 5.5e-6 > 5 + operators * 7e-3
 
 
-def _choose(engine: str, task: Task, stream: RandomStream, steps: int) -> tuple[Engine, Any]:
+def _choose(engine: str, task: Task, stream: RandomStream, steps: int, progress: bool) -> tuple[Engine, Any]:
     """The engine to run, and its first state."""
     if engine == "eager" or (engine == "auto" and steps < _ALWAYS_EAGER):
         eager = EagerEngine(task)
@@ -199,7 +200,8 @@ def _choose(engine: str, task: Task, stream: RandomStream, steps: int) -> tuple[
     try:
         compiled = CompiledEngine(task, stream)
         if engine == "compiled" or worth_compiling(compiled.operators, steps):
-            return compiled, compiled.init(stream)
+            with tqdm(desc="compile", bar_format="{desc} {elapsed}", disable=not progress, leave=False):
+                return compiled, compiled.init(stream)
     except (Untraceable, NotCompilable) as error:
         reason = f"the model {name_of(task.program.model)!r} cannot be compiled: {error}"
         if engine == "compiled":

@@ -50,7 +50,7 @@ def with_value(array, index, value):
         ({"device": "cuda:99"}, r"device 'cuda:99' is not on this machine, which has \['cpu'"),
         ({"device": "toaster"}, r"device 'toaster' is not on this machine"),
         ({"dtype": torch.int64}, r"dtype is torch.int64: pass torch.float32 or torch.float64"),
-        ({"engine": "warp"}, r"engine is 'warp': pass 'auto' or 'eager'"),
+        ({"engine": "warp"}, r"engine is 'warp': pass 'auto', 'eager' or 'compiled'"),
         ({"optimizer": "lbfgs"}, r"optimizer is 'lbfgs': pass one of \['adam'"),
     ],
     ids=lambda value: str(value)[:30] if isinstance(value, str) else None,

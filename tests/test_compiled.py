@@ -35,11 +35,11 @@ def own_cache(tmp_path_factory):
         yield
 
 
-def losses_of_both(model, guide, args, steps=200, dtype=torch.float64, batch_size=None, **options):
+def losses_of_both(model, guide, args, steps=200, dtype=torch.float64, batch_size=None, device=CPU, **options):
     """Losses of the compiled and of the eager engine, fed the same random numbers."""
     args = tuple(a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
     stream = RandomStream.seeded(0)
-    program = Program.start(model, guide, args, stream, CPU, dtype)
+    program = Program.start(model, guide, args, stream, device, dtype)
     task = Task.of(program, args, batch_size, **options)
     compiled = CompiledEngine(task, stream)
     state = compiled.init(stream)

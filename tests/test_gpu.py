@@ -35,3 +35,25 @@ def test_the_same_seed_gives_the_same_numbers_and_leaves_the_gpus_random_state(l
     )
     assert np.array_equal(first.losses, second.losses)
     assert torch.equal(torch.cuda.get_rng_state(), before)
+
+
+def test_compiled_steps_are_replayed_from_a_graph_and_are_the_eager_ones(line):
+    """One draw of noise for both: the CUDA graph's losses against the model itself, step by step."""
+    from test_compiled import losses_of_both
+
+    device = torch.device("cuda")
+    args = (line.x.double().to(device), line.y.double().to(device))
+    ours, theirs, theta, reference = losses_of_both(
+        linear_regression, mean_field_normal(linear_regression), args, steps=100, device=device
+    )
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=0)
+    torch.testing.assert_close(theta, reference, rtol=1e-7, atol=1e-9)
+
+
+def test_a_compiled_fit_on_the_gpu_goes_down_and_is_reproducible(line):
+    options = {"steps": 300, "engine": "compiled", "device": "cuda", "progress": False}
+    first, second = (
+        fit(linear_regression, mean_field_normal(linear_regression), line.x, line.y, **options) for _ in range(2)
+    )
+    assert np.array_equal(first.losses, second.losses)
+    assert first.losses[-50:].mean() < first.losses[:50].mean()
