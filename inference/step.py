@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from inference.draws import Draw, pack
 from inference.isolation import RandomStream
 from inference.objective import Model, loss
 from inference.program import Program
+from inference.side_by_side import NoRule, run_side_by_side
 from inference.tape import Substitute, Tape, Untraceable
 from inference.updates import Update
 
@@ -23,6 +25,7 @@ __all__ = ["Step", "graph_text", "trace_step"]
 
 aten = torch.ops.aten
 _UNROLLED = 16  # particles that may be written out one by one
+_MANY, _FEW = 32, 8  # particles from which, and numbers a particle up to which, they lie side by side
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,8 @@ class Step:
     """θ, moments, rates, noise, constants → loss, as a graph; θ and the moments change in place.
 
     ``groups`` are the positions in ``draws`` that share a noise input; each draw
-    holds one number set for each of the ``particles`` where those are batched.
+    holds one number set for each of the particles where those are ``batched``,
+    in the first dimension, or the ``last``.
     """
 
     module: fx.GraphModule
@@ -39,6 +43,13 @@ class Step:
     randoms: list[int | None]
     groups: list[list[int]]
     batched: int | None
+    last: bool = False
+
+    def shape(self, draw: int) -> list[int]:
+        """The shape of one draw in a step, particles included."""
+        particles = [self.batched] if self.batched else []
+        own = list(self.draws[draw].shape)
+        return [*own, *particles] if self.last else [*particles, *own]
 
     def noise(self, steps: int) -> list[Tensor]:
         """Fresh random numbers for ``steps`` steps: for each group a tensor (steps, numbers a step)."""
@@ -59,9 +70,15 @@ class Step:
         for group, numbers in zip(self.groups, noise, strict=True):
             sizes = [self.draws[i].size * (self.batched or 1) for i in group]
             for i, part in zip(group, numbers[row].split(sizes), strict=True):
-                values[i] = part.reshape(self.batched or 1, *self.draws[i].shape)
+                shaped = part.reshape(self.shape(i))
+                values[i] = shaped.movedim(-1, 0) if self.last else shaped
         runs = range(self.batched or 1)
-        return [[None if i is None else values[i][run] for i in self.randoms] for run in runs]
+        return [[self._answer(values, i, run) for i in self.randoms] for run in runs]
+
+    def _answer(self, values: dict[int, Tensor], draw: int | None, run: int) -> Tensor | None:
+        if draw is None:
+            return None
+        return values[draw][run] if self.batched else values[draw]
 
     @property
     def noise_bytes(self) -> int:
@@ -127,6 +144,9 @@ class _Recorder:
         if not single.draws or _has_custom_gradient(value):
             return self._one_by_one(particles, "a gradient written in Python, or nothing drawn")
         forward = fx.GraphModule({}, _with_detached(single.finish(value)))
+        if particles >= _MANY and all(draw.size <= _FEW for draw in single.draws):
+            with suppress(NoRule):
+                return self._side_by_side(single, forward, particles)
         try:
             return self._vectorised(single, forward, particles)
         except (RuntimeError, NotImplementedError) as error:  # an operator without a batching rule
@@ -139,6 +159,15 @@ class _Recorder:
                 f"{_UNROLLED} are too many to write out one by one"
             )
         return self.plain(particles)
+
+    def _side_by_side(self, single: Tape, forward: fx.GraphModule, particles: int) -> Step:
+        noise = {f"draw{i}": draw.many(particles).movedim(0, -1).contiguous() for i, draw in enumerate(single.draws)}
+        fixed = {f"constant{i}": value for i, value in enumerate(single.constants)}
+        tape = Tape({**self._state(), **noise})
+        with tape:
+            value = run_side_by_side(forward.graph, {"theta": self.theta, **fixed}, noise).mean()
+            self._descend(value)
+        return self._step(tape, value, particles, single.draws, single.randoms, last=True)
 
     def _vectorised(self, single: Tape, forward: fx.GraphModule, particles: int) -> Step:
         noise = {f"draw{i}": draw.many(particles) for i, draw in enumerate(single.draws)}
@@ -179,13 +208,19 @@ class _Recorder:
         return next((name for name, leaf in pairs if leaf.untyped_storage().data_ptr() == memory), None)
 
     def _step(
-        self, tape: Tape, value: Tensor, batched: int | None, draws: list[Draw], randoms: list[int | None]
+        self,
+        tape: Tape,
+        value: Tensor,
+        batched: int | None,
+        draws: list[Draw],
+        randoms: list[int | None],
+        last: bool = False,
     ) -> Step:
         graph = tape.finish(value)
-        groups = pack(draws)
-        _join_draws(graph, draws, groups, batched)
-        module = fx.GraphModule({}, graph)
-        return Step(module, tape.constants, draws, randoms, groups, batched)
+        step = Step(fx.GraphModule({}, graph), tape.constants, draws, randoms, pack(draws), batched, last)
+        _join_draws(graph, step)
+        step.module.recompile()
+        return step
 
 
 def _other_randomness() -> tuple[Any, ...]:
@@ -225,20 +260,19 @@ def _has_custom_gradient(value: Tensor) -> bool:
     return False
 
 
-def _join_draws(graph: fx.Graph, draws: list[Draw], groups: list[list[int]], batched: int | None) -> None:
+def _join_draws(graph: fx.Graph, step: Step) -> None:
     """Replace the inputs ``draw0, …`` by one input ``noise0, …`` a group, cut into pieces."""
     inputs = {node.target: node for node in graph.nodes if node.op == "placeholder"}
     first_operator = next(node for node in graph.nodes if node.op != "placeholder")
-    lead = [batched] if batched else []
-    for g, group in enumerate(groups):
+    for g, group in enumerate(step.groups):
         with graph.inserting_before(inputs[f"draw{group[0]}"]):
             noise = graph.placeholder(f"noise{g}")
         start = 0
         for i in group:
-            stop = start + draws[i].size * (batched or 1)
+            stop = start + step.draws[i].size * (step.batched or 1)
             with graph.inserting_before(first_operator):
                 part = graph.call_function(aten.slice.Tensor, (noise, 0, start, stop))
-                view = graph.call_function(aten.view.default, (part, [*lead, *draws[i].shape]))
+                view = graph.call_function(aten.view.default, (part, step.shape(i)))
             inputs[f"draw{i}"].replace_all_uses_with(view)
             graph.erase_node(inputs[f"draw{i}"])
             start = stop

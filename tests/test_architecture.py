@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 # Each line may import from the lines above it, never from its own line or below.
 LEVELS = [
     {"arguments", "arviz_compat", "frozen", "isolation", "lowering", "optimizers", "params", "sites"},
-    {"draws", "executable", "minibatch", "native", "objective", "replayed", "updates"},
+    {"draws", "executable", "minibatch", "native", "objective", "replayed", "side_by_side", "updates"},
     {"diagnostics", "predict", "program", "storage", "tape"},
     {"step", "task"},
     {"programs"},

@@ -238,6 +238,27 @@ def in_place():
     return model, mean_field_normal(model), (X, Y)
 
 
+def shapes():
+    """Every change of shape that has a rule of its own where particles lie side by side."""
+
+    def model(y):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2, 3, dtype=y.dtype), 1.0).to_event(2))
+        w = pyro.sample("w", dist.Normal(torch.zeros(2, dtype=y.dtype), 1.0).to_event(1))
+        a = (z @ z.T) @ w + z.mean(1) + torch.linalg.vector_norm(z, dim=-1)
+        b = torch.cat([a, w.sum().reshape(1)]) + torch.stack([z[0, 1], z[1, 2], w[0]])
+        c = z.reshape(3, 2).permute(1, 0).unsqueeze(0).squeeze(0).expand(4, 2, 3).sum((0, 1)) * w.dot(w)
+        first, second = z.split([1, 1])
+        pyro.sample("y", dist.Normal(b + c + first[0] * second[0].mean(), 0.5).to_event(1), obs=y)
+
+    return model, mean_field_normal(model), (torch.tensor([0.5, -1.0, 2.0]),)
+
+
+def planar_flow(model):
+    torch.manual_seed(0)
+    transforms = pyro.distributions.transforms
+    return autoguide.AutoNormalizingFlow(model, partial(transforms.iterated, 3, transforms.planar))
+
+
 KINDS = {
     "eight schools": (eight_schools, {}),
     "two plates, a scale": (crossed_plates, {}),
@@ -250,15 +271,9 @@ KINDS = {
     "filled in place": (in_place, {}),
     "low rank": (partial(line, partial(autoguide.AutoLowRankMultivariateNormal, rank=2)), {}),
     "point": (partial(line, autoguide.AutoDelta), {}),
-    "planar flow": (
-        partial(
-            line,
-            lambda model: autoguide.AutoNormalizingFlow(
-                model, partial(pyro.distributions.transforms.iterated, 3, pyro.distributions.transforms.planar)
-            ),
-        ),
-        {},
-    ),
+    "planar flow": (partial(line, planar_flow), {}),
+    "planar flow, particles side by side": (partial(line, planar_flow), {"particles": 32}),
+    "shapes, particles side by side": (shapes, {"particles": 32}),
     "inverse autoregressive flow": (partial(line, partial(autoguide.AutoIAFNormal, hidden_dim=[8])), {}),
     "particles": (eight_schools, {"particles": 4}),
     "particles that vmap cannot batch": (in_place, {"particles": 2}),
@@ -276,6 +291,14 @@ KINDS = {
 def test_same_noise_same_losses(kind):
     build, options = KINDS[kind]
     check(*build(), **options)
+
+
+@pytest.mark.parametrize(("particles", "last"), [(32, True), (8, False)])
+def test_few_numbers_and_many_particles_lie_side_by_side(particles, last):
+    model, guide, args = line(planar_flow)
+    stream = RandomStream.seeded(0)
+    program = Program.start(model, guide, args, stream, CPU, torch.float32)
+    assert CompiledEngine(Task.of(program, args, particles=particles), stream).step.last is last
 
 
 def test_float32_stays_close_to_eager():
