@@ -13,6 +13,14 @@ with warnings.catch_warnings():
     import arviz  # noqa: F401 - its own announcement on import must not fail a test
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Compiled programs of the tests are kept for the tests alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def line():
     """Forty rows on y = 1 + 2x, noise sd 0.3."""

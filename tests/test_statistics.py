@@ -31,6 +31,9 @@ def decaying(step):
     return 1 / (20 + step)
 
 
+OPTIONS = {"particles": 2, "progress": False}
+
+
 def agrees(posterior, mean, sd):
     """Means within 5 Monte-Carlo errors, sds within 3 %, which is 4.2 standard errors of an sd from 10,000 draws."""
     weights = posterior.sample(DRAWS, seed=1)["weights"].double().numpy()
@@ -39,11 +42,11 @@ def agrees(posterior, mean, sd):
     return bool(close.all() and right.all())
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_mean_field_is_exact_where_the_posterior_is_independent(orthonormal, seed):
+@pytest.mark.parametrize(("seed", "engine"), [*((seed, "compiled") for seed in range(5)), (0, "eager")])
+def test_mean_field_is_exact_where_the_posterior_is_independent(orthonormal, seed, engine):
     x, y, mean, sd = orthonormal
     guide = mean_field_normal(MODEL)
-    posterior = fit(MODEL, guide, x, y, steps=5000, lr=decaying, seed=seed, progress=False, particles=2)
+    posterior = fit(MODEL, guide, x, y, steps=5000, lr=decaying, seed=seed, engine=engine, **OPTIONS)
     assert agrees(posterior, mean, sd)
 
 
@@ -54,7 +57,7 @@ def test_a_guide_of_half_the_width_fails_the_same_check(orthonormal):
         loc = pyro.param("loc", torch.zeros(COLUMNS))
         pyro.sample("weights", dist.Normal(loc, torch.tensor(sd / 2, dtype=loc.dtype)).to_event(1))
 
-    posterior = fit(MODEL, too_narrow, x, y, steps=5000, lr=decaying, progress=False, particles=2)
+    posterior = fit(MODEL, too_narrow, x, y, steps=5000, lr=decaying, engine="compiled", **OPTIONS)
     assert not agrees(posterior, mean, sd)
     narrow = posterior.sample(DRAWS, seed=1)["weights"].double().numpy().std(0)
     np.testing.assert_allclose(narrow, sd / 2, rtol=0.03)
@@ -62,7 +65,7 @@ def test_a_guide_of_half_the_width_fails_the_same_check(orthonormal):
 
 def test_the_elbo_reaches_the_log_evidence_where_the_guide_is_exact(orthonormal):
     x, y, _, _ = orthonormal
-    posterior = fit(MODEL, mean_field_normal(MODEL), x, y, steps=5000, lr=decaying, particles=2, progress=False)
+    posterior = fit(MODEL, mean_field_normal(MODEL), x, y, steps=5000, lr=decaying, engine="compiled", **OPTIONS)
     covariance = NOISE**2 * np.eye(ROWS) + PRIOR**2 * x @ x.T
     evidence = float(
         dist.MultivariateNormal(torch.zeros(ROWS).double(), torch.tensor(covariance)).log_prob(torch.tensor(y))
