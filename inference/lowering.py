@@ -38,7 +38,7 @@ class DispatchMode(TorchDispatchMode):
         return False
 
 
-class NotCompilable(Exception):
+class NotCompilable(ValueError):
     """Why this machine or this torch cannot compile a graph."""
 
 

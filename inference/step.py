@@ -132,7 +132,7 @@ class _Recorder:
         """Loss, gradient and update on one tape."""
         tape = Tape(self._state(), self._parameter_at)
         with tape:
-            value = _or_nan(self._loss(particles), tape.failures)
+            value = _or_nan(self._loss(particles, tape), tape.failures)
             self._descend(value)
         return self._step(tape, value, None, tape.draws, tape.randoms)
 
@@ -140,7 +140,7 @@ class _Recorder:
         """The loss of one particle on a tape, then many of it at once by vmap; one after the other where that fails."""
         single = Tape({"theta": self.theta}, self._parameter_at)
         with single:
-            value = _or_nan(self._loss(1), single.failures)
+            value = _or_nan(self._loss(1, single), single.failures)
         if not single.draws or _has_custom_gradient(value):
             return self._one_by_one(particles, "a gradient written in Python, or nothing drawn")
         forward = fx.GraphModule({}, _with_detached(single.finish(value)))
@@ -190,9 +190,9 @@ class _Recorder:
         named = dict(zip(self.update.moments, self.moments, strict=True))
         return {"theta": self.theta, **named, "rates": self.rates}
 
-    def _loss(self, particles: int) -> Tensor:
+    def _loss(self, particles: int, tape: Tape) -> Tensor:
         leaves = self.program.params.leaves
-        with Substitute(list(zip(leaves, self.program.params.views(self.theta), strict=True))):
+        with Substitute(list(zip(leaves, self.program.params.views(self.theta), strict=True)), tape):
             return self.run(particles)
 
     def _descend(self, value: Tensor) -> None:

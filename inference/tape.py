@@ -28,6 +28,7 @@ _SHAPE_ONLY = {
     "new_empty", "new_zeros", "new_ones", "new_full", "new_empty_strided",
 }  # fmt: skip
 _INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._unsafe_index.Tensor)
+_READS = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}
 _DYNAMIC = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _OURS = (
     *(str(Path(package.__path__[0]).resolve()) + os.sep for package in (inference, torch, pyro)),
@@ -35,20 +36,26 @@ _OURS = (
 )
 
 
-class Untraceable(Exception):
+class Untraceable(ValueError):
     """The reason why a model or guide cannot be turned into a graph, with the line it comes from."""
 
 
 class Substitute(TorchFunctionMode):
-    """Wherever one of the keys of ``replacements`` meets torch, its value takes its place."""
+    """Wherever the first of a pair of ``replacements`` meets torch, the second takes its place.
 
-    def __init__(self, replacements: list[tuple[Tensor, Tensor]]) -> None:
+    It also refuses what reads numbers out of ``tape``'s tensors without an operator.
+    """
+
+    def __init__(self, replacements: list[tuple[Tensor, Tensor]], tape: Tape) -> None:
         super().__init__()
+        self._tape = tape
         self._by_id = {id(old): new for old, new in replacements}
         self._old = [old for old, _ in replacements]  # an id is only good while its tensor lives
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call ``func`` with the replacements."""
+        if func in _READS and self._tape.depends(tree_map(self._swap, args)):
+            raise Untraceable(f"{_where()} needs the value of a drawn or learned number (Tensor.{func.__name__})")
         return func(*tree_map(self._swap, args), **tree_map(self._swap, kwargs or {}))
 
     def _swap(self, value: Any) -> Any:
@@ -110,19 +117,20 @@ class Tape(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator, and record it if the graph has to."""
         kwargs = kwargs or {}
-        if func is aten._linalg_check_errors.default and self._depends(args):
+        if func is aten._linalg_check_errors.default and self.depends(args):
             self.failures.append(args[0])
             return None
         if is_random(func):
             values = args[1:] if func._schema.is_mutable or _shape_only(func) else args
-            if not self._depends(values, kwargs):
+            if not self.depends(values, kwargs):
                 return self._record_draw(func, args, kwargs)
             self.randoms.append(None)
-        elif _shape_only(func) or not self._depends(args, kwargs):
+        elif _shape_only(func) or not self.depends(args, kwargs):
             return self._run_now(func, args, kwargs)
         return self._record(func, args, kwargs)
 
-    def _depends(self, *structure: Any) -> bool:
+    def depends(self, *structure: Any) -> bool:
+        """Whether a tensor in ``structure`` depends on the inputs or on random numbers."""
         return any(isinstance(leaf, Tensor) and self._is_live(leaf) for leaf in tree_leaves(structure))
 
     def _is_live(self, value: Tensor) -> bool:

@@ -478,7 +478,32 @@ def running_statistics():
     return model, mean_field_normal(model), "changes a tensor that outlives the step"
 
 
-REFUSED = [value_dependent, score_function, numpy_noise, counts_its_calls, running_statistics]
+def reads_by_numpy():
+    def model(y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        mean = torch.tensor(float(np.tanh(w.detach().numpy())))
+        pyro.sample("y", dist.Normal(mean + w, 1.0), obs=y)
+
+    return model, mean_field_normal(model), r"test_compiled\.py:\d+ \(model\) needs the value .*numpy"
+
+
+def reads_by_list():
+    def model(y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(w.sum(), 1.0 + (w.tolist()[0] > 0)), obs=y)
+
+    return model, mean_field_normal(model), r"test_compiled\.py:\d+ \(model\) needs the value .*tolist"
+
+
+REFUSED = [
+    value_dependent,
+    reads_by_numpy,
+    reads_by_list,
+    score_function,
+    numpy_noise,
+    counts_its_calls,
+    running_statistics,
+]
 
 
 @pytest.mark.parametrize("build", REFUSED)
@@ -583,3 +608,33 @@ def test_steps_on_a_device_counter_are_the_same_steps():
         second = engine.init(stream)
     torch.testing.assert_close(engine.machine.run(rows), ours, rtol=1e-4, atol=0)
     torch.testing.assert_close(second.flat, first.flat, rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_and_guide_without_parameters_only_report_their_elbo():
+    def model(y):
+        pyro.sample("y", dist.Normal(pyro.sample("w", dist.Normal(0.0, 1.0)), 1.0), obs=y)
+
+    def guide(y):
+        pyro.sample("w", dist.Normal(0.0, 1.0))
+
+    posterior = fit(model, guide, torch.tensor(1.0), steps=400, **COMPILED)
+    # E[−log N(1; w, 1)] with w ~ N(0, 1) is log √(2π) + 1, and its sd a draw is √(3/2 − 1/2 + 1) at most 1.6.
+    assert abs(posterior.losses.mean() - 1.919) < 5 * 1.6 / 20
+
+
+def test_a_callback_that_makes_the_model_unrecordable_says_so():
+    settings = {"branch": False}
+
+    def model(y):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        if settings["branch"] and w > 0:
+            w = -w
+        pyro.sample("y", dist.Normal(w, 1.0), obs=y)
+
+    with pytest.raises(ValueError, match=r"\(model\) needs the value"):
+        fit(
+            *(model, mean_field_normal(model), torch.tensor(1.0)),
+            steps=300,
+            callbacks=[lambda progress: settings.update(branch=True)],
+            **COMPILED,
+        )
