@@ -26,6 +26,7 @@ from inference.updates import Update, update_of
 __all__ = ["CompiledEngine", "CompiledState", "NotCompilable", "Untraceable"]
 
 _NOISE_BYTES = 2**25
+_WORTH_THREADS = 2**15  # numbers in a tensor from which a second thread gives more than its start costs
 
 
 @dataclass
@@ -139,7 +140,8 @@ class CompiledEngine:
         if self.program.device.type == "cuda":
             self.machine = ReplayedStep(self.step.module, inputs, rows, self.block)
         else:
-            self.machine = executable(self.step.module, inputs, rows)
+            threads = torch.get_num_threads() if self.step.largest >= _WORTH_THREADS else 1
+            self.machine = executable(self.step.module, inputs, rows, threads)
 
     @contextmanager
     def _drawing(self, stream: RandomStream) -> Iterator[None]:

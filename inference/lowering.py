@@ -79,8 +79,8 @@ class Lowered:
     output: View
 
 
-def lower(module: fx.GraphModule, examples: Sequence[Tensor]) -> Lowered:
-    """Let Inductor fuse ``module`` into kernels, and plan one run of them over fixed memory.
+def lower(module: fx.GraphModule, examples: Sequence[Tensor], threads: int = 1) -> Lowered:
+    """Let Inductor fuse ``module`` into kernels for ``threads`` threads, and plan one run of them over fixed memory.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def lower(module: fx.GraphModule, examples: Sequence[Tensor]) -> Lowered:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's to itself
-            source = _inductor_source(module, examples)
+            source = _inductor_source(module, examples, threads)
         return _Planner(source, examples).plan()
     except NotCompilable:
         raise
@@ -99,7 +99,7 @@ def lower(module: fx.GraphModule, examples: Sequence[Tensor]) -> Lowered:
         raise NotCompilable(f"TorchInductor: {type(error).__name__}: {problem[0] if problem else ''}") from error
 
 
-def _inductor_source(module: fx.GraphModule, examples: Sequence[Tensor]) -> str:
+def _inductor_source(module: fx.GraphModule, examples: Sequence[Tensor], threads: int) -> str:
     from torch._inductor import compile as inductor_compile
     from torch._inductor.graph import GraphLowering
 
@@ -115,7 +115,7 @@ def _inductor_source(module: fx.GraphModule, examples: Sequence[Tensor]) -> str:
         sources.append(self.codegen()[0].value)
         return Nothing()
 
-    with torch.no_grad(), _settings(), mock.patch.object(GraphLowering, "compile_to_module", keep_source):
+    with torch.no_grad(), _settings(threads), mock.patch.object(GraphLowering, "compile_to_module", keep_source):
         inductor_compile(module, list(examples))
     if len(sources) != 1:
         raise NotCompilable(f"TorchInductor wrote {len(sources)} programs for one graph")
@@ -123,7 +123,7 @@ def _inductor_source(module: fx.GraphModule, examples: Sequence[Tensor]) -> str:
 
 
 @contextmanager
-def _settings(check_instructions: bool = False) -> Iterator[None]:
+def _settings(threads: int = 1, check_instructions: bool = False) -> Iterator[None]:
     from torch._inductor import config
 
     with config.patch(
@@ -132,6 +132,7 @@ def _settings(check_instructions: bool = False) -> Iterator[None]:
             "cpp_wrapper": False,
             "fallback_random": True,
             "compile_threads": 1,
+            "cpp.threads": threads,
             # The test of the instruction set compiles and starts Python: seconds, for what the real compile shows.
             "cpp.vec_isa_ok": None if check_instructions else True,
         }
@@ -276,7 +277,7 @@ def _compile(source: Path, library: Path, check_instructions: bool) -> str | Non
     from torch._inductor.cpp_builder import CppBuilder, CppTorchOptions
     from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-    with _settings(check_instructions):
+    with _settings(check_instructions=check_instructions):
         options = CppTorchOptions(vec_isa=pick_vec_isa(), warning_all=False)
         builder = CppBuilder(
             name=library.stem, sources=str(source), output_dir=str(library.parent), BuildOption=options
@@ -297,11 +298,11 @@ def _torch_openmp(argument: str) -> str:
 
 
 def machine() -> str:
-    """What a compiled program depends on beside its source: torch, the processor's instructions, the threads."""
+    """What a compiled program depends on beside its source: torch, the processor's instructions, the compiler."""
     instructions = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         found = re.search(r"^(flags|Features)\s*:.*$", cpuinfo.read_text(), re.MULTILINE)
         instructions = found.group(0) if found else instructions
-    parts = (torch.__version__, platform.machine(), instructions, torch.get_num_threads(), os.environ.get("CXX", ""))
+    parts = (torch.__version__, platform.machine(), instructions, os.environ.get("CXX", ""))
     return "\n".join(str(part) for part in parts)

@@ -26,7 +26,7 @@ _KEPT = 256
 _LIBRARY, _PLAN = "step.so", "plan.json"
 
 
-def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int]) -> Executable:
+def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], threads: int = 1) -> Executable:
     """``module`` compiled and bound to ``inputs``, from the cache where it was compiled before.
 
     ``rows`` are the inputs that advance by one row a step. The cache is
@@ -40,7 +40,7 @@ def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[
     NotCompilable
         With the reason.
     """
-    key = _key(module, inputs, rows)
+    key = _key(module, inputs, rows, threads)
     cache = _cache_folder()
     if cache is not None:
         found = _load(cache / key)
@@ -48,7 +48,7 @@ def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[
             return Executable(cache / key / _LIBRARY, found, inputs)
     with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as name:
         folder = Path(name)
-        plan = _build(folder, module, inputs, rows)
+        plan = _build(folder, module, inputs, rows, threads)
         library = folder / _LIBRARY
         if cache is not None:
             library = _keep(folder, cache / key) / _LIBRARY
@@ -56,8 +56,9 @@ def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[
         return Executable(library, plan, inputs)
 
 
-def _build(folder: Path, module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int]) -> Plan:
-    lowered = lowering.lower(module, [value.detach().clone() if i in rows else value for i, value in enumerate(inputs)])
+def _build(folder: Path, module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], threads: int) -> Plan:
+    examples = [value.detach().clone() if i in rows else value for i, value in enumerate(inputs)]
+    lowered = lowering.lower(module, examples, threads)
     widths = [(i, inputs[i].nbytes) for i in rows]
     text, parts = native.source(lowered, widths)
     code = folder / "step.cpp"
@@ -69,10 +70,10 @@ def _build(folder: Path, module: fx.GraphModule, inputs: Sequence[Tensor], rows:
     return plan
 
 
-def _key(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int]) -> str:
+def _key(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], threads: int) -> str:
     shapes = [f"{tuple(v.shape)} {v.stride()} {v.dtype}" for v in inputs]
     ours = [Path(m.__file__ or "").read_text() for m in (lowering, native)]
-    parts = [lowering.machine(), graph_text(module.graph), *shapes, str(list(rows)), *ours]
+    parts = [lowering.machine(), f"{threads} threads", graph_text(module.graph), *shapes, str(list(rows)), *ours]
     return hashlib.sha256("\n\n".join(parts).encode()).hexdigest()[:40]
 
 

@@ -34,7 +34,8 @@ class Step:
 
     ``groups`` are the positions in ``draws`` that share a noise input; each draw
     holds one number set for each of the particles where those are ``batched``,
-    in the first dimension, or the ``last``.
+    in the first dimension, or the ``last``. ``largest`` is the size of the
+    largest tensor.
     """
 
     module: fx.GraphModule
@@ -43,6 +44,7 @@ class Step:
     randoms: list[int | None]
     groups: list[list[int]]
     batched: int | None
+    largest: int
     last: bool = False
 
     def shape(self, draw: int) -> list[int]:
@@ -217,7 +219,7 @@ class _Recorder:
         last: bool = False,
     ) -> Step:
         graph = tape.finish(value)
-        step = Step(fx.GraphModule({}, graph), tape.constants, draws, randoms, pack(draws), batched, last)
+        step = Step(fx.GraphModule({}, graph), tape.constants, draws, randoms, pack(draws), batched, tape.largest, last)
         _join_draws(graph, step)
         step.module.recompile()
         return step

@@ -71,7 +71,8 @@ class Tape(DispatchMode):
     call with a fixed distribution becomes an input too, ``draw0, …``, described
     in ``draws``; any other (a Gamma whose shape is learned) stays in the graph,
     and is a None in ``randoms``, which lists all of them in order. ``failures``
-    holds the error codes of matrix factorisations, which eager torch raises on.
+    holds the error codes of matrix factorisations, which eager torch raises on;
+    ``largest`` is the size of the largest tensor, in numbers.
     With ``folds_scalars`` numbers made on the way are written into the graph.
     """
 
@@ -88,6 +89,7 @@ class Tape(DispatchMode):
         self.draws: list[Draw] = []
         self.randoms: list[int | None] = []
         self.failures: list[Tensor] = []
+        self.largest = 0
         self._forbidden = forbidden
         self._nodes: dict[int, fx.Node] = {}
         self._live: set[int] = set()
@@ -263,6 +265,7 @@ class Tape(DispatchMode):
         return node
 
     def _follow(self, value: Tensor, node: fx.Node) -> None:
+        self.largest = max(self.largest, value.numel())
         self._nodes[id(value)] = node
         self._live.add(id(value))
         self._alive.append(value)

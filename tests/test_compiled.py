@@ -604,7 +604,9 @@ def test_steps_on_a_device_counter_are_the_same_steps():
     rows = engine._rows(0, 50)
     ours = engine.machine.run(rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("inference.compiled.executable", lambda module, inputs, at: ReplayedStep(module, inputs, at, 100))
+        patch.setattr(
+            "inference.compiled.executable", lambda module, inputs, at, _: ReplayedStep(module, inputs, at, 100)
+        )
         second = engine.init(stream)
     torch.testing.assert_close(engine.machine.run(rows), ours, rtol=1e-4, atol=0)
     torch.testing.assert_close(second.flat, first.flat, rtol=1e-4, atol=1e-6)
