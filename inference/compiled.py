@@ -178,8 +178,11 @@ class CompiledEngine:
         named = dict(zip(self.row_names, rows, strict=True))
         noise = [named[f"noise{i}"] for i in range(len(self.step.groups))]
         for values in self.step.replayed(noise, row):
-            with Replay(values):
-                pair = traces(self.task.model, self.task.guide, self.task.args)
+            try:
+                with Replay(values):
+                    pair = traces(self.task.model, self.task.guide, self.task.args)
+            except Exception as error:
+                raise ValueError(f"the model could not run {where}: {error}") from error
             refuse_non_finite(*pair, where)
 
 

@@ -82,24 +82,17 @@ class _Run:
         elif function._schema.is_mutable:
             raise NoRule(str(function))
         elif torch.Tag.pointwise in function.tags:
-            self.values[node] = function(*map(self._aligned(node), node.args), **node.kwargs)
+            self.values[node] = function(*map(self._aligned, node.args), **node.kwargs)
         elif function in _RULES:
             self.values[node] = _RULES[function](self, *node.args, **node.kwargs)
         else:
             raise NoRule(str(function))
 
-    def _aligned(self, node: fx.Node) -> Any:
-        """Arguments of an elementwise operator, of equal rank so that the particles meet the particles."""
-        ranks = [self.rank(a) for a in node.args if isinstance(a, fx.Node)]
-
-        def align(value: Any) -> Any:
-            if not isinstance(value, fx.Node):
-                return value
-            tensor = self.values[value] if value in self.batched else self.values[value].unsqueeze(-1)
-            missing = max(ranks) - self.rank(value)
-            return tensor.reshape(*[1] * missing, *tensor.shape) if missing and value in self.batched else tensor
-
-        return align
+    def _aligned(self, value: Any) -> Any:
+        """An argument of an elementwise operator, its last dimension the particles or one for them."""
+        if not isinstance(value, fx.Node):
+            return value
+        return self.values[value] if value in self.batched else self.values[value].unsqueeze(-1)
 
     def rank(self, node: fx.Node) -> int:
         """Dimensions without the particles."""

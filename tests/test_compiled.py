@@ -569,6 +569,17 @@ def test_a_loss_that_stops_being_finite_names_step_and_site(engine):
         fit(model, guide, torch.tensor(-9.0), steps=2000, lr=0.1, engine=engine, progress=False)
 
 
+def test_a_matrix_that_stops_being_positive_definite_is_named_with_its_step():
+    def model(y):
+        w = pyro.sample("w", dist.Normal(0.0, 10.0))
+        tril = torch.linalg.cholesky(torch.eye(2) * (3.0 - w))
+        pyro.sample("y", dist.Normal(w + 0 * tril.sum(), 1.0), obs=y)
+
+    guide = mean_field_normal(model, init_loc={"w": 0.0})
+    with pytest.raises(ValueError, match=r"the model could not run at step \d+: .*not positive-definite"):
+        fit(model, guide, torch.tensor(8.0), steps=2000, lr=0.05, **COMPILED)
+
+
 def test_the_state_is_put_back_where_the_call_began():
     model, guide = explodes()
     stream = RandomStream.seeded(0)
