@@ -1,7 +1,7 @@
 """A graph of torch operators as C++ kernels and the order to call them in, by TorchInductor.
 
 This is the one module that touches torch's private entry points;
-tests/test_lowering.py is the canary that says when one of them has moved.
+tests/test_programs.py holds the canary that says when one of them has moved.
 """
 
 from __future__ import annotations

@@ -103,20 +103,25 @@ class _Run:
         """A dimension counted from the front, as the particles at the end would shift the others."""
         return dim % max(self.rank(node), 1)
 
+    def dims(self, node: fx.Node, dims: Any) -> list[int]:
+        """The dimensions to reduce, counted from the front; all but the particles where none are named."""
+        return [self.dim(node, d) for d in dims] if dims else list(range(self.rank(node)))
+
     def shape(self, node: fx.Node) -> list[int]:
         """The shape without the particles."""
         return list(self.values[node].shape[:-1] if node in self.batched else self.values[node].shape)
 
 
 def _sum(run: _Run, x: fx.Node, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
-    chosen = range(run.rank(x)) if not dims else [run.dim(x, d) for d in dims]
+    chosen = run.dims(x, dims)
     value: Tensor = run.values[x]
-    return value.sum(list(chosen), keepdim, dtype=dtype) if list(chosen) else value.clone()
+    return value.sum(chosen, keepdim, dtype=dtype) if chosen else value.clone()
 
 
 def _mean(run: _Run, x: fx.Node, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
-    chosen = range(run.rank(x)) if not dims else [run.dim(x, d) for d in dims]
-    return run.values[x].mean(list(chosen), keepdim, dtype=dtype) if list(chosen) else run.values[x].clone()
+    chosen = run.dims(x, dims)
+    value: Tensor = run.values[x]
+    return value.mean(chosen, keepdim, dtype=dtype) if chosen else value.clone()
 
 
 def _norm(run: _Run, x: fx.Node, order: float = 2, dims: Any = None, keepdim: bool = False, **options: Any) -> Tensor:

@@ -111,11 +111,6 @@ class Tape(DispatchMode):
             raise Untraceable("a tensor is changed in place after the model has read it")
         return self.graph
 
-    def alias(self, value: Tensor, like: Tensor) -> Tensor:
-        """Say that ``value`` is the same thing as the followed tensor ``like``."""
-        self._follow(value, self._nodes[id(like)])
-        return value
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator, and record it if the graph has to."""
         kwargs = kwargs or {}
@@ -140,8 +135,7 @@ class Tape(DispatchMode):
 
     def _run_now(self, func: Any, args: Any, kwargs: Any) -> Any:
         for value in _written(func, args, kwargs):
-            if _address(value) not in self._fresh:
-                raise Untraceable(f"{_where()} changes a tensor that outlives the step ({func}), which a graph cannot")
+            self._refuse_outliving(value, func)
         out = func(*args, **kwargs)
         given = {_address(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for i, leaf in enumerate(tree_leaves(out)):
@@ -212,13 +206,16 @@ class Tape(DispatchMode):
         """Let the graph own the memory of ``value``, which it is about to write to."""
         if self._is_live(value):
             return
+        self._refuse_outliving(value, func)
         address = _address(value)
-        if address not in self._fresh:
-            raise Untraceable(f"{_where()} changes a tensor that outlives the step ({func}), which a graph cannot")
         value = self._chain(value)[-1]
         start = self._constant(value.detach().clone(), fresh=True)
         self._variables.add(address)
         self._follow(value, self.graph.call_function(aten.clone.default, (start,)))
+
+    def _refuse_outliving(self, value: Tensor, func: Any) -> None:
+        if _address(value) not in self._fresh:
+            raise Untraceable(f"{_where()} changes a tensor that outlives the step ({func}), which a graph cannot")
 
     def _chain(self, value: Tensor) -> list[Tensor]:
         """``value``, what it is a view of, what that is a view of, and so on."""
