@@ -18,7 +18,7 @@ from inference.objective import traces
 from inference.programs import executable
 from inference.replayed import ReplayedStep
 from inference.sites import refuse_non_finite
-from inference.step import Step, graph_text, trace_step
+from inference.step import Step, graph_text, step_rates, trace_step
 from inference.tape import Untraceable
 from inference.task import Task
 from inference.updates import Update, update_of
@@ -70,8 +70,7 @@ class CompiledEngine:
         return outside_values((self.task.model, self.task.guide, self.task.args))
 
     def _recorded(self) -> Step:
-        task = self.task
-        return trace_step(task.program, task.model, task.guide, task.args, self.update, task.particles, self.stream)
+        return trace_step(self.task, self.update, self.stream)
 
     @property
     def operators(self) -> int:
@@ -149,7 +148,7 @@ class CompiledEngine:
             yield
 
     def _rates(self, step: int, count: int) -> Tensor:
-        rates = [self.update.rates(i) for i in range(step, step + count)]
+        rates = [step_rates(self.task, self.update, i) for i in range(step, step + count)]
         return torch.tensor(rates, dtype=self.program.dtype, device=self.program.device)
 
     def _rows(self, step: int, count: int) -> list[Tensor]:

@@ -74,7 +74,8 @@ class EagerEngine:
         state.grad.zero_()
         task = self.task
         set_step_size(state.optimizer, task.lr, step)
-        value = loss(task.model, task.guide, task.args, task.particles, not self.program.scored)
+        beta = task.anneal(step) if task.anneal else None
+        value = loss(task.model, task.guide, task.args, task.particles, not self.program.scored, beta)
         if value.requires_grad:
             value.backward()
             state.optimizer.step()

@@ -36,11 +36,11 @@ class RandomStream:
     state: dict[str, Any]
 
     @classmethod
-    def seeded(cls, seed: int) -> RandomStream:
-        """A stream that starts at ``seed``."""
+    def seeded(cls, seed: int, branch: int = 0) -> RandomStream:
+        """A stream that starts at ``seed``; each further ``branch`` of a seed is a stream of its own."""
         outside = _capture()
         try:
-            pyro.set_rng_seed(seed)
+            pyro.set_rng_seed(int(np.random.SeedSequence([seed, branch]).generate_state(1)[0]) if branch else seed)
             return cls(_capture())
         finally:
             _restore(outside)

@@ -25,7 +25,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["Call", "DispatchMode", "Lowered", "NotCompilable", "View", "build", "lower", "machine"]
+__all__ = ["Call", "DispatchMode", "Lowered", "NotCompilable", "View", "build", "lower", "machine", "native_code"]
 
 _ALIGNMENT = 64
 
@@ -59,13 +59,18 @@ class View:
 
 @dataclass(frozen=True)
 class Call:
-    """One thing to do: a fused kernel by its number, or an operator of torch by its name."""
+    """One thing to do: a fused kernel by its number, or an operator of torch by its name.
+
+    ``cpp`` is the C++ that an operator brought along; its results then lie in
+    the program's own memory, otherwise wherever the operator puts them.
+    """
 
     kernel: int | None
     operator: str | None
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
     results: tuple[tuple[int, View], ...] = ()
+    cpp: str | None = None
 
 
 @dataclass(frozen=True)
@@ -217,6 +222,10 @@ class _Planner(DispatchMode):
         given, named = tree_map(self._described, (args, kwargs or {}))
         out = func(*args, **(kwargs or {}))
         parts = [part for part in tree_leaves(out) if isinstance(part, Tensor)]
+        cpp = native_code(func)
+        if cpp is not None and _plain([*args, *parts]):
+            self._note_native(func, cpp, given, parts)
+            return out
         fresh = [i for i, part in enumerate(parts) if self._placed(part) is None]
         if not fresh and not func._schema.is_mutable:
             return out  # a view of what is known already
@@ -227,8 +236,29 @@ class _Planner(DispatchMode):
         self.calls.append(Call(None, str(func), tuple(given), named, results))
         return out
 
+    def _note_native(self, func: Any, cpp: str, given: Any, parts: list[Tensor]) -> None:
+        for part in parts:
+            self._place(part, self.scratch_slot, self.memory.take(part))
+        results = tuple((i, self._view(part)) for i, part in enumerate(parts))
+        self.calls.append(Call(None, str(func), tuple(given), {}, results, cpp))
+
     def _described(self, value: Any) -> Any:
         return self._view(value) if isinstance(value, Tensor) else value
+
+
+def native_code(func: Any) -> str | None:
+    """The C++ that an operator carries as its attribute ``cpp``: a template of the operator's own name.
+
+    It is called with the pointers of its arguments and results, then the rows
+    of its first argument and the numbers in a row.
+    """
+    return getattr(func, "cpp", None)
+
+
+def _plain(values: Sequence[Any]) -> bool:
+    """Whether all are contiguous tensors of one float type."""
+    kinds = {value.dtype if isinstance(value, Tensor) and value.is_contiguous() else None for value in values}
+    return len(kinds) == 1 and kinds <= {torch.float32, torch.float64}
 
 
 class _Memory:

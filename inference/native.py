@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -118,8 +119,9 @@ def source(lowered: Lowered, rows: Sequence[tuple[int, int]]) -> tuple[str, list
         re.sub(r'extern "C"\s+void\s+kernel\b', f"static inline void kernel_{i}", text)
         for i, text in enumerate(lowered.kernels)
     ]
+    brought = list(dict.fromkeys(call.cpp for call in lowered.calls if call.cpp))
     functions = [f'extern "C" void part_{i}(char** p) {{\n{_join(body)}\n}}' for i, body in enumerate(bodies)]
-    return "\n".join([_PRELUDE, *kernels, *functions, _loop(lowered, rows, parts)]), parts
+    return "\n".join([_PRELUDE, *brought, *kernels, *functions, _loop(lowered, rows, parts)]), parts
 
 
 def _join(lines: Sequence[str]) -> str:
@@ -143,7 +145,17 @@ def _statement(call: Call) -> str | None:
     if call.kernel is not None:
         pointers = ", ".join(f"Any{{p[{view.slot}] + {view.start}}}" for view in call.args)
         return f"kernel_{call.kernel}({pointers});"
+    if call.cpp is not None:
+        return _brought(call)
     return _product(call) if call.operator in _PRODUCTS else None
+
+
+def _brought(call: Call) -> str:
+    views = [*call.args, *(view for _, view in call.results)]
+    kind = _TYPES[views[0].dtype]
+    pointers = ", ".join(f"({kind}*)(p[{view.slot}] + {view.start})" for view in views)
+    rows, *rest = views[0].shape
+    return f"{str(call.operator).split('.')[1]}<{kind}>({pointers}, {rows}, {math.prod(rest)});"
 
 
 def _product(call: Call) -> str | None:

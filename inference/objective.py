@@ -33,12 +33,28 @@ def traces(model: Model, guide: Model, args: tuple[Any, ...]) -> tuple[poutine.T
 
 def log_weight(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
     """log w = log p(x, z) − log q(z), a scalar in nats, scales and masks included."""
-    return _log_density(model_trace) - _log_density(guide_trace)
+    return _log_density(_samples(model_trace)) - _log_density(_samples(guide_trace))
 
 
-def _log_density(trace: poutine.Trace) -> Tensor:
+def _annealed(model_trace: poutine.Trace, guide_trace: poutine.Trace, beta: float | Tensor) -> Tensor:
+    """log w, with the gradient of β log p(x, z) − log q(z).
+
+    Where a guide draws in another space, a Delta site holds the change of
+    density back to the model's; it belongs to the target, which is so
+    flattened where the guide draws, and stays a density there.
+    """
+    change = [site for site in _samples(guide_trace) if type(site["fn"]) is Delta]
+    drawn = [site for site in _samples(guide_trace) if type(site["fn"]) is not Delta]
+    target = _log_density(_samples(model_trace)) - _log_density(change)
+    return target.detach() * (1 - beta) + target * beta - _log_density(drawn)
+
+
+def _samples(trace: poutine.Trace) -> list[Any]:
+    return [site for site in trace.nodes.values() if site["type"] == "sample"]
+
+
+def _log_density(sites: list[Any]) -> Tensor:
     # Scalars are stacked and summed once: half the autograd nodes of Trace.log_prob_sum.
-    sites = (site for site in trace.nodes.values() if site["type"] == "sample")
     terms = [torch.as_tensor(scale_and_mask(_log_prob(site), site["scale"], site["mask"])) for site in sites]
     return torch.stack([term.sum() if term.dim() else term for term in terms]).sum() if terms else torch.zeros(())
 
@@ -50,12 +66,22 @@ def _log_prob(site: Any) -> Tensor:
     return torch.as_tensor(fn.log_prob(value, *site["args"], **site["kwargs"]))
 
 
-def loss(model: Model, guide: Model, args: tuple[Any, ...], particles: int, reparameterized: bool) -> Tensor:
+def loss(
+    model: Model,
+    guide: Model,
+    args: tuple[Any, ...],
+    particles: int,
+    reparameterized: bool,
+    beta: float | Tensor | None = None,
+) -> Tensor:
     """−ELBO in nats, estimated from ``particles`` draws, with Trace_ELBO's gradient.
 
     With a reparameterised guide, loss = −(1/S) Σₛ log w(zₛ) and autograd gives
     its gradient. Otherwise Pyro's :class:`~pyro.infer.Trace_ELBO` adds the
     score-function terms.
+
+    With β the gradient is that of −E_q [β log p(x, z) − log q(z)], the annealed
+    target's; the number is −ELBO all the same. It needs a reparameterised guide.
 
     References
     ----------
@@ -64,5 +90,6 @@ def loss(model: Model, guide: Model, args: tuple[Any, ...], particles: int, repa
     """
     if not reparameterized:
         return Trace_ELBO(num_particles=particles).differentiable_loss(model, guide, *args)
-    total = sum(log_weight(*traces(model, guide, args)) for _ in range(particles))
+    pairs = (traces(model, guide, args) for _ in range(particles))
+    total = sum(log_weight(*pair) if beta is None else _annealed(*pair, beta) for pair in pairs)
     return torch.as_tensor(-total / particles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -40,12 +41,13 @@ __all__ = ["FitRecord", "Posterior", "load"]
 
 @dataclass(frozen=True)
 class FitRecord:
-    """How a posterior came about: −ELBO per step in nats, seconds, seed and options."""
+    """How a posterior came about: −ELBO per step in nats, seconds, seed, options, and −ELBO where each start ended."""
 
     losses: np.ndarray
     seconds: float
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
+    starts: tuple[float, ...] = ()
 
 
 class Posterior:
@@ -253,6 +255,7 @@ class Posterior:
             "seconds": self.record.seconds,
             "seed": self.record.seed,
             "options": self.record.options,
+            "starts": [loss if math.isfinite(loss) else None for loss in self.record.starts],
         }
         return storage.write(Path(path), pieces, torch.from_numpy(self.losses), manifest)
 
@@ -328,7 +331,8 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
         start = AutoMultivariateNormal(start.model)
     program = Program.start(model, start, args, stream, where, kind, check_values=False)
     flat = storage.assemble(folder, program.params, pieces).to(where)
-    record = FitRecord(losses.numpy(), manifest["seconds"], manifest["seed"], manifest["options"])
+    starts = tuple(math.inf if loss is None else loss for loss in manifest["starts"])
+    record = FitRecord(losses.numpy(), manifest["seconds"], manifest["seed"], manifest["options"], starts)
     return Posterior(program, flat, args, names, record, has_data=bool(data))
 
 

@@ -73,7 +73,9 @@ def _build(folder: Path, module: fx.GraphModule, inputs: Sequence[Tensor], rows:
 def _key(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], threads: int) -> str:
     shapes = [f"{tuple(v.shape)} {v.stride()} {v.dtype}" for v in inputs]
     ours = [Path(m.__file__ or "").read_text() for m in (lowering, native)]
+    brought = [lowering.native_code(node.target) or "" for node in module.graph.nodes]
     parts = [lowering.machine(), f"{threads} threads", graph_text(module.graph), *shapes, str(list(rows)), *ours]
+    parts += [text for text in brought if text]
     return hashlib.sha256("\n\n".join(parts).encode()).hexdigest()[:40]
 
 

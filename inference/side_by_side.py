@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
+from inference.lowering import native_code
+
 __all__ = ["NoRule", "run_side_by_side"]
 
 aten = torch.ops.aten
@@ -83,10 +85,18 @@ class _Run:
             raise NoRule(str(function))
         elif torch.Tag.pointwise in function.tags:
             self.values[node] = function(*map(self._aligned, node.args), **node.kwargs)
+        elif native_code(function) is not None:
+            self.values[node] = self._along_rows(function, *node.args)
         elif function in _RULES:
             self.values[node] = _RULES[function](self, *node.args, **node.kwargs)
         else:
             raise NoRule(str(function))
+
+    def _along_rows(self, function: Any, first: Any, *shared: Any) -> Any:
+        """An operator whose first argument has rows of any length, which the particles make longer."""
+        if any(node in self.batched for node in shared):
+            raise NoRule(str(function))
+        return function(self.values[first].contiguous(), *(self.values[node] for node in shared))
 
     def _aligned(self, value: Any) -> Any:
         """An argument of an elementwise operator, its last dimension the particles or one for them."""
@@ -182,15 +192,25 @@ def _cat(run: _Run, parts: list[fx.Node], dim: int = 0) -> Tensor:
 
 
 def _product(run: _Run, left: fx.Node, right: fx.Node) -> Tensor:
-    """A matrix product with a short inner dimension, as a sum of multiplications."""
+    """A matrix product: as a sum of multiplications if short, else one product for all where a matrix is shared."""
     if run.shape(left)[-1] > _SHORT:
-        raise NoRule("a matrix product with a long inner dimension")
+        return _shared_product(run, left, right)
     a, b = run._expanded(left), run._expanded(right)
     if run.rank(right) == 1:  # a matrix or a vector times a vector
         terms = [a[..., k, :] * b[k] for k in range(len(b))]
     else:
         terms = [a[..., :, k, None, :] * b[..., k, None, :, :] for k in range(a.shape[-2])]
     return torch.as_tensor(sum(terms[1:], terms[0]))
+
+
+def _shared_product(run: _Run, left: fx.Node, right: fx.Node) -> Tensor:
+    """The product of a matrix that all particles share with a vector or matrix of each; the particles are columns."""
+    if left not in run.batched and run.rank(left) == 2:
+        return torch.tensordot(run.values[left], run.values[right], ([1], [0]))
+    if right not in run.batched and run.rank(left) < 3 and run.rank(right) == 2:
+        turned = torch.tensordot(run.values[right], run.values[left], ([0], [run.rank(left) - 1]))
+        return turned.movedim(0, run.rank(left) - 1)
+    raise NoRule("a matrix product with a long inner dimension, of matrices that differ from particle to particle")
 
 
 def _same(run: _Run, x: fx.Node, **_: Any) -> Tensor:

@@ -15,13 +15,13 @@ from torch import Tensor, fx
 
 from inference.draws import Draw, pack
 from inference.isolation import RandomStream
-from inference.objective import Model, loss
-from inference.program import Program
+from inference.objective import loss
 from inference.side_by_side import NoRule, run_side_by_side
 from inference.tape import Substitute, Tape, Untraceable
+from inference.task import Task
 from inference.updates import Update
 
-__all__ = ["Step", "graph_text", "trace_step"]
+__all__ = ["Step", "graph_text", "step_rates", "trace_step"]
 
 aten = torch.ops.aten
 _UNROLLED = 16  # particles that may be written out one by one
@@ -88,15 +88,12 @@ class Step:
         return sum(d.size * d.dtype.itemsize for d in self.draws) * (self.batched or 1)
 
 
-def trace_step(
-    program: Program,
-    model: Model,
-    guide: Model,
-    args: tuple[Any, ...],
-    update: Update,
-    particles: int,
-    stream: RandomStream,
-) -> Step:
+def step_rates(task: Task, update: Update, step: int) -> tuple[float, ...]:
+    """The numbers that change from step to step: the optimiser's, then β where the target is annealed."""
+    return (*update.rates(step), task.anneal(step)) if task.anneal else update.rates(step)
+
+
+def trace_step(task: Task, update: Update, stream: RandomStream) -> Step:
     """Record one step; model and guide run once (once a particle where they cannot be batched).
 
     Raises
@@ -104,6 +101,7 @@ def trace_step(
     Untraceable
         With the reason, if what they do cannot be written down as a fixed graph.
     """
+    program = task.program
     if program.scored:
         raise Untraceable(
             f"the guide's sites {list(program.scored)} have no reparameterised gradient (Trace_ELBO's score-function "
@@ -112,23 +110,21 @@ def trace_step(
     theta = program.params.flatten().to(program.device)
     with program.running(theta.clone(), RandomStream(dict(stream.state))):
         before = _other_randomness()
-        recorder = _Recorder(program, model, guide, args, update, theta)
-        step = recorder.batched(particles) if particles > 1 else recorder.plain(1)
+        recorder = _Recorder(task, update, theta)
+        step = recorder.batched(task.particles) if task.particles > 1 else recorder.plain(1)
         if _other_randomness() != before:
             raise Untraceable("it draws from NumPy's or Python's random numbers, which a graph would fix: use torch's")
         return step
 
 
 class _Recorder:
-    def __init__(
-        self, program: Program, model: Model, guide: Model, args: tuple[Any, ...], update: Update, theta: Tensor
-    ) -> None:
-        self.program = program
-        self.run = lambda particles: loss(model, guide, args, particles, True)
+    def __init__(self, task: Task, update: Update, theta: Tensor) -> None:
+        self.task = task
+        self.program = task.program
         self.update = update
         self.theta = theta.clone().requires_grad_(True)
         self.moments = [torch.zeros_like(theta) for _ in update.moments]
-        self.rates = torch.ones(len(update.rates(0)), dtype=theta.dtype, device=theta.device)
+        self.rates = torch.ones(len(step_rates(task, update, 0)), dtype=theta.dtype, device=theta.device)
 
     def plain(self, particles: int) -> Step:
         """Loss, gradient and update on one tape."""
@@ -140,7 +136,7 @@ class _Recorder:
 
     def batched(self, particles: int) -> Step:
         """The loss of one particle on a tape, then many of it at once by vmap; one after the other where that fails."""
-        single = Tape({"theta": self.theta}, self._parameter_at)
+        single = Tape(self._read(), self._parameter_at)
         with single:
             value = _or_nan(self._loss(1, single), single.failures)
         if not single.draws or _has_custom_gradient(value):
@@ -167,7 +163,7 @@ class _Recorder:
         fixed = {f"constant{i}": value for i, value in enumerate(single.constants)}
         tape = Tape({**self._state(), **noise})
         with tape:
-            value = run_side_by_side(forward.graph, {"theta": self.theta, **fixed}, noise).mean()
+            value = run_side_by_side(forward.graph, {**self._read(), **fixed}, noise).mean()
             self._descend(value)
         return self._step(tape, value, particles, single.draws, single.randoms, last=True)
 
@@ -179,7 +175,7 @@ class _Recorder:
         functional = torch.func.functionalize(forward)
 
         def one(draws: dict[str, Tensor]) -> Tensor:
-            values = {"theta": self.theta, **fixed, **draws}
+            values = {**self._read(), **fixed, **draws}
             return torch.as_tensor(functional(*(values[name] for name in order))[0])
 
         tape = Tape({**self._state(), **noise}, folds_scalars=True)  # vmap turns numbers into tensors
@@ -188,14 +184,19 @@ class _Recorder:
             self._descend(value)
         return self._step(tape, value, particles, single.draws, single.randoms)
 
+    def _read(self) -> dict[str, Tensor]:
+        """What the loss depends on."""
+        return {"theta": self.theta, "rates": self.rates}
+
     def _state(self) -> dict[str, Tensor]:
-        named = dict(zip(self.update.moments, self.moments, strict=True))
-        return {"theta": self.theta, **named, "rates": self.rates}
+        return {**self._read(), **dict(zip(self.update.moments, self.moments, strict=True))}
 
     def _loss(self, particles: int, tape: Tape) -> Tensor:
         leaves = self.program.params.leaves
         with Substitute(list(zip(leaves, self.program.params.views(self.theta), strict=True)), tape):
-            return self.run(particles)
+            task = self.task
+            beta = self.rates[-1] if task.anneal else None
+            return loss(task.model, task.guide, task.args, particles, True, beta)
 
     def _descend(self, value: Tensor) -> None:
         if not value.requires_grad:
@@ -240,7 +241,7 @@ def _or_nan(value: Tensor, failures: list[Tensor]) -> Tensor:
 def _with_detached(graph: fx.Graph) -> fx.Graph:
     """Cut the gradient again where the model ran under ``torch.no_grad``."""
     for node in list(graph.nodes):
-        if not node.meta.get("no_grad") or any(user.target is operator.getitem for user in node.users):
+        if not node.meta.get("cut") or any(user.target is operator.getitem for user in node.users):
             continue
         with graph.inserting_after(node):
             cut = graph.call_function(aten.detach.default, (node,))
@@ -249,14 +250,19 @@ def _with_detached(graph: fx.Graph) -> fx.Graph:
 
 
 def _has_custom_gradient(value: Tensor) -> bool:
-    """Whether a gradient written in Python (a ``torch.autograd.Function``) lies behind ``value``."""
+    """Whether a gradient written in Python (a ``torch.autograd.Function``) lies behind ``value``.
+
+    That of a registered operator does not count: the operator is in the graph.
+    """
     pending, seen = [value.grad_fn], set()
     while pending:
         node = pending.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
-        if issubclass(type(node), torch.autograd.function.BackwardCFunction):
+        kind: type = type(node)
+        registered = kind.__name__.startswith("GeneratedBackwardFor_")
+        if issubclass(kind, torch.autograd.function.BackwardCFunction) and not registered:
             return True
         pending.extend(parent for parent, _ in node.next_functions)
     return False

@@ -24,7 +24,7 @@ MANIFEST = "posterior.json"
 TENSORS = "posterior.safetensors"
 LOSSES = "losses"
 PARAM = "param:"
-REQUIRED = {"schema", "model", "guide", "dtype", "arguments", "seconds", "seed", "options"}
+REQUIRED = {"schema", "model", "guide", "dtype", "arguments", "seconds", "seed", "options", "starts"}
 
 
 def versions() -> dict[str, str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNormal
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
+from inference.annealing import Power, as_power
 from inference.arguments import (
     argument_names,
     as_device,
@@ -23,30 +25,19 @@ from inference.arguments import (
     positive_number,
     seed_number,
 )
-from inference.compiled import CompiledEngine, NotCompilable, Untraceable
-from inference.eager import EagerEngine
+from inference.compiled import CompiledEngine
+from inference.engines import Engine, choose
 from inference.isolation import RandomStream
 from inference.objective import Model
 from inference.optimizers import LearningRate
 from inference.posterior import FitRecord, Posterior
-from inference.program import Program, name_of
+from inference.program import Program
 from inference.task import Task
 
 __all__ = ["Progress", "fit"]
 
 CHUNK = 100
 _CHUNK_SECONDS = 0.05
-_ALWAYS_EAGER = 1_000  # a step count that cannot earn a compilation back, nor even the recording
-
-
-class Engine(Protocol):
-    """What ``fit`` asks of an engine, beside the state that it makes."""
-
-    def advance(self, state: Any, steps: int) -> Tensor:
-        """Take steps in place; their losses."""
-
-    def refresh(self, state: Any) -> None:
-        """Look again at what callbacks may have changed."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +63,8 @@ def fit(
     device: str | torch.device = "auto",
     dtype: torch.dtype | str | None = None,
     engine: str = "auto",
+    anneal: int | Power | None = None,
+    restarts: int = 1,
     progress: bool = True,
     callbacks: Sequence[Callable[[Progress], None]] = (),
 ) -> Posterior:
@@ -111,8 +104,18 @@ def fit(
     engine
         ``"compiled"`` records the model once and runs the steps as machine code;
         ``"eager"`` calls the model's Python at every step; ``"auto"`` compiles
-        where that is expected to be sooner done (see :func:`worth_compiling`).
+        where that is expected to be sooner done (see :func:`~inference.engines.worth_compiling`).
         The two draw different random numbers for the same seed.
+    anneal
+        Flatten the target at first, so that a guide finds modes that lie apart: the
+        gradient is that of −E_q [β log p(x, z) − log q(z)], where β rises from
+        0.01 to 1 over this many steps, or is a function of the step. The losses
+        are −ELBO all the same.
+    restarts
+        Fits from this many starts, with random numbers of their own, of which
+        the one with the best ELBO is kept (the mean over the last tenth of its
+        steps); ``posterior.record.starts`` has −ELBO of each. The first is the
+        fit that would be made without restarts.
     progress
         Show a bar with the step, the ELBO and steps a second.
     callbacks
@@ -130,6 +133,7 @@ def fit(
     References
     ----------
     Hoffman, Blei, Wang, Paisley (2013), Stochastic variational inference.
+    Rezende, Mohamed (2015), Variational inference with normalizing flows (annealing).
 
     Examples
     --------
@@ -148,75 +152,90 @@ def fit(
     if not callable(lr):
         lr = positive_number(lr, "lr")
     particles = positive_integer(particles, "particles")
+    restarts = positive_integer(restarts, "restarts")
+    power = as_power(anneal, steps)
     batch_size = None if batch_size is None else positive_integer(batch_size, "batch_size")
     if engine not in ("auto", "eager", "compiled"):
         raise ValueError(f"engine is {engine!r}: pass 'auto', 'eager' or 'compiled'")
     where, kind = as_device(device), as_dtype(dtype)
     names = argument_names(model, len(data))
     args = as_tensors(data, names, where, kind)
-    stream = RandomStream.seeded(seed_number(seed))
-    program = Program.start(model, guide, args, stream, where, kind)
-    task = Task.of(program, args, batch_size, optimizer=optimizer, lr=lr, particles=particles)
+    options: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "particles": particles, "anneal": power}
     started = time.perf_counter()
-    runner, state = _choose(engine, task, stream, steps, progress)
-    losses = _run(runner, state, steps, progress, callbacks)
+
+    def start(number: int) -> _Fitted:
+        stream = RandomStream.seeded(seed_number(seed), number)
+        program = Program.start(model, guide, args, stream, where, kind)
+        task = Task.of(program, args, batch_size, **options)
+        runner, state = choose(engine, task, stream, steps, progress)
+        label = f"fit {number + 1}/{restarts}" if restarts > 1 else "fit"
+        losses = _run(runner, state, steps, label, progress, callbacks)
+        return _Fitted(program, state.flat.detach(), stream, losses, isinstance(runner, CompiledEngine))
+
+    best, starts = _best(start, restarts)
     record = FitRecord(
-        losses=losses.cpu().numpy(),
+        losses=best.losses.cpu().numpy(),
         seconds=time.perf_counter() - started,
         seed=seed,
+        starts=starts,
         options={
             "steps": steps,
             "lr": f"{_name(lr)} from {lr(0):g}" if callable(lr) else lr,
             "optimizer": _name(optimizer),
             "particles": particles,
             "batch_size": batch_size,
-            "engine": "compiled" if isinstance(runner, CompiledEngine) else "eager",
+            "anneal": _name(anneal),
+            "engine": "compiled" if best.compiled else "eager",
         },
     )
-    program, flat = _finish(program, state.flat.detach(), args, stream)
+    program, flat = _finish(best.program, best.flat, args, best.stream)
     return Posterior(program, flat, args, names, record)
 
 
-def worth_compiling(operators: int, steps: int) -> bool:
-    """Whether compiled steps make up for the time that compiling takes.
+@dataclass(frozen=True)
+class _Fitted:
+    """Where one start ended."""
 
-    An eager step costs at least 5.5 µs of Python for each of its ``operators``;
-    compiling takes at most 5 s and 7 ms an operator. Both were measured on the
-    machine of benchmarks/README.md. Nothing is timed here, nor looked up among
-    the programs compiled before, so that the same call takes the same way every
-    time.
+    program: Program
+    flat: Tensor
+    stream: RandomStream
+    losses: Tensor
+    compiled: bool
 
-    >>> worth_compiling(operators=450, steps=2_000), worth_compiling(operators=450, steps=10_000)
-    (False, True)
-    """
-    return steps * operators * 5.5e-6 > 5 + operators * 7e-3
+    @property
+    def loss(self) -> float:
+        """−ELBO in nats, the mean over the last tenth of the steps."""
+        return self.losses[-max(1, len(self.losses) // 10) :].mean().item()
 
 
-def _choose(engine: str, task: Task, stream: RandomStream, steps: int, progress: bool) -> tuple[Engine, Any]:
-    """The engine to run, and its first state."""
-    if engine == "eager" or (engine == "auto" and steps < _ALWAYS_EAGER):
-        eager = EagerEngine(task)
-        return eager, eager.init(stream)
-    try:
-        compiled = CompiledEngine(task, stream)
-        if engine == "compiled" or worth_compiling(compiled.operators, steps):
-            with tqdm(desc="compile", bar_format="{desc} {elapsed}", disable=not progress, leave=False):
-                return compiled, compiled.init(stream)
-    except (Untraceable, NotCompilable) as error:
-        reason = f"the model {name_of(task.program.model)!r} cannot be compiled: {error}"
-        if engine == "compiled":
-            raise ValueError(f"{reason}; engine='eager' runs it as it is") from error
-        warnings.warn(f"{reason}; it runs eagerly, pass engine='eager' to say so", UserWarning, stacklevel=3)
-    eager = EagerEngine(task)
-    return eager, eager.init(stream)
+def _best(start: Callable[[int], _Fitted], restarts: int) -> tuple[_Fitted, tuple[float, ...]]:
+    """The best of several starts, and the loss of each, infinite where one failed."""
+    fits: list[_Fitted | None] = []
+    for number in range(restarts):
+        try:
+            fits.append(start(number))
+        except ValueError as error:
+            if restarts == 1:
+                raise
+            warnings.warn(f"start {number + 1} of {restarts} failed: {error}", UserWarning, stacklevel=3)
+            fits.append(None)
+    whole = [fitted for fitted in fits if fitted is not None]
+    if not whole:
+        raise ValueError(f"all {restarts} starts failed; the warnings say at which step and site")
+    return min(whole, key=lambda fitted: fitted.loss), tuple(f.loss if f is not None else math.inf for f in fits)
 
 
 def _run(
-    runner: Engine, state: Any, steps: int, progress: bool, callbacks: Sequence[Callable[[Progress], None]]
+    runner: Engine,
+    state: Any,
+    steps: int,
+    label: str,
+    progress: bool,
+    callbacks: Sequence[Callable[[Progress], None]],
 ) -> Tensor:
     started = time.perf_counter()
     chunks = []
-    with tqdm(total=steps, unit="step", disable=not progress, desc="fit") as bar:
+    with tqdm(total=steps, unit="step", disable=not progress, desc=label) as bar:
         size = CHUNK
         while state.step < steps:
             begun = time.perf_counter()

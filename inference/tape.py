@@ -98,6 +98,7 @@ class Tape(DispatchMode):
         self._fresh: set[int] = set()
         self._variables: set[int] = set()
         self._views: dict[int, tuple[Any, Any, Any, int]] = {}
+        self._without_grad: list[tuple[fx.Node, Tensor]] = []
         self._end = self.graph.create_node("call_function", _end_of_inputs)
         for name, value in inputs.items():
             self._follow(value, self._placeholder(name))
@@ -107,6 +108,8 @@ class Tape(DispatchMode):
         self.graph.output(tuple(self._argument(out) for out in outputs))
         self.graph.erase_node(self._end)
         self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or _has_effect(node))
+        for node, value in self._without_grad:  # an operator with a gradient of its own runs without autograd too
+            node.meta["cut"] = not value.requires_grad
         if any(value._version != version for value, version in self._versions):
             raise Untraceable("a tensor is changed in place after the model has read it")
         return self.graph
@@ -157,8 +160,6 @@ class Tape(DispatchMode):
             self._make_variable(value, func)
         out = func(*args, **kwargs)
         node = self.graph.call_function(func, tree_map(self._argument, args), tree_map(self._argument, kwargs))
-        if not torch.is_grad_enabled():
-            node.meta["no_grad"] = True
         if isinstance(out, Tensor):
             self._follow(out, node)
         else:
@@ -263,6 +264,8 @@ class Tape(DispatchMode):
 
     def _follow(self, value: Tensor, node: fx.Node) -> None:
         self.largest = max(self.largest, value.numel())
+        if node.op == "call_function" and not torch.is_grad_enabled():
+            self._without_grad.append((node, value))
         self._nodes[id(value)] = node
         self._live.add(id(value))
         self._alive.append(value)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from inference.annealing import Power
 from inference.arguments import row_count
 from inference.isolation import RandomStream
 from inference.minibatch import MiniBatch
@@ -20,7 +21,10 @@ __all__ = ["Task"]
 
 @dataclass(frozen=True)
 class Task:
-    """A program with its data and the options of its optimisation; ``model`` and ``guide`` take mini-batches."""
+    """A program with its data and the options of its optimisation; ``model`` and ``guide`` take mini-batches.
+
+    ``anneal`` is β by step, the power that the target is raised to.
+    """
 
     program: Program
     model: Model
@@ -29,6 +33,7 @@ class Task:
     optimizer: str | Callable[..., Optimizer] = "adam"
     lr: LearningRate = 0.01
     particles: int = 1
+    anneal: Power | None = None
 
     @classmethod
     def of(cls, program: Program, args: tuple[Any, ...], batch_size: int | None = None, **options: Any) -> Task:
@@ -37,8 +42,13 @@ class Task:
         Raises
         ------
         ValueError
-            If there are no rows to batch, or the model has no plate over them.
+            If there are no rows to batch, or the model has no plate over them;
+            if a target is to be annealed whose gradient needs the score function.
         """
+        if options.get("anneal") is not None and program.scored:
+            raise ValueError(
+                f"anneal needs a guide whose draws are reparameterised, which its sites {list(program.scored)} are not"
+            )
         if batch_size is None:
             return cls(program, program.model, program.guide, args, **options)
         rows = row_count(args)

@@ -19,9 +19,9 @@ from inference import cosine_decay, fit
 from inference.compiled import CompiledEngine
 from inference.draws import Replay
 from inference.eager import EagerEngine
+from inference.engines import worth_compiling
 from inference.isolation import RandomStream
 from inference.program import Program
-from inference.svi import worth_compiling
 from inference.task import Task
 from ppl_models import bnn_regression, linear_regression
 
@@ -544,7 +544,7 @@ def test_no_compiler_is_one_warning_or_the_reason(monkeypatch, tmp_path):
     arguments = (linear_regression, mean_field_normal(linear_regression), X, Y)
     with pytest.raises(ValueError, match=r"no C\+\+ compiler was found.*install g\+\+"):
         fit(*arguments, steps=10, **COMPILED)
-    monkeypatch.setattr("inference.svi.worth_compiling", lambda operators, steps: True)
+    monkeypatch.setattr("inference.engines.worth_compiling", lambda *_: True)
     with pytest.warns(UserWarning, match=r"no C\+\+ compiler") as caught:
         fit(*arguments, steps=1000, progress=False)
     assert len(caught) == 1

@@ -1,0 +1,79 @@
+"""A normalizing flow as a guide: a Normal base, layers over it, then location and scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.infer.autoguide import AutoContinuous, AutoNormalizingFlow
+from pyro.nn import PyroParam
+from torch import Tensor, nn
+from torch.distributions import biject_to
+
+__all__ = ["FlowGuide"]
+
+_DRAWS = 20_000  # for medians and quantiles, whose error is then at most 0.0035 in the share below
+
+
+class FlowGuide(AutoNormalizingFlow):
+    """q(z): z = μ + σ ⊙ f(ε), ε ~ N(0, I), over the unconstrained latents, where f are the layers.
+
+    Pyro's AutoNormalizingFlow with a start (μ and σ are learned, and begin where
+    the caller says), a density at every point, and medians and quantiles.
+    ``layers`` makes f for a number of latents.
+
+    References
+    ----------
+    Rezende, Mohamed (2015), Variational inference with normalizing flows.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        layers: Callable[[int], nn.Module],
+        init_loc_fn: Callable[..., Tensor],
+        init_scale: float,
+    ) -> None:
+        super().__init__(model, layers)
+        AutoContinuous.__init__(self, model, init_loc_fn)  # Pyro's own start is fixed
+        self._init_scale = init_scale
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        super()._setup_prototype(*args, **kwargs)
+        self.loc = nn.Parameter(self._init_loc())
+        self.scale = PyroParam(torch.full_like(self.loc, self._init_scale), constraints.softplus_positive)
+        self.transform = self._init_transform_fn(self.latent_dim)
+
+    def get_base_dist(self) -> Any:
+        """N(0, I)."""
+        return dist.Normal(torch.zeros_like(self.loc), torch.ones_like(self.loc)).to_event(1)
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> Any:
+        """ε → μ + σ ⊙ f(ε)."""
+        place = dist.transforms.AffineTransform(self.loc, self.scale, cache_size=1)
+        return dist.transforms.ComposeTransform([self.transform, place])
+
+    @torch.no_grad()
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The median of each latent, ``{site: value}``, as :meth:`quantiles` finds it."""
+        return {name: values[0] for name, values in self.quantiles([0.5], *args, **kwargs).items()}
+
+    @torch.no_grad()
+    def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Quantiles of each unconstrained latent, brought back to its own space: ``{site: (Q, *site shape)}``.
+
+        A flow has no formula for them: they are those of 20,000 draws, the same
+        at every call.
+        """
+        generator = torch.Generator(self.loc.device).manual_seed(0)
+        noise = torch.randn(_DRAWS, self.latent_dim, dtype=self.loc.dtype, device=self.loc.device, generator=generator)
+        draws = self.get_transform(*args, **kwargs)(noise)
+        wanted = torch.as_tensor(quantiles, dtype=self.loc.dtype, device=self.loc.device)
+        found: dict[str, list[Tensor]] = {}
+        for latent in torch.quantile(draws, wanted, 0):
+            for site, value in self._unpack_latent(latent):
+                found.setdefault(site["name"], []).append(biject_to(site["fn"].support)(value))
+        return {name: torch.stack(values) for name, values in found.items()}

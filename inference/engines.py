@@ -1,0 +1,70 @@
+"""The engines, and which of them a fit runs on."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Protocol
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from inference.compiled import CompiledEngine, NotCompilable, Untraceable
+from inference.eager import EagerEngine
+from inference.isolation import RandomStream
+from inference.program import name_of
+from inference.task import Task
+
+__all__ = ["Engine", "choose", "worth_compiling"]
+
+_ALWAYS_EAGER = 1_000  # runs of the model that cannot earn a compilation back, nor even the recording
+
+
+class Engine(Protocol):
+    """What ``fit`` asks of an engine, beside the state that it makes."""
+
+    def advance(self, state: Any, steps: int) -> Tensor:
+        """Take steps in place; their losses."""
+
+    def refresh(self, state: Any) -> None:
+        """Look again at what callbacks may have changed."""
+
+
+def choose(name: str, task: Task, stream: RandomStream, steps: int, progress: bool) -> tuple[Engine, Any]:
+    """The engine to run, and its first state; ``name`` is ``"eager"``, ``"compiled"`` or ``"auto"``.
+
+    Raises
+    ------
+    ValueError
+        With the reason, if it is to be compiled and cannot be.
+    """
+    if name == "eager" or (name == "auto" and steps * task.particles < _ALWAYS_EAGER):
+        eager = EagerEngine(task)
+        return eager, eager.init(stream)
+    try:
+        compiled = CompiledEngine(task, stream)
+        if name == "compiled" or worth_compiling(compiled.operators, steps, compiled.step.batched or 1):
+            with tqdm(desc="compile", bar_format="{desc} {elapsed}", disable=not progress, leave=False):
+                return compiled, compiled.init(stream)
+    except (Untraceable, NotCompilable) as error:
+        reason = f"the model {name_of(task.program.model)!r} cannot be compiled: {error}"
+        if name == "compiled":
+            raise ValueError(f"{reason}; engine='eager' runs it as it is") from error
+        warnings.warn(f"{reason}; it runs eagerly, pass engine='eager' to say so", UserWarning, stacklevel=5)
+    eager = EagerEngine(task)
+    return eager, eager.init(stream)
+
+
+def worth_compiling(operators: int, steps: int, particles: int = 1) -> bool:
+    """Whether compiled steps make up for the time that compiling takes.
+
+    An eager step costs at least 5.5 µs of Python for each of its ``operators``,
+    once for each of the ``particles`` that a compiled one takes together;
+    compiling takes at most 5 s and 7 ms an operator. Both were measured on the
+    machine of benchmarks/README.md. Nothing is timed here, nor looked up among
+    the programs compiled before, so that the same call takes the same way every
+    time.
+
+    >>> worth_compiling(operators=450, steps=2_000), worth_compiling(operators=450, steps=10_000)
+    (False, True)
+    """
+    return steps * particles * operators * 5.5e-6 > 5 + operators * 7e-3
