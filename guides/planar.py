@@ -55,9 +55,10 @@ def planar_flow(
 
     Examples
     --------
+    >>> import torch
     >>> from ppl_models import linear_regression
     >>> guide = planar_flow(linear_regression, layers=8)
-    >>> _ = guide(torch.zeros(3, 2))                       # the first run finds 4 latents: 2 weights, bias, noise
+    >>> _ = guide(torch.zeros(3, 2), torch.zeros(3))   # the first run finds 4 latents: 2 weights, bias, noise
     >>> guide.get_posterior().log_prob(torch.zeros(5, 4)).shape
     torch.Size([5])
     >>> sorted(guide.median())

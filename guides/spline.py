@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 import zuko
 from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
@@ -62,9 +61,10 @@ def spline_flow(
 
     Examples
     --------
+    >>> import torch
     >>> from ppl_models import linear_regression
     >>> guide = spline_flow(linear_regression)
-    >>> _ = guide(torch.zeros(3, 2))                       # the first run finds 4 latents: 2 weights, bias, noise
+    >>> _ = guide(torch.zeros(3, 2), torch.zeros(3))   # the first run finds 4 latents: 2 weights, bias, noise
     >>> guide.get_posterior().log_prob(torch.zeros(5, 4)).shape
     torch.Size([5])
     """
@@ -80,6 +80,7 @@ def spline_flow(
 class SplineLayers(TransformModule):
     """zuko's neural spline flow on D numbers as a transform of Pyro: one pass to draw, D passes to invert.
 
+    >>> import torch
     >>> layers = SplineLayers(2, count=2, bins=8, hidden=[16])
     >>> x = torch.randn(5, 2)
     >>> y = layers(x)
