@@ -17,7 +17,7 @@ from guides.flow import FlowGuide
 from guides.recurrence import tanh_recurrence
 from guides.starts import InitLoc, count, init_loc_fn, positive
 
-__all__ = ["PlanarLayers", "planar_flow"]
+__all__ = ["PlanarFlow", "PlanarLayers", "planar_flow"]
 
 _HALVINGS = 64
 _MARGIN = 1e-2  # the least slope of a layer along w; at 0 it would have no inverse
@@ -25,7 +25,7 @@ _MARGIN = 1e-2  # the least slope of a layer along w; at 0 it would have no inve
 
 def planar_flow(
     model: Callable[..., Any], layers: int = 16, *, init_loc: InitLoc = None, init_scale: float = 0.1
-) -> FlowGuide:
+) -> PlanarFlow:
     """q(z): z = μ + σ ⊙ f_K(… f_1(ε)), ε ~ N(0, I), f_k(x) = x + û_k tanh(w_k·x + b_k).
 
     Over the unconstrained latents of any model. Few layers bend a Normal, some
@@ -65,7 +65,11 @@ def planar_flow(
     ['bias', 'noise', 'weights']
     """
     made = partial(PlanarLayers, count=count(layers, "layers"))
-    return FlowGuide(model, made, init_loc_fn(init_loc), positive(init_scale, "init_scale"))
+    return PlanarFlow(model, made, init_loc_fn(init_loc), positive(init_scale, "init_scale"))
+
+
+class PlanarFlow(FlowGuide):
+    """A flow of planar layers."""
 
 
 class PlanarLayers(TransformModule):

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from guides.flow import FlowGuide
 from guides.starts import InitLoc, count, init_loc_fn, positive
 
-__all__ = ["SplineLayers", "spline_flow"]
+__all__ = ["SplineFlow", "SplineLayers", "spline_flow"]
 
 
 def spline_flow(
@@ -25,7 +25,7 @@ def spline_flow(
     hidden: Sequence[int] = (32, 32),
     init_loc: InitLoc = None,
     init_scale: float = 0.1,
-) -> FlowGuide:
+) -> SplineFlow:
     """q(z): z = μ + σ ⊙ f(ε), ε ~ N(0, I), with f an autoregressive rational-quadratic spline flow, by zuko.
 
     The most flexible guide here and the dearest: every layer holds a network.
@@ -74,7 +74,11 @@ def spline_flow(
         bins=count(bins, "bins"),
         hidden=[count(units, "hidden") for units in hidden],
     )
-    return FlowGuide(model, made, init_loc_fn(init_loc), positive(init_scale, "init_scale"))
+    return SplineFlow(model, made, init_loc_fn(init_loc), positive(init_scale, "init_scale"))
+
+
+class SplineFlow(FlowGuide):
+    """A neural spline flow."""
 
 
 class SplineLayers(TransformModule):

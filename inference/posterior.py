@@ -27,6 +27,7 @@ from inference.arguments import (
     seed_number,
 )
 from inference.arviz_export import to_arviz
+from inference.density import as_points, log_density
 from inference.diagnostics import Diagnosis, diagnose
 from inference.isolation import RandomStream
 from inference.metrics import HeldOut, score
@@ -136,6 +137,25 @@ class Posterior:
         with self._running(seed):
             rows = self._latents(draws, self._args)
             return {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
+
+    def log_prob(self, values: Mapping[str, Any]) -> Tensor:
+        """log q(z) in nats at any values of the latents, ``{site: (..., *site shape)}`` in the model's own space.
+
+        The shape is that of the leading dimensions, which all sites share: a
+        single point gives a scalar, the draws of :meth:`sample` (S,).
+
+        Raises
+        ------
+        ValueError
+            If a site is missing or unknown or has another shape, or if q has no
+            density: a point guide, or one that draws more than the latents.
+        """
+        if self._program.is_point:
+            raise ValueError(f"the guide {self.guide_name!r} puts all its mass on one point, it has no density")
+        points, leading = as_points(values, self._program)
+        with self._running(0):
+            found = log_density(self._program.guide, self._args, points)
+        return found.reshape(leading).cpu()
 
     def predict(
         self, *new_data: Any, draws: int = 1000, seed: int = 0, site: str | None = None

@@ -18,6 +18,7 @@ __all__ = [
     "observed_nodes",
     "refuse_non_finite",
     "score_sites",
+    "site_is_draw",
 ]
 
 
@@ -70,6 +71,12 @@ def observed_nodes(model_trace: poutine.Trace) -> dict[str, Any]:
         and not site["infer"].get("_deterministic")
         and type(base_distribution(site["fn"])).__name__ not in ("Unit", "Delta")
     }
+
+
+def site_is_draw(site: dict[str, Any]) -> bool:
+    """Whether a number is drawn at this site: it is not observed, not the choice of rows, not a fixed value."""
+    sampled = site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+    return sampled and type(base_distribution(site["fn"])).__name__ != "Delta"
 
 
 def score_sites(guide_trace: poutine.Trace) -> tuple[str, ...]:

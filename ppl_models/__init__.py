@@ -2,7 +2,19 @@
 
 from ppl_models.bnn_regression import bnn_regression
 from ppl_models.energy import Energy, u1, u2, u3, u4
+from ppl_models.exact import ExactPosterior, exact_linear_regression
 from ppl_models.linear_regression import linear_regression
 from ppl_models.scaling import Scaling
 
-__all__ = ["Energy", "Scaling", "bnn_regression", "linear_regression", "u1", "u2", "u3", "u4"]
+__all__ = [
+    "Energy",
+    "ExactPosterior",
+    "Scaling",
+    "bnn_regression",
+    "exact_linear_regression",
+    "linear_regression",
+    "u1",
+    "u2",
+    "u3",
+    "u4",
+]

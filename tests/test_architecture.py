@@ -11,7 +11,7 @@ LEVELS = [
     {"arguments", "arviz_compat", "frozen", "isolation", "lowering", "optimizers", "params", "sites"},
     {"annealing", "draws", "executable", "minibatch", "native", "objective", "replayed", "side_by_side", "updates"},
     {"diagnostics", "predict", "program", "storage", "tape"},
-    {"task"},
+    {"density", "task"},
     {"step"},
     {"programs"},
     {"arviz_export", "compiled", "eager", "figures", "metrics"},
@@ -86,7 +86,18 @@ def test_the_public_names():
             "load",
         },
         "guides": {"full_rank_normal", "low_rank_normal", "mean_field_normal", "planar_flow", "spline_flow"},
-        "ppl_models": {"Energy", "Scaling", "bnn_regression", "linear_regression", "u1", "u2", "u3", "u4"},
+        "ppl_models": {
+            "Energy",
+            "ExactPosterior",
+            "Scaling",
+            "bnn_regression",
+            "exact_linear_regression",
+            "linear_regression",
+            "u1",
+            "u2",
+            "u3",
+            "u4",
+        },
     }
 
 
