@@ -1,4 +1,4 @@
-"""log q(z) at any point, also one that the guide did not draw."""
+"""log q(z) at any point, and many draws of z at once, where a guide's form allows it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from inference.objective import Model
 from inference.program import Program
 from inference.sites import site_is_draw
 
-__all__ = ["as_points", "log_density"]
+__all__ = ["as_points", "draws_at_once", "log_density"]
 
 
 def as_points(values: Mapping[str, Any], program: Program) -> tuple[dict[str, Tensor], tuple[int, ...]]:
@@ -61,6 +61,20 @@ def log_density(guide: Model, args: tuple[Any, ...], points: Mapping[str, Tensor
         return torch.stack([log_density(part, args, points) for part in guide]).sum(0)
     rows = zip(*points.values(), strict=True)
     return torch.stack([_of_sites(guide, args, dict(zip(points, row, strict=True))) for row in rows])
+
+
+def draws_at_once(guide: Model, args: tuple[Any, ...], count: int) -> dict[str, Tensor] | None:
+    """``count`` draws of z as ``{site: (count, *site shape)}``; None for a guide that has to run for each."""
+    if isinstance(guide, AutoContinuous):
+        whole = guide.get_posterior(*args).sample((count,))
+        shapes = guide._unconstrained_shapes
+        pieces = whole.split([shape.numel() for shape in shapes.values()], -1)
+        drawn = {name: piece.reshape(count, *shapes[name]) for name, piece in zip(shapes, pieces, strict=True)}
+    elif isinstance(guide, AutoNormal):
+        drawn = {name: Normal(*guide._get_loc_and_scale(name)).sample((count,)) for name, _ in _latents(guide)}
+    else:
+        return None
+    return {name: biject_to(site["fn"].support)(drawn[name]) for name, site in _latents(guide)}
 
 
 def _of_vector(guide: AutoContinuous, args: tuple[Any, ...], points: Mapping[str, Tensor]) -> Tensor:

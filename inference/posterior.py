@@ -27,7 +27,7 @@ from inference.arguments import (
     seed_number,
 )
 from inference.arviz_export import to_arviz
-from inference.density import as_points, log_density
+from inference.density import as_points, draws_at_once, log_density
 from inference.diagnostics import Diagnosis, diagnose
 from inference.isolation import RandomStream
 from inference.metrics import HeldOut, score
@@ -295,11 +295,13 @@ class Posterior:
     def _latents(self, draws: int, args: tuple[Any, ...]) -> list[dict[str, Tensor]]:
         """S draws of z as the model at ``args`` can take them; called inside :meth:`_running`."""
         stale = self._stale_sites(args)
-        guide = self._program.guide
-        return [
-            {name: value for name, value in latent_values(_trace(guide, args)).items() if name not in stale}
-            for _ in range(_count(draws))
-        ]
+        guide, count = self._program.guide, _count(draws)
+        many = draws_at_once(guide, args, count)
+        if many is None:
+            rows = [latent_values(_trace(guide, args)) for _ in range(count)]
+        else:
+            rows = [{name: value[i] for name, value in many.items()} for i in range(count)]
+        return [{name: value for name, value in row.items() if name not in stale} for row in rows]
 
     def _stale_sites(self, args: tuple[Any, ...]) -> set[str]:
         """Latents of the training rows that the guide cannot give for other rows; the model draws those."""

@@ -14,6 +14,7 @@ from pyro.nn import PyroModule, PyroSample
 from torch import nn
 from torch.distributions import constraints
 
+import guides
 from guides import mean_field_normal
 from inference import cosine_decay, fit
 from inference.compiled import CompiledEngine
@@ -252,6 +253,10 @@ def planar_flow(model):
     return autoguide.AutoNormalizingFlow(model, partial(transforms.iterated, 3, transforms.planar))
 
 
+def annealed(step):
+    return min(1.0, 0.1 + step / 100)
+
+
 KINDS = {
     "eight schools": (eight_schools, {}),
     "two plates, a scale": (crossed_plates, {}),
@@ -264,8 +269,17 @@ KINDS = {
     "filled in place": (in_place, {}),
     "low rank": (partial(line, partial(autoguide.AutoLowRankMultivariateNormal, rank=2)), {}),
     "point": (partial(line, autoguide.AutoDelta), {}),
-    "planar flow": (partial(line, planar_flow), {}),
     "planar flow, particles side by side": (partial(line, planar_flow), {"particles": 32, "steps": 20}),
+    "stacked planar layers, particles side by side": (
+        partial(line, guides.planar_flow),
+        {"particles": 32, "steps": 20, "anneal": annealed},
+    ),
+    "stacked planar layers, particles by vmap": (
+        partial(line, guides.planar_flow),
+        {"particles": 4, "steps": 20, "anneal": annealed},
+    ),
+    "splines": (partial(line, partial(guides.spline_flow, layers=1, hidden=[8])), {"particles": 2, "steps": 20}),
+    "annealed": (by_hand, {"anneal": annealed}),
     "shapes, particles side by side": (shapes, {"particles": 32, "steps": 20}),
     "inverse autoregressive flow": (partial(line, partial(autoguide.AutoIAFNormal, hidden_dim=[8])), {}),
     "particles": (eight_schools, {"particles": 4}),
@@ -284,6 +298,17 @@ KINDS = {
 def test_same_noise_same_losses(kind):
     build, options = KINDS[kind]
     check(*build(), **options)
+
+
+def test_more_planar_layers_are_no_more_operators():
+    stream = RandomStream.seeded(0)
+
+    def operators(layers):
+        model, guide, args = line(partial(guides.planar_flow, layers=layers))
+        program = Program.start(model, guide, args, stream, CPU, torch.float32)
+        return CompiledEngine(Task.of(program, args, particles=32), stream).operators
+
+    assert operators(64) == operators(8) < 400
 
 
 @pytest.mark.parametrize(("particles", "last"), [(32, True), (8, False)])
