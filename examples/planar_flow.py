@@ -100,7 +100,7 @@ def densities(results: Sequence[Result]) -> Figure:
     for axes in panels.flat:
         axes.set(aspect="equal", xlim=WINDOW[:2], ylim=WINDOW[2:], xticks=[-4, 0, 4], yticks=[-3, 0, 3])
         axes.tick_params(labelsize=8)
-    where = {"location": "bottom", "shrink": 0.4, "aspect": 40, "pad": 0.02}
+    where: dict[str, Any] = {"location": "bottom", "shrink": 0.4, "aspect": 40, "pad": 0.02}
     bar = figure.colorbar(panels[0, 0].images[0], ax=panels, extend="max", **where)
     bar.set_label("density / highest density of the target", fontsize=9)
     bar.ax.tick_params(labelsize=8)
@@ -141,13 +141,13 @@ def curves(results: Sequence[Result]) -> Figure:
     layers = sorted({result.layers for result in results})
     for i, name in enumerate(dict.fromkeys(result.energy for result in results)):
         found = np.array([[r.kl for r in results if (r.energy, r.layers) == (name, k)] for k in layers])
-        middle, beside = np.median(found, 1), np.array(layers) * 1.025**i
-        style = {"color": COLOURS[name], "capsize": 3, "elinewidth": 0.8}
+        middle, beside = np.median(found, 1), np.array(layers) * 1.03 ** (i - 1.5)
+        style: dict[str, Any] = {"color": COLOURS[name], "capsize": 3, "elinewidth": 0.8}
         spread = np.abs(np.stack([found.min(1), found.max(1)]) - middle)
         axes.errorbar(beside, middle, spread, fmt=STYLES[name], label=f"U{name[1:]}", **style)
     axes.set(xscale="log", yscale="log", xlabel="layers K", ylabel="KL(q‖p), nats")
     axes.set_xticks(layers, [str(k) for k in layers])
-    axes.tick_params(axis="x", which="minor", bottom=False)
+    axes.set_xticks([], minor=True)
     axes.grid(color="0.9")
     axes.legend()
     return figure
