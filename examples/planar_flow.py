@@ -26,17 +26,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from guides import planar_flow
 from inference import Posterior, cosine_decay, fit
-from inference.isolation import RandomStream
 from ppl_models import Energy, u1, u2, u3, u4
 
 MODELS: dict[str, Callable[[], Tensor]] = {"u1": u1, "u2": u2, "u3": u3, "u4": u4}
 WINDOW, COLUMNS, ROWS = (-5.0, 5.0, -4.0, 4.0), 200, 160
 SHOWN, POINTS, LR = (2, 8, 32), 2000, 2e-3
+PICTURE: dict[str, Any] = {
+    "vmin": 0,
+    "vmax": 1,
+    "cmap": colormaps["magma_r"].resampled(40),
+    "extent": WINDOW,
+    "origin": "lower",
+    "interpolation": "bilinear",
+    "interpolation_stage": "data",
+}
 STYLES = {"u1": "o-", "u2": "s--", "u3": "^-.", "u4": "D:"}
 COLOURS = {"u1": "#000004", "u2": "#641a80", "u3": "#b73779", "u4": "#e0662f"}
 
@@ -54,7 +63,7 @@ class Result:
 
 def run(name: str, layers: int, seed: int, steps: int, particles: int, progress: bool = True) -> Result:
     """Fit a flow of ``layers`` layers to the energy ``name``, from N(0, I)."""
-    model, schedule, anneal = MODELS[name], cosine_decay(LR, steps), max(1, steps // 2)
+    model, schedule, anneal = MODELS[name], cosine_decay(LR, steps), steps // 2 or None
     guide = planar_flow(model, layers, init_loc={"z": torch.zeros(2)}, init_scale=1.0)
     posterior = fit(
         model, guide, steps=steps, particles=particles, lr=schedule, anneal=anneal, seed=seed, progress=progress
@@ -64,19 +73,9 @@ def run(name: str, layers: int, seed: int, steps: int, particles: int, progress:
 
 def kl(posterior: Posterior, name: str, draws: int = 20_000, seed: int = 0) -> tuple[float, float]:
     """KL(q‖p) in nats, the mean of log q(z) − log p(z) over draws of q, and the share of them with z₁ > 0."""
-    z, log_q = draw(posterior, draws, seed)
-    return float((log_q - Energy(name).log_prob(z)).mean()), float((z[:, 0] > 0).float().mean())
-
-
-def draw(posterior: Posterior, draws: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Draws of q, (S, 2), and log q at each, all in one call of the flow."""
-    program = posterior.program
-    guide: Any = program.guide
-    fitted = program.params.unconstrained(posterior.params)
-    with torch.no_grad(), program.running(fitted, RandomStream.seeded(seed)):
-        q = guide.get_posterior()
-        z = q.sample((draws,))
-        return z.cpu(), q.log_prob(z).cpu()
+    z = posterior.sample(draws, seed=seed)["z"]
+    log_ratio = posterior.log_prob({"z": z}) - Energy(name).log_prob(z)
+    return float(log_ratio.mean()), float((z[:, 0] > 0).float().mean())
 
 
 def grid() -> Tensor:
@@ -113,11 +112,11 @@ def fill(row: Sequence[Any], name: str, flows: Sequence[Result]) -> None:
     target = Energy(name).log_prob(points).exp()
     found = [flow.posterior.log_prob({"z": points}).exp() for flow in flows]
     for axes, density in zip(row, [target, start.log_prob(points).sum(-1).exp(), *found], strict=False):
-        axes.imshow(density / target.max(), vmin=0, vmax=1, cmap="magma_r", extent=WINDOW, origin="lower")
+        axes.imshow((density / target.max()).numpy(), **PICTURE)
     for axes, flow in zip(row[2:], flows, strict=False):
         axes.text(0.97, 0.95, f"KL {flow.kl:.3f}", ha="right", va="top", fontsize=9, transform=axes.transAxes)
-    row[-1].contour(*points.unbind(-1), target / target.max(), [0.1, 0.5], colors="black", linewidths=0.6)
-    row[-1].scatter(*draw(flows[-1].posterior, POINTS)[0].T, s=1.2, color="#b73779", alpha=0.6, linewidths=0)
+    row[-1].contour(*points.numpy().T, (target / target.max()).numpy().T, [0.1, 0.5], colors="black", linewidths=0.6)
+    row[-1].scatter(*flows[-1].posterior.sample(POINTS)["z"].numpy().T, s=1.2, color="#b73779", alpha=0.6, linewidths=0)
     row[0].set_ylabel(f"U{name[1:]}", rotation=0, fontsize=12, labelpad=12, va="center")
 
 
@@ -174,7 +173,7 @@ def main() -> None:
         print(f"{name:<8}{layers:>4}{seed:>6}{result.kl:>10.4f}{result.right:>8.2f}{seconds:>9.1f}", flush=True)
     for stem, figure in {"planar_flow": densities(results), "planar_flow_kl": curves(results)}.items():
         path = options.out / f"{stem}.png"
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=130)
         print(f"figure: {path}")
 
 

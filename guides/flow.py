@@ -8,12 +8,13 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
+from pyro.distributions.torch_transform import TransformModule
 from pyro.infer.autoguide import AutoContinuous, AutoNormalizingFlow
 from pyro.nn import PyroParam
 from torch import Tensor, nn
 from torch.distributions import biject_to
 
-__all__ = ["FlowGuide"]
+__all__ = ["FlowGuide", "FlowLayers"]
 
 _DRAWS = 20_000  # for medians and quantiles, whose error is then at most 0.0035 in the share below
 
@@ -77,3 +78,36 @@ class FlowGuide(AutoNormalizingFlow):
             for site, value in self._unpack_latent(latent):
                 found.setdefault(site["name"], []).append(biject_to(site["fn"].support)(value))
         return {name: torch.stack(values) for name, values in found.items()}
+
+
+class FlowLayers(TransformModule):
+    """The layers f of a flow: a subclass says how a point moves, ``moved(x)``, and how it comes back, ``_inverse(y)``.
+
+    What a draw's log determinant is was found on its way; it is kept for the
+    density of that draw.
+    """
+
+    bijective = True
+    domain = codomain = constraints.real_vector
+
+    def __init__(self) -> None:
+        super().__init__(cache_size=1)
+        self._last: tuple[Tensor | None, Tensor | None] = (None, None)
+
+    def moved(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """f(x), the shape of x, and log |det ∂f/∂x|, that shape without its last dimension."""
+        raise NotImplementedError
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        """log |det ∂f/∂x|, the shape of x without its last dimension."""
+        seen, log_det = self._last
+        return log_det if seen is x and log_det is not None else self.moved(x)[1]
+
+    def _call(self, x: Tensor) -> Tensor:
+        y, log_det = self.moved(x)
+        self._last = (x, log_det)
+        return y
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        return {**state, "_cached_x_y": (None, None), "_last": (None, None)}

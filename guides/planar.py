@@ -8,12 +8,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor, nn
-from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from guides.flow import FlowGuide
+from guides.flow import FlowGuide, FlowLayers
 from guides.recurrence import tanh_recurrence
 from guides.starts import InitLoc, count, init_loc_fn, positive
 
@@ -56,13 +54,14 @@ def planar_flow(
     Examples
     --------
     >>> import torch
+    >>> from inference import fit
     >>> from ppl_models import linear_regression
+    >>> x = torch.linspace(-1, 1, 40).reshape(-1, 1)
     >>> guide = planar_flow(linear_regression, layers=8)
-    >>> _ = guide(torch.zeros(3, 2), torch.zeros(3))   # the first run finds 4 latents: 2 weights, bias, noise
-    >>> guide.get_posterior().log_prob(torch.zeros(5, 4)).shape
-    torch.Size([5])
-    >>> sorted(guide.median())
-    ['bias', 'noise', 'weights']
+    >>> posterior = fit(linear_regression, guide, x, 2 * x[:, 0], steps=300, progress=False)
+    >>> draws = posterior.sample(100)                      # {"weights": (100, 1), "bias": (100,), "noise": (100,)}
+    >>> posterior.log_prob(draws).shape
+    torch.Size([100])
     """
     made = partial(PlanarLayers, count=count(layers, "layers"))
     return PlanarFlow(model, made, init_loc_fn(init_loc), positive(init_scale, "init_scale"))
@@ -72,11 +71,11 @@ class PlanarFlow(FlowGuide):
     """A flow of planar layers."""
 
 
-class PlanarLayers(TransformModule):
+class PlanarLayers(FlowLayers):
     """f_K ∘ … ∘ f_1 on D numbers, f_k(x) = x + û_k tanh(w_k·x + b_k), as one transform.
 
     û = u + (m(w·u) − w·u) w/‖w‖² keeps w·û above −1, so that each layer grows
-    along w and has an inverse; m(t) = log(1 + e^(t+c)) − 1 + 0.001, with c such
+    along w and has an inverse; m(t) = log(1 + e^(t+c)) − 1 + 0.01, with c such
     that m(0) = 0. As w_k·x_k = w_k·x + Σ_{j<k} (w_k·û_j) h_j, all layers are
     matrix products but for the h, which :func:`~guides.recurrence.tanh_recurrence` finds.
 
@@ -93,15 +92,11 @@ class PlanarLayers(TransformModule):
     Rezende, Mohamed (2015), Variational inference with normalizing flows, equations 10 to 13 and appendix A.1.
     """
 
-    bijective = True
-    domain = codomain = constraints.real_vector
-
     def __init__(self, size: int, count: int) -> None:
-        super().__init__(cache_size=1)
+        super().__init__()
         self.u = nn.Parameter(torch.randn(count, size) * 0.1)
         self.w = nn.Parameter(torch.randn(count, size) / math.sqrt(size))
         self.b = nn.Parameter(torch.randn(count))
-        self._last: tuple[Tensor | None, Tensor | None] = (None, None)
 
     def constrained_u(self) -> Tensor:
         """û, shape (K, D)."""
@@ -110,19 +105,8 @@ class PlanarLayers(TransformModule):
         square = (self.w * self.w).sum(-1, keepdim=True) + torch.finfo(self.w.dtype).tiny
         return self.u + (wanted - along) / square * self.w
 
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Σ_k log(1 + (1 − h_k²) w_k·û_k), the shape of x without its last dimension."""
-        seen, log_det = self._last
-        if seen is x and log_det is not None:
-            return log_det
-        return self._forward(x)[1]
-
-    def _call(self, x: Tensor) -> Tensor:
-        y, log_det = self._forward(x)
-        self._last = (x, log_det)
-        return y
-
-    def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def moved(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y, and Σ_k log(1 + (1 − h_k²) w_k·û_k)."""
         u = self.constrained_u()
         seen = self.w @ u.T
         points = x.reshape(-1, x.shape[-1])
@@ -137,10 +121,6 @@ class PlanarLayers(TransformModule):
             h = torch.tanh(_root(y @ self.w[k] + self.b[k], slopes[k]))
             y = y - h[..., None] * u[k]
         return y
-
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
-        return {**state, "_cached_x_y": (None, None), "_last": (None, None)}
 
 
 def _root(c: Tensor, s: Tensor) -> Tensor:

@@ -7,11 +7,9 @@ from functools import partial
 from typing import Any
 
 import zuko
-from pyro.distributions.torch_transform import TransformModule
 from torch import Tensor
-from torch.distributions import constraints
 
-from guides.flow import FlowGuide
+from guides.flow import FlowGuide, FlowLayers
 from guides.starts import InitLoc, count, init_loc_fn, positive
 
 __all__ = ["SplineFlow", "SplineLayers", "spline_flow"]
@@ -62,11 +60,14 @@ def spline_flow(
     Examples
     --------
     >>> import torch
+    >>> from inference import fit
     >>> from ppl_models import linear_regression
+    >>> x = torch.linspace(-1, 1, 40).reshape(-1, 1)
     >>> guide = spline_flow(linear_regression)
-    >>> _ = guide(torch.zeros(3, 2), torch.zeros(3))   # the first run finds 4 latents: 2 weights, bias, noise
-    >>> guide.get_posterior().log_prob(torch.zeros(5, 4)).shape
-    torch.Size([5])
+    >>> posterior = fit(linear_regression, guide, x, 2 * x[:, 0], steps=300, progress=False)
+    >>> draws = posterior.sample(100)                      # {"weights": (100, 1), "bias": (100,), "noise": (100,)}
+    >>> posterior.log_prob(draws).shape
+    torch.Size([100])
     """
     made = partial(
         SplineLayers,
@@ -81,7 +82,7 @@ class SplineFlow(FlowGuide):
     """A neural spline flow."""
 
 
-class SplineLayers(TransformModule):
+class SplineLayers(FlowLayers):
     """zuko's neural spline flow on D numbers as a transform of Pyro: one pass to draw, D passes to invert.
 
     >>> import torch
@@ -92,30 +93,15 @@ class SplineLayers(TransformModule):
     (True, torch.Size([5]))
     """
 
-    bijective = True
-    domain = codomain = constraints.real_vector
-
     def __init__(self, size: int, count: int, bins: int, hidden: Sequence[int]) -> None:
-        super().__init__(cache_size=1)
+        super().__init__()
         flow = zuko.flows.NSF(size, transforms=count, bins=bins, hidden_features=hidden)
         self.flow = flow.transform
-        self._last: tuple[Tensor | None, Tensor | None] = (None, None)
 
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """log |det ∂y/∂x|, the shape of x without its last dimension."""
-        seen, log_det = self._last
-        if seen is x and log_det is not None:
-            return log_det
-        return self.flow().call_and_ladj(x)[1]
-
-    def _call(self, x: Tensor) -> Tensor:
+    def moved(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """y, and the sum of the splines' log slopes."""
         y, log_det = self.flow().call_and_ladj(x)
-        self._last = (x, log_det)
-        return y
+        return y, log_det
 
     def _inverse(self, y: Tensor) -> Tensor:
         return self.flow().inv(y)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()
-        return {**state, "_cached_x_y": (None, None), "_last": (None, None)}

@@ -69,6 +69,8 @@ def fit(
     decay: Annotated[bool, typer.Option(help="Let the step size fall to 0 as half a cosine.")] = True,
     optimizer: Annotated[str, typer.Option(help="adam, adamw, clippedadam or sgd.")] = "adam",
     particles: Annotated[int, typer.Option(help="Draws a step.")] = 1,
+    anneal: Annotated[int | None, typer.Option(help="Steps over which the target rises to its full height.")] = None,
+    restarts: Annotated[int, typer.Option(help="Starts, of which the best ELBO is kept.")] = 1,
     batch_size: Annotated[int | None, typer.Option(help="Rows a step; all, if left out.")] = None,
     seed: Annotated[int, typer.Option(help="Fixes the split, the start and every draw.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -96,6 +98,8 @@ def fit(
         lr=cosine_decay(positive_number(lr, "lr"), positive_integer(steps, "steps")) if decay else lr,
         optimizer=optimizer,
         particles=particles,
+        anneal=anneal,
+        restarts=restarts,
         batch_size=batch_size,
         seed=seed,
         device=device,
@@ -215,7 +219,8 @@ def _print_verdict(diagnosis: Diagnosis) -> None:
 
 
 def _write_report(posterior: Posterior, run: Run, split: Split, folder: Path, held_out: HeldOut | None) -> Path:
-    baselines = {"least squares": least_squares_rmse(split)} if held_out is not None else {}
+    measured = held_out is not None and isinstance(held_out.scores, Scores)
+    baselines = {"least squares": least_squares_rmse(split)} if measured else {}
     return write_report(posterior, folder / REPORT, held_out=held_out, labels=run.labels(), baselines=baselines)
 
 

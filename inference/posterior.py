@@ -135,8 +135,7 @@ class Posterior:
     def sample(self, draws: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:
         """Draw from q(z): ``{site: tensor of shape (S, *site shape)}``, in the model's own space."""
         with self._running(seed):
-            rows = self._latents(draws, self._args)
-            return {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
+            return {name: value.cpu() for name, value in self._drawn(draws, self._args).items()}
 
     def log_prob(self, values: Mapping[str, Any]) -> Tensor:
         """log q(z) in nats at any values of the latents, ``{site: (..., *site shape)}`` in the model's own space.
@@ -295,13 +294,17 @@ class Posterior:
     def _latents(self, draws: int, args: tuple[Any, ...]) -> list[dict[str, Tensor]]:
         """S draws of z as the model at ``args`` can take them; called inside :meth:`_running`."""
         stale = self._stale_sites(args)
+        drawn = {name: value for name, value in self._drawn(draws, args).items() if name not in stale}
+        return [{name: value[i] for name, value in drawn.items()} for i in range(draws)]
+
+    def _drawn(self, draws: int, args: tuple[Any, ...]) -> dict[str, Tensor]:
+        """S draws of z by the guide, ``{site: (S, *site shape)}``; called inside :meth:`_running`."""
         guide, count = self._program.guide, _count(draws)
         many = draws_at_once(guide, args, count)
-        if many is None:
-            rows = [latent_values(_trace(guide, args)) for _ in range(count)]
-        else:
-            rows = [{name: value[i] for name, value in many.items()} for i in range(count)]
-        return [{name: value for name, value in row.items() if name not in stale} for row in rows]
+        if many is not None:
+            return many
+        rows = [latent_values(_trace(guide, args)) for _ in range(count)]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _stale_sites(self, args: tuple[Any, ...]) -> set[str]:
         """Latents of the training rows that the guide cannot give for other rows; the model draws those."""

@@ -134,9 +134,21 @@ def _facts(posterior: Posterior, names: Labels) -> list[tuple[str, str]]:
         ("Guide", f"{posterior.guide_name}: {program.params.size} parameters"),
         ("Inputs", shapes),
         ("Observed", ", ".join(f"{s.name} {s.shape}" for s in program.observed) or "none"),
-        ("Fit", f"{options.get('steps')} steps of {options.get('optimizer')}, step size {options.get('lr')}"),
+        ("Fit", _how(posterior)),
     ]
     return [("Data", names.data), *facts] if names.data else facts
+
+
+def _how(posterior: Posterior) -> str:
+    options, starts = posterior.record.options, posterior.record.starts
+    parts = [f"{options.get('steps')} steps of {options.get('optimizer')}, step size {options.get('lr')}"]
+    anneal = options.get("anneal")
+    if anneal is not None:
+        parts.append(f"target annealed {f'over {anneal} steps' if isinstance(anneal, int) else f'by {anneal}'}")
+    if len(starts) > 1:
+        ends = ", ".join(f"{-loss:.4g}" for loss in starts)
+        parts.append(f"the best of {len(starts)} starts, which ended at an ELBO of {ends}")
+    return "; ".join(parts)
 
 
 def _count(number: int, noun: str) -> str:

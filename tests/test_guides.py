@@ -241,7 +241,8 @@ def test_a_flow_integrates_to_one(build):
 @pytest.mark.parametrize("build", FLOWS)
 def test_a_flow_that_has_been_used_can_be_copied_and_fitted_again(build):
     guide = build(bounded)
-    guide(X, Y)
+    with pyro.get_param_store().scope():
+        guide(X, Y)
     copy.deepcopy(guide)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
