@@ -35,7 +35,7 @@ from inference import Posterior, cosine_decay, fit
 from ppl_models import Energy, u1, u2, u3, u4
 
 MODELS: dict[str, Callable[[], Tensor]] = {"u1": u1, "u2": u2, "u3": u3, "u4": u4}
-WINDOW, COLUMNS, ROWS = (-5.0, 5.0, -4.0, 4.0), 200, 160
+WINDOW, COLUMNS, ROWS = (-5.0, 5.0, -5.5, 3.5), 200, 180
 SHOWN, POINTS, LR = (2, 8, 32), 2000, 2e-3
 PICTURE: dict[str, Any] = {
     "vmin": 0,
@@ -90,14 +90,14 @@ def densities(results: Sequence[Result]) -> Figure:
     energies = list(dict.fromkeys(result.energy for result in results))
     layers = chosen([result.layers for result in results])
     titles = ["target", "start: N(0, I)", *(f"K = {k}" for k in layers), f"draws, K = {layers[-1]}"]
-    figure = Figure(figsize=(2 * len(titles) - 0.1, 1.62 * len(energies) + 0.95), layout="compressed")
+    figure = Figure(figsize=(2 * len(titles) - 0.1, 1.8 * len(energies) + 0.95), layout="compressed")
     panels = figure.subplots(len(energies), len(titles), sharex=True, sharey=True, squeeze=False)
     for row, name in zip(panels, energies, strict=True):
         fill(row, name, [median([r for r in results if (r.energy, r.layers) == (name, k)]) for k in layers])
     for axes, title in zip(panels[0], titles, strict=True):
         axes.set_title(title, fontsize=11)
     for axes in panels.flat:
-        axes.set(aspect="equal", xlim=WINDOW[:2], ylim=WINDOW[2:], xticks=[-4, 0, 4], yticks=[-3, 0, 3])
+        axes.set(aspect="equal", xlim=WINDOW[:2], ylim=WINDOW[2:], xticks=[-4, 0, 4], yticks=[-4, 0])
         axes.tick_params(labelsize=8)
     where: dict[str, Any] = {"location": "bottom", "shrink": 0.4, "aspect": 40, "pad": 0.02}
     bar = figure.colorbar(panels[0, 0].images[0], ax=panels, extend="max", **where)

@@ -123,7 +123,7 @@ def _verdict(diagnosis: Diagnosis) -> str:
 
 
 def _facts(posterior: Posterior, names: Labels) -> list[tuple[str, str]]:
-    options, program = posterior.record.options, posterior.program
+    program = posterior.program
     latents = sum(int(np.prod(site.shape)) for site in program.latents)
     shapes = ", ".join(f"{n} {tuple(v.shape)}" for n, v in posterior.inputs().items()) or "none"
     facts = [

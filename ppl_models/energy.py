@@ -1,4 +1,7 @@
-"""Energies on the plane: hard targets for a guide, with known normalisers."""
+"""Energies on the plane: hard targets for a guide, with known normalisers.
+
+U1 and U2 are also the two targets of the well-known TensorFlow tutorial on planar flows.
+"""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def test_under_a_constant_power_the_guide_fits_the_flattened_target(engine):
     ("anneal", "message"),
     [
         (0, "anneal is 0"),
-        (200, r"anneal ends at 0\.5.* after 100 steps"),
+        (200, r"anneal ends at 0\.5.* at the last of 100 steps"),
         (lambda step: 2.0, "anneal gives 2.0 at step 0"),
         (lambda step: math.nan, "anneal gives nan at step 0"),
     ],

@@ -25,6 +25,15 @@ def test_with_learned_noise_it_collapses_and_is_not_trusted():
     assert not collapsed.posterior.diagnose().trusted
 
 
+def test_the_flows_script_runs_and_saves_its_figures(tmp_path):
+    command = [sys.executable, ROOT / "examples" / "planar_flow.py", "--steps", "60", "--energies", "u1", "u4"]
+    command += ["--layers", "2", "4", "--particles", "2", "--out", tmp_path]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert said.count("u1 ") == said.count("u4 ") == 2
+    for name in ("planar_flow.png", "planar_flow_kl.png"):
+        assert (tmp_path / name).stat().st_size > 20_000
+
+
 def test_the_script_runs_and_saves_its_figure(tmp_path):
     command = [sys.executable, ROOT / "examples" / "bayesian_nn.py", "--steps", "60", "--seeds", "1", "--out", tmp_path]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
