@@ -5,7 +5,7 @@
 
 KL(q‖p) in nats on the energies of Rezende, Mohamed (2015), by the number of layers; the time that a flow of
 64 layers takes to compile, beside one of 8; mean, covariance and ELBO of the full-rank guide against linear
-regression's closed form; every guide on posteriordb's sblri-blr, from the folder named by KILN_DATA.
+regression's closed form; four guides on posteriordb's sblri-blr, from the folder named by KILN_DATA.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from inference import Posterior, cosine_decay, fit
 from ppl_models import exact_linear_regression, linear_regression
 
 LAYERS = (2, 8, 16, 32)
+STEPS = 30_000
 
 
 def energies(seeds: int) -> None:
@@ -126,34 +127,42 @@ def sblri(x: Tensor, y: Tensor | None = None) -> None:
 
 
 def posteriordb(seeds: int) -> None:
-    """Every guide on sblri-blr: the worst error of a mean in reference sds, and the sd ratios."""
+    """Four guides on sblri-blr: the worst error of a mean in reference sds, and the sd ratios.
+
+    The posterior is ten thousand times narrower than the prior. The target is annealed, so that flows are not bent
+    out of shape on the way there; of the splines the best of three starts is kept.
+    """
     folder = Path(os.environ.get("KILN_DATA", "data")) / "posteriordb" / "sblri-blr"
     if not folder.is_dir():
         sys.exit(f"{folder} is not there: set KILN_DATA to the folder that holds posteriordb/")
     data = json.loads((folder / "data.json").read_text())
     reference = np.load(folder / "reference_draws.npz")
     known = np.column_stack([reference["beta"], reference["sigma"]])
-    for build in (
-        guides.mean_field_normal,
-        guides.low_rank_normal,
-        guides.full_rank_normal,
-        guides.planar_flow,
-        guides.spline_flow,
-    ):
+    cases: list[tuple[Any, float, int]] = [
+        (guides.mean_field_normal, 0.05, 1),
+        (guides.full_rank_normal, 0.05, 1),
+        (guides.planar_flow, 0.05, 1),
+        (guides.spline_flow, 0.01, 3),
+    ]
+    for build, lr, restarts in cases:
         for seed in range(seeds):
-            steps, guide = 30_000, build(sblri, init_scale=0.01)
-            schedule = cosine_decay(0.05, steps)
-            x, y = np.array(data["X"]), np.array(data["y"])
-            posterior = fit(sblri, guide, x, y, steps=steps, lr=schedule, particles=8, seed=seed, progress=False)
-            drawn = posterior.sample(20_000)
-            z = np.column_stack([drawn["beta"].numpy(), drawn["sigma"].numpy()])
-            off = np.abs((z.mean(0) - known.mean(0)) / known.std(0)).max()
-            ratio = z.std(0) / known.std(0)
-            print(
-                f"sblri-blr  {build.__name__:<18} seed {seed}: means {off:.3f} sd off, sd ratios {ratio.min():.3f} to "
-                f"{ratio.max():.3f}, {posterior.record.seconds:.0f} s",
-                flush=True,
-            )
+            posterior = fit(
+                sblri, build(sblri), np.array(data["X"]), np.array(data["y"]), steps=STEPS, lr=cosine_decay(lr, STEPS),
+                particles=16, anneal=STEPS // 2, restarts=restarts, seed=seed, progress=False,
+            )  # fmt: skip
+            _moments_row(f"{build.__name__:<18} seed {seed}", posterior, known)
+
+
+def _moments_row(label: str, posterior: Posterior, known: np.ndarray) -> None:
+    drawn = posterior.sample(20_000)
+    z = np.column_stack([drawn["beta"].numpy(), drawn["sigma"].numpy()])
+    off = np.abs((z.mean(0) - known.mean(0)) / known.std(0)).max()
+    ratio = z.std(0) / known.std(0)
+    print(
+        f"sblri-blr  {label}: means {off:.3f} sd off, sd ratios {ratio.min():.3f} to {ratio.max():.3f}, "
+        f"{posterior.record.seconds:.1f} s",
+        flush=True,
+    )
 
 
 def main() -> None:

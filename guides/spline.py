@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 import zuko
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from guides.flow import FlowGuide, FlowLayers
 from guides.starts import InitLoc, count, init_loc_fn, positive
 
 __all__ = ["SplineFlow", "SplineLayers", "spline_flow"]
+
+_START = 0.01  # of the networks' own random start: splines that begin close to a straight line
 
 
 def spline_flow(
@@ -97,6 +100,10 @@ class SplineLayers(FlowLayers):
         super().__init__()
         flow = zuko.flows.NSF(size, transforms=count, bins=bins, hidden_features=hidden)
         self.flow = flow.transform
+        with torch.no_grad():
+            for layer in self.flow.transforms:
+                for last in layer.hyper[-1].parameters() if size > 1 else layer.phi:
+                    last.mul_(_START)
 
     def moved(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """y, and the sum of the splines' log slopes."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from examples import planar_flow
 from examples.bayesian_nn import run
 
 ROOT = Path(__file__).parents[1]
@@ -23,6 +24,21 @@ def test_with_learned_noise_it_collapses_and_is_not_trusted():
     assert collapsed.noise > 0.3
     assert collapsed.posterior.losses[-500:].mean() < good.posterior.losses[-500:].mean()
     assert not collapsed.posterior.diagnose().trusted
+
+
+@pytest.mark.slow
+def test_planar_flows_reach_the_energies_and_more_layers_come_closer():
+    """KL of medians over 5 seeds, with the bounds of a prototype; both modes of U1 at every seed."""
+    bounds = {("u1", 16): 0.015, ("u1", 32): 0.006, ("u2", 16): 0.08, ("u3", 32): 0.20, ("u4", 32): 0.20}
+    for name in ("u1", "u2", "u3", "u4"):
+        medians = []
+        for layers in (2, 8, 16, 32):
+            fits = [planar_flow.run(name, layers, seed, 20_000, 1000, progress=False) for seed in range(5)]
+            medians.append(sorted(found.kl for found in fits)[2])
+            assert medians[-1] <= bounds.get((name, layers), float("inf")), (name, layers)
+            if name == "u1" and layers >= 16:
+                assert all(0.45 <= found.right <= 0.55 for found in fits)
+        assert medians == sorted(medians, reverse=True), name
 
 
 def test_the_flows_script_runs_and_saves_its_figures(tmp_path):

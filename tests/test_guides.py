@@ -239,6 +239,19 @@ def test_a_flow_integrates_to_one(build):
 
 
 @pytest.mark.parametrize("build", FLOWS)
+def test_a_flow_of_one_latent(build):
+    def model():
+        pyro.sample("z", dist.Gamma(3.0, 1.0))
+
+    posterior = fit(model, build(model), steps=300, lr=0.02, progress=False)
+    edge = torch.linspace(0.005, 40, 4000)
+    density = posterior.log_prob({"z": edge}).exp()
+    assert abs(float(torch.trapezoid(density, edge)) - 1) < 0.01
+    draws = posterior.sample(2000)["z"]
+    assert abs(draws.mean() - torch.trapezoid(density * edge, edge)) < 5 * draws.std() / 2000**0.5
+
+
+@pytest.mark.parametrize("build", FLOWS)
 def test_a_flow_that_has_been_used_can_be_copied_and_fitted_again(build):
     guide = build(bounded)
     with pyro.get_param_store().scope():
