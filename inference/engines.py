@@ -32,6 +32,8 @@ class Engine(Protocol):
 def choose(name: str, task: Task, stream: RandomStream, steps: int, progress: bool) -> tuple[Engine, Any]:
     """The engine to run, and its first state; ``name`` is ``"eager"``, ``"compiled"`` or ``"auto"``.
 
+    ``steps`` are those of all the fits that one compilation would serve.
+
     Raises
     ------
     ValueError

@@ -114,8 +114,8 @@ def fit(
     restarts
         Fits from this many starts, with random numbers of their own, of which
         the one with the best ELBO is kept (the mean over the last tenth of its
-        steps); ``posterior.record.starts`` has −ELBO of each. The first is the
-        fit that would be made without restarts.
+        steps); ``posterior.record.starts`` has −ELBO of each. The first is what
+        the same engine would make without restarts.
     progress
         Show a bar with the step, the ELBO and steps a second.
     callbacks
@@ -167,7 +167,7 @@ def fit(
         stream = RandomStream.seeded(seed_number(seed), number)
         program = Program.start(model, guide, args, stream, where, kind)
         task = Task.of(program, args, batch_size, **options)
-        runner, state = choose(engine, task, stream, steps, progress)
+        runner, state = choose(engine, task, stream, steps * restarts, progress)
         label = f"fit {number + 1}/{restarts}" if restarts > 1 else "fit"
         losses = _run(runner, state, steps, label, progress, callbacks)
         return _Fitted(program, state.flat.detach(), stream, losses, isinstance(runner, CompiledEngine))
