@@ -1,8 +1,16 @@
 """Guides: the families that a posterior is approximated by."""
 
+from guides.dropout import bernoulli_dropout
 from guides.full_rank import full_rank_normal, low_rank_normal
 from guides.mean_field import mean_field_normal
 from guides.planar import planar_flow
 from guides.spline import spline_flow
 
-__all__ = ["full_rank_normal", "low_rank_normal", "mean_field_normal", "planar_flow", "spline_flow"]
+__all__ = [
+    "bernoulli_dropout",
+    "full_rank_normal",
+    "low_rank_normal",
+    "mean_field_normal",
+    "planar_flow",
+    "spline_flow",
+]

@@ -9,7 +9,7 @@ import numpy as np
 
 from inference.arviz_compat import psis_shape
 
-__all__ = ["Convergence", "Diagnosis", "convergence", "diagnose", "khat_threshold", "pareto_khat"]
+__all__ = ["Convergence", "Diagnosis", "NoWeights", "convergence", "diagnose", "khat_threshold", "pareto_khat"]
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,18 @@ def _standard_error(losses: np.ndarray, blocks: int = 20) -> float:
     return float(np.std(means, ddof=1) / math.sqrt(blocks))
 
 
-def diagnose(log_weights: np.ndarray | None, losses: np.ndarray) -> Diagnosis:
+@dataclass(frozen=True)
+class NoWeights:
+    """Why a guide has no importance weights, and what to do instead."""
+
+    reason: str
+    advice: str
+
+
+def diagnose(log_weights: np.ndarray | NoWeights, losses: np.ndarray) -> Diagnosis:
     """The verdict from R repeats of S log weights, shape (R, S) in nats, and the losses, −ELBO per step.
 
-    None for ``log_weights`` is a point estimate, which has no weights.
+    Without weights there is no k-hat, and the fit cannot be said to be trusted.
 
     References
     ----------
@@ -98,9 +106,9 @@ def diagnose(log_weights: np.ndarray | None, losses: np.ndarray) -> Diagnosis:
     """
     state = convergence(losses)
     reasons, advice = _of_convergence(state, len(losses))
-    if log_weights is None:
-        why = ("the guide is a point estimate: it has a best value but no uncertainty", *reasons)
-        return Diagnosis(False, None, None, None, 0, state, why, ("fit a guide with a spread", *advice))
+    if isinstance(log_weights, NoWeights):
+        why, instead = (log_weights.reason, *reasons), (log_weights.advice, *advice)
+        return Diagnosis(False, None, None, None, 0, state, why, instead)
     draws = log_weights.shape[1]
     khats = np.array([pareto_khat(row) for row in log_weights])
     khat, limit = float(np.median(khats)), khat_threshold(draws)

@@ -28,12 +28,12 @@ from inference.arguments import (
 )
 from inference.arviz_export import to_arviz
 from inference.density import as_points, draws_at_once, log_density
-from inference.diagnostics import Diagnosis, diagnose
+from inference.diagnostics import Diagnosis, NoWeights, diagnose
 from inference.isolation import RandomStream
 from inference.metrics import HeldOut, score
 from inference.objective import Model, log_weight, traces
 from inference.predict import ClassPrediction, Prediction, log_likelihood, predictive
-from inference.program import Program, clone, name_of, named_failure
+from inference.program import Program, clone, name_of, named_failure, set_training
 from inference.report import Labels, write_report
 from inference.sites import latent_values, observed_nodes
 
@@ -67,6 +67,7 @@ class Posterior:
         record: FitRecord,
         has_data: bool = True,
     ) -> None:
+        set_training(program.guide, False)
         self._program = program
         self._flat = flat
         self._args = args
@@ -240,10 +241,20 @@ class Posterior:
 
     def diagnose(self, *, draws: int = 1000, repeats: int = 5, seed: int = 0) -> Diagnosis:
         """Whether the fit can be trusted: a verdict with its numbers, thresholds and reasons."""
-        if self._program.is_point:
-            return diagnose(None, self.losses)
+        refused = self._no_weights()
+        if refused is not None:
+            return diagnose(refused, self.losses)
         weights = [self.log_weights(draws, seed=seed + r).numpy() for r in range(_count(repeats, "repeats"))]
         return diagnose(np.stack(weights), self.losses)
+
+    def _no_weights(self) -> NoWeights | None:
+        """Why q has no importance weights, where it has none."""
+        if self._program.is_point:
+            return NoWeights(
+                "the guide is a point estimate: it has a best value but no uncertainty", "fit a guide with a spread"
+            )
+        reason = getattr(self._program.guide, "no_common_density", None)
+        return NoWeights(reason, "judge it by rows that were held out: posterior.evaluate(x, y)") if reason else None
 
     def to_arviz(self, *, draws: int = 1000, seed: int = 0) -> Any:
         """InferenceData (ArviZ 0.x) or DataTree (1.x) of every group; see :func:`inference.arviz_export.to_arviz`."""

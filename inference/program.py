@@ -28,7 +28,7 @@ from inference.sites import (
     score_sites,
 )
 
-__all__ = ["Program", "clone", "name_of", "named_failure"]
+__all__ = ["Program", "clone", "name_of", "named_failure", "set_training"]
 
 T = TypeVar("T")
 
@@ -75,6 +75,7 @@ class Program:
             if a density is not finite at the first draw.
         """
         guide = clone(guide)
+        set_training(guide, False)
         with stream.active(), environment(device, dtype, validate=check_values):
             params = Params.discover(lambda: _first_run(model, guide, args))
             with params.bound(params.flatten()):
@@ -116,6 +117,12 @@ def clone(guide: Model) -> Model:
     for part, (model, _) in zip(copies, references, strict=True):
         part._model = model
     return twin
+
+
+def set_training(guide: Model, training: bool) -> None:
+    """Tell a guide that is a module, by torch's own switch, whether it is being fitted or asked."""
+    if isinstance(guide, nn.Module):
+        guide.train(training)
 
 
 def _first_run(model: Model, guide: Model, args: tuple[Any, ...]) -> tuple[poutine.Trace, poutine.Trace]:

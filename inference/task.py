@@ -14,7 +14,7 @@ from inference.isolation import RandomStream
 from inference.minibatch import MiniBatch
 from inference.objective import Model, traces
 from inference.optimizers import LearningRate
-from inference.program import Program
+from inference.program import Program, set_training
 
 __all__ = ["Task"]
 
@@ -49,6 +49,7 @@ class Task:
             raise ValueError(
                 f"anneal needs a guide whose draws are reparameterised, which its sites {list(program.scored)} are not"
             )
+        set_training(program.guide, True)
         if batch_size is None:
             return cls(program, program.model, program.guide, args, **options)
         rows = row_count(args)

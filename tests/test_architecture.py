@@ -85,8 +85,16 @@ def test_the_public_names():
             "fit",
             "load",
         },
-        "guides": {"full_rank_normal", "low_rank_normal", "mean_field_normal", "planar_flow", "spline_flow"},
+        "guides": {
+            "bernoulli_dropout",
+            "full_rank_normal",
+            "low_rank_normal",
+            "mean_field_normal",
+            "planar_flow",
+            "spline_flow",
+        },
         "ppl_models": {
+            "DropoutNetwork",
             "Energy",
             "ExactPosterior",
             "Scaling",

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from inference.diagnostics import convergence, diagnose, khat_threshold, pareto_khat
+from inference.diagnostics import NoWeights, convergence, diagnose, khat_threshold, pareto_khat
 
 DRAWS = 2000
 FLAT = np.random.default_rng(0).normal(100, 3, 4000)
@@ -54,7 +54,7 @@ def test_a_flat_elbo_is_called_rising_at_the_stated_rate():
 
 
 def test_too_few_steps_and_infinite_weights_are_reasons():
-    assert "too few" in diagnose(None, FLAT[:50]).reasons[1]
+    assert "too few" in diagnose(NoWeights("no spread", "another guide"), FLAT[:50]).reasons[1]
     weights = log_weights(0.95, 0)
     weights[3] = np.inf
     assert diagnose(weights[None], FLAT).khat == np.inf

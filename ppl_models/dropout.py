@@ -1,0 +1,139 @@
+"""A network with dropout as a Bayesian model: its masks are latent sites, its weights have a Gaussian prior."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+__all__ = ["DropoutNetwork"]
+
+
+class DropoutNetwork(nn.Module):
+    """A network of yours whose ``nn.Dropout`` layers become named Bernoulli masks, as a Pyro model ``(x, y=None)``.
+
+    Dropout is variational inference: q sets a unit's outgoing weights M to zero
+    with the dropout probability 1 − k, and the ELBO is, up to a constant,
+
+    Σₙ log p(yₙ | f(xₙ; masks)) − Σ ½ l² (‖M‖²/k + ‖m‖²),
+
+    with the biases m, N(0, 1/l²) a priori as the weights are, and f as torch
+    computes it: kept units are divided by k, so that M is k times the paper's.
+    Weights that no mask stands before have k = 1. Fit it with
+    :func:`~guides.bernoulli_dropout`.
+
+    Parameters
+    ----------
+    net
+        Any module; it is copied. Each ``nn.Dropout`` in it, at path ``path``,
+        becomes the site ``mask.path`` of the shape of its input without rows.
+    noise
+        σ of the Normal round the network's one output, in the units of y; None
+        if its outputs are the logits of classes.
+    length_scale
+        l: the larger, the smaller the weights and the smoother f.
+
+    Raises
+    ------
+    ValueError
+        If the network has no ``nn.Dropout``, or another kind of dropout; if
+        ``noise`` or ``length_scale`` is not above 0.
+
+    References
+    ----------
+    Gal, Ghahramani (2016), Dropout as a Bayesian approximation: representing model uncertainty in deep learning.
+
+    Examples
+    --------
+    >>> from guides import bernoulli_dropout
+    >>> from inference import fit
+    >>> net = nn.Sequential(nn.Linear(1, 20), nn.ReLU(), nn.Dropout(0.1), nn.Linear(20, 1))
+    >>> model = DropoutNetwork(net, noise=0.3)
+    >>> x = torch.linspace(-1, 1, 50).reshape(-1, 1)
+    >>> posterior = fit(model, bernoulli_dropout(model), x, x[:, 0] ** 2, steps=300, progress=False)
+    >>> posterior.sample(10)["mask.2"].shape, posterior.predict(x, draws=10).draws.shape
+    (torch.Size([10, 1, 20]), torch.Size([10, 50]))
+    """
+
+    def __init__(self, net: nn.Module, *, noise: float | None = None, length_scale: float = 1.0) -> None:
+        super().__init__()
+        options: dict[str, Any] = {"noise": 1.0 if noise is None else noise, "length_scale": length_scale}
+        for name, value in options.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"{name} is {value!r}: pass a number above 0")
+        self.net = copy.deepcopy(net)
+        self.noise = noise
+        self.length_scale = length_scale
+        self._keep = 1.0
+        self._seen: dict[Tensor, float] = {}
+        if not _mask_dropout(self.net, self):
+            raise ValueError(f"{type(net).__name__} has no nn.Dropout layer with 0 < p < 1: put one before a layer")
+        for module in self.net.modules():
+            if next(module.parameters(recurse=False), None) is not None:
+                module.register_forward_pre_hook(self._weigh)
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The observations, (N,): numbers, or classes."""
+        pyro.module("net", self.net)
+        plate = pyro.plate("data", len(x))
+        with plate:
+            rows = pyro.subsample(x, event_dim=x.dim() - 1)
+            observed = pyro.subsample(y, event_dim=0) if y is not None else None
+        self._keep, self._seen = 1.0, {}
+        outputs = self.net(rows)
+        pyro.factor("weights", -self._decay())
+        with plate:
+            return pyro.sample("y", self._likelihood(outputs), obs=observed)
+
+    def _likelihood(self, outputs: Tensor) -> Any:
+        if self.noise is None:
+            return dist.Categorical(logits=outputs)
+        return dist.Normal(outputs.squeeze(-1), self.noise)
+
+    def _decay(self) -> Tensor:
+        squares = [p.square().sum() / self._seen.get(p, 1.0) for p in self.net.parameters()]
+        return 0.5 * self.length_scale**2 * torch.stack(squares).sum()
+
+    def _weigh(self, module: nn.Module, _: object) -> None:
+        """Note which units a weight matrix stands behind."""
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor):
+            self._seen.setdefault(weight, self._keep)
+        self._keep = 1.0
+
+
+class _Mask(nn.Module):
+    """In the place of ``nn.Dropout``: zeroes units by a sampled mask, one for all rows or one for each."""
+
+    def __init__(self, name: str, keep: float, owner: DropoutNetwork) -> None:
+        super().__init__()
+        self.name = name
+        self.keep = keep
+        self.features: torch.Size | None = None
+        self._owner = [owner]  # not a submodule
+
+    def forward(self, h: Tensor) -> Tensor:
+        self.features = self.features or h.shape[1:]
+        units = dist.Bernoulli(h.new_full((1, *self.features), self.keep))
+        mask = pyro.sample(self.name, units.to_event(len(units.batch_shape)))
+        self._owner[0]._keep = self.keep
+        return h * mask / self.keep
+
+
+def _mask_dropout(net: nn.Module, owner: DropoutNetwork) -> int:
+    """Put masks in the place of dropout layers; how many."""
+    count = 0
+    for path, module in list(net.named_modules()):
+        for name, child in list(module.named_children()):
+            where = f"{path}.{name}" if path else name
+            if isinstance(child, nn.Dropout):
+                if 0 < child.p < 1:
+                    setattr(module, name, _Mask(f"mask.{where}", 1 - child.p, owner))
+                    count += 1
+            elif "dropout" in type(child).__name__.lower():
+                raise ValueError(f"{where} is {type(child).__name__}: only nn.Dropout can become a mask")
+    return count
