@@ -12,12 +12,25 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     import arviz  # noqa: F401 - its own announcement on import must not fail a test
 
+    from inference.posterior import Posterior
+    from inference.report import write_report
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
     """Compiled programs of the tests are kept for the tests alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def few_draws():
+    """Reports and verdicts from a few draws, where only their form is tested: each draw runs the model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(Posterior.diagnose.__kwdefaults__, "draws", 200)
+        patch.setitem(Posterior.diagnose.__kwdefaults__, "repeats", 2)
+        patch.setitem(write_report.__kwdefaults__, "draws", 50)
         yield
 
 

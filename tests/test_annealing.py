@@ -47,8 +47,7 @@ def test_with_beta_the_number_is_the_loss_and_the_gradient_is_the_annealed_one()
     torch.testing.assert_close(grad, torch.autograd.grad(by_hand, theta)[0], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("engine", ["eager", "compiled"])
-def test_under_a_constant_power_the_guide_fits_the_flattened_target(engine):
+def test_under_a_constant_power_the_guide_fits_the_flattened_target():
     """N(0, 1) to the power 1/4 is N(0, 4): the fit before the end must have sd 2, and 1 without annealing."""
 
     def model():
@@ -59,7 +58,7 @@ def test_under_a_constant_power_the_guide_fits_the_flattened_target(engine):
 
     for anneal, expected in ((power, 2.0), (None, 1.0)):
         posterior = fit(
-            model, mean_field_normal(model), steps=2000, lr=cosine_decay(0.1, 2000), anneal=anneal, engine=engine,
+            model, mean_field_normal(model), steps=2000, lr=cosine_decay(0.1, 2000), anneal=anneal, engine="eager",
             progress=False,
         )  # fmt: skip
         assert posterior.params["AutoNormal.scales.z"] == pytest.approx(expected, rel=0.1)

@@ -17,8 +17,6 @@ from sklearn.linear_model import LinearRegression
 
 from inference import registry
 from inference.cli import main
-from inference.posterior import Posterior
-from inference.report import write_report
 from inference.runs import Run, fingerprint
 
 RUN_FILES = ["posterior.json", "posterior.safetensors", "report.html", "run.json"]
@@ -47,13 +45,7 @@ number = 3
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_draws():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(Posterior.diagnose.__kwdefaults__, "draws", 200)
-        patch.setitem(Posterior.diagnose.__kwdefaults__, "repeats", 2)
-        patch.setitem(write_report.__kwdefaults__, "draws", 50)
-        yield
+pytestmark = pytest.mark.usefixtures("few_draws")
 
 
 @pytest.fixture(autouse=True)

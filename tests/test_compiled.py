@@ -293,7 +293,7 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow if k == "splines" else ()) for k in KINDS])
 def test_same_noise_same_losses(kind):
     build, options = KINDS[kind]
     check(*build(), **options)

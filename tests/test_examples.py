@@ -50,6 +50,7 @@ def test_the_flows_script_runs_and_saves_its_figures(tmp_path):
         assert (tmp_path / name).stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_the_script_runs_and_saves_its_figure(tmp_path):
     command = [sys.executable, ROOT / "examples" / "bayesian_nn.py", "--steps", "60", "--seeds", "1", "--out", tmp_path]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout

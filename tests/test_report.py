@@ -12,6 +12,8 @@ from guides import mean_field_normal
 from inference import Labels, fit
 from ppl_models import linear_regression
 
+pytestmark = pytest.mark.usefixtures("few_draws")
+
 
 class Reader(HTMLParser):
     """Tags, links and visible text of a page."""
@@ -37,7 +39,7 @@ def posterior(line):
 
 
 @pytest.fixture(scope="module")
-def page(posterior, line, tmp_path_factory):
+def page(posterior, line, tmp_path_factory, few_draws):
     path = tmp_path_factory.mktemp("report") / "deep" / "report.html"
     labels = Labels(title="Slopes", data="line.csv", columns=["dose"], target="effect")
     return posterior.report(path, test=(line.x, line.y), labels=labels, baselines={"least squares": 0.31}).read_text()

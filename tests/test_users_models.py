@@ -82,6 +82,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: getattr(k, "__name__", k))
+@pytest.mark.usefixtures("few_draws")
 def test_it_fits_predicts_saves_loads_and_reports(kind, line, tmp_path):
     posterior = fit(*parts(kind), line.x, line.y, steps=800, lr=0.03, progress=False)
     p = posterior.predict(line.x, draws=60)
@@ -111,6 +112,7 @@ def test_laplace_has_the_spread_of_the_curvature(line):
     assert draws["slope"].std() / exact == pytest.approx(1, abs=0.08)
 
 
+@pytest.mark.usefixtures("few_draws")
 def test_a_flat_prior_starts_fits_and_reports(line, tmp_path):
     def flat(x, y=None):
         slope = pyro.sample("slope", dist.ImproperUniform(constraints.real, (), ()))
