@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 import guides
-from examples.planar_flow import MODELS, kl
+from examples.planar_flow import fit_energy, kl
 from inference import Posterior, cosine_decay, fit
 from ppl_models import exact_linear_regression, linear_regression
 
@@ -58,15 +58,6 @@ def _energy_row(name: str, label: str, build: Callable[..., Any], seeds: int, **
         f"{name}  {label:<12} KL {statistics.median(found):.4f} ({each})  right of 0: {shares}  "
         f"{statistics.median(seconds):.1f} s",
         flush=True,
-    )
-
-
-def fit_energy(name: str, build: Callable[..., Any], seed: int, steps: int, particles: int, lr: float) -> Posterior:
-    """From N(0, I), the target annealed over the first half, half a cosine of steps."""
-    model, schedule = MODELS[name], cosine_decay(lr, steps)
-    guide = build(model, init_loc={"z": torch.zeros(2)}, init_scale=1.0)
-    return fit(
-        model, guide, steps=steps, particles=particles, lr=schedule, anneal=steps // 2, seed=seed, progress=False
     )
 
 

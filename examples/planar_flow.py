@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -62,13 +63,18 @@ class Result:
 
 
 def run(name: str, layers: int, seed: int, steps: int, particles: int, progress: bool = True) -> Result:
-    """Fit a flow of ``layers`` layers to the energy ``name``, from N(0, I)."""
-    model, schedule, anneal = MODELS[name], cosine_decay(LR, steps), steps // 2 or None
-    guide = planar_flow(model, layers, init_loc={"z": torch.zeros(2)}, init_scale=1.0)
-    posterior = fit(
-        model, guide, steps=steps, particles=particles, lr=schedule, anneal=anneal, seed=seed, progress=progress
-    )
+    """Fit a flow of ``layers`` layers to the energy ``name``, and measure it."""
+    posterior = fit_energy(name, partial(planar_flow, layers=layers), seed, steps, particles, LR, progress)
     return Result(name, layers, posterior, *kl(posterior, name))
+
+
+def fit_energy(
+    name: str, build: Callable[..., Any], seed: int, steps: int, particles: int, lr: float, progress: bool = False
+) -> Posterior:
+    """Fit the guide that ``build`` makes, from N(0, I): half a cosine of steps, the target annealed over half."""
+    model, schedule, anneal = MODELS[name], cosine_decay(lr, steps), steps // 2 or None
+    guide = build(model, init_loc={"z": torch.zeros(2)}, init_scale=1.0)
+    return fit(model, guide, steps=steps, particles=particles, lr=schedule, anneal=anneal, seed=seed, progress=progress)
 
 
 def kl(posterior: Posterior, name: str, draws: int = 20_000, seed: int = 0) -> tuple[float, float]:

@@ -35,9 +35,9 @@ def as_power(anneal: int | Power | None, steps: int) -> Power | None:
         value = power(step)
         if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1):
             raise ValueError(f"anneal gives {value!r} at step {step}: the power of the target goes from 0 to 1")
-    if power(steps - 1) != 1:
+    if value != 1:
         raise ValueError(
-            f"anneal ends at {power(steps - 1):.3g} at the last of {steps} steps, so that the fit would be of a "
+            f"anneal ends at {value:.3g} at the last of {steps} steps, so that the fit would be of a "
             "flattened target: let it reach 1 before, or give more steps"
         )
     return power
