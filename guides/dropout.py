@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 __all__ = ["BernoulliDropout", "bernoulli_dropout"]
 
+TEMPERATURE = 0.1
+_ONE = torch.Size()
 
-def bernoulli_dropout(model: Callable[..., Any], *, per_row: bool = True) -> BernoulliDropout:
-    """q(masks) = Π Bernoulli(k), k fixed: the guide for a model whose masks are Bernoulli sites.
+
+def bernoulli_dropout(model: Callable[..., Any], *, per_row: bool = True, learned: bool = False) -> BernoulliDropout:
+    """q(masks) = Π Bernoulli(k): the guide for a model whose masks are Bernoulli sites.
 
     Gradients reach the weights, which are parameters of the model. While it is
     fitted, each row of a batch has masks of its own, which is an estimate of
     the same ELBO with less noise; a draw from the posterior is one mask for
     all rows, so that it is a function.
+
+    The keep probability k of a site is that of the model's, or ``learned``:
+    then the ELBO has the term −KL(Bernoulli(k) ‖ Bernoulli(k₀)) for each unit,
+    with the model's k₀, and masks are relaxed to (0, 1) while fitting, at a
+    temperature of 0.1, so that gradients reach k. With k₀ = ½ that is the
+    objective of concrete dropout.
 
     Parameters
     ----------
@@ -29,12 +40,15 @@ def bernoulli_dropout(model: Callable[..., Any], *, per_row: bool = True) -> Ber
         are all Bernoulli with a first dimension of 1 for the rows.
     per_row
         False shares one mask among the rows while fitting too.
+    learned
+        Learn one k for each site, the parameter ``keep.<site>``.
 
     References
     ----------
     Gal, Ghahramani (2016), Dropout as a Bayesian approximation: representing model uncertainty in deep learning.
+    Gal, Hron, Kendall (2017), Concrete dropout.
     """
-    return BernoulliDropout(model, per_row)
+    return BernoulliDropout(model, per_row, learned)
 
 
 class BernoulliDropout(nn.Module):
@@ -45,37 +59,53 @@ class BernoulliDropout(nn.Module):
         "density, so importance weights and Pareto k-hat do not exist"
     )
 
-    def __init__(self, model: Callable[..., Any], per_row: bool) -> None:
+    def __init__(self, model: Callable[..., Any], per_row: bool, learned: bool) -> None:
         super().__init__()
         self.per_row = per_row
+        self.learned = learned
         self._model = [model]  # not a submodule: the weights are the model's
         self._masks: dict[str, Any] = {}
-        self._plates: dict[str, int] = {}
+        self._plates: list[str] = []
 
     def forward(self, *args: Any) -> dict[str, Tensor]:
-        """Draw every mask."""
-        if not self._masks:
-            self._look(args)
-        rows = 1
-        if self.training and self.per_row:
-            for name, size in self._plates.items():
-                with pyro.plate(name, size) as index:
-                    rows = len(index)
-        return {name: pyro.sample(name, self._units(mask, rows)) for name, mask in self._masks.items()}
+        """Draw every mask: one for all rows, or while it is fitted one for each."""
+        return self.draw_for_each_row(*args) if self.training and self.per_row else self._draw(args, 1)
 
-    def _units(self, mask: Any, rows: int) -> Any:
-        probs = mask.base_dist.probs
-        return dist.Bernoulli(probs.expand(rows, *probs.shape[1:])).to_event(probs.dim())
+    def draw_for_each_row(self, *args: Any) -> dict[str, Tensor]:
+        """Draw every mask for each row of a batch apart."""
+        self._look(args)
+        rows = _rows(args)
+        for name in self._plates:
+            with pyro.plate(name, _rows(args)) as index:
+                rows = len(index)
+        return self._draw(args, rows)
+
+    def _draw(self, args: tuple[Any, ...], rows: int) -> dict[str, Tensor]:
+        self._look(args)
+        return {name: pyro.sample(name, self._units(name, mask, rows)) for name, mask in self._masks.items()}
+
+    def _units(self, name: str, prior: Any, rows: int) -> Any:
+        probs = prior.base_dist.probs
+        shape = (rows, *probs.shape[1:])
+        if not self.learned:
+            return dist.Bernoulli(probs.expand(shape)).to_event(probs.dim())
+        keep = pyro.param(f"keep.{name}", lambda: probs.mean().clone(), constraint=constraints.unit_interval)
+        if self.training:
+            return _Relaxed(keep.expand(shape), prior)
+        return dist.Bernoulli(keep.expand(shape)).to_event(probs.dim())
 
     def _look(self, args: tuple[Any, ...]) -> None:
-        """Find the masks, and the plate of the rows, by one run of the model."""
-        with torch.no_grad(), poutine.block():
-            trace = poutine.trace(self._model[0]).get_trace(*args)
+        """Find the masks, and the plate of the rows, by one run of the model on the first rows."""
+        if self._masks:
+            return
+        few = tuple(value[:2] if isinstance(value, Tensor) and value.dim() else value for value in args)
+        with torch.no_grad(), poutine.block(), pyro.get_param_store().scope():
+            trace = poutine.trace(self._model[0]).get_trace(*few)
         for name, site in trace.nodes.items():
             if site["type"] != "sample":
                 continue
-            if type(site["fn"]).__name__ == "_Subsample":
-                self._plates[name] = site["fn"].size
+            if site_is_subsample(site):
+                self._plates += [name] if len(site["value"]) == _rows(few) else []
             elif not site["is_observed"]:
                 self._masks[name] = self._checked(name, site["fn"])
 
@@ -89,5 +119,35 @@ class BernoulliDropout(nn.Module):
         return fn
 
     def __deepcopy__(self, memo: dict[int, Any]) -> BernoulliDropout:
-        twin = BernoulliDropout(self._model[0], self.per_row)
+        twin = BernoulliDropout(self._model[0], self.per_row, self.learned)
         return twin.train(self.training)
+
+
+class _Relaxed(dist.TorchDistribution):
+    """Masks in (0, 1) near Bernoulli(keep), log q so written that log p − log q is −KL(Bernoulli(k) ‖ Bernoulli(k₀)).
+
+    Maddison, Mnih, Teh (2017), The concrete distribution.
+    """
+
+    has_rsample = True
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, keep: Tensor, prior: Any) -> None:
+        super().__init__(event_shape=keep.shape, validate_args=False)
+        self.keep = keep
+        self.prior = prior
+
+    def rsample(self, sample_shape: torch.Size = _ONE) -> Tensor:
+        """σ((logit k + logistic noise) / temperature)."""
+        uniform = torch.rand(sample_shape + self.keep.shape, dtype=self.keep.dtype, device=self.keep.device)
+        return torch.sigmoid((self.keep.logit() + uniform.logit(eps=1e-6)) / TEMPERATURE)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density in nats of all units and rows together."""
+        k, before = self.keep[:1], self.prior.base_dist.probs
+        terms = torch.xlogy(k, k / before) + torch.xlogy(1 - k, (1 - k) / (1 - before))
+        return self.prior.log_prob(value).sum() + terms.sum()
+
+
+def _rows(args: tuple[Any, ...]) -> int:
+    return next(len(value) for value in args if isinstance(value, Tensor) and value.dim())

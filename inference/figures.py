@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from inference.predict import ClassPrediction, Prediction
 
 __all__ = [
+    "as_svg",
     "calibration",
     "class_entropy",
     "elbo_curve",
@@ -36,7 +37,8 @@ STYLE = {
 }
 
 
-def _svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
+    """The figure as SVG text, the same for the same figure."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
     return stream.getvalue()
@@ -61,7 +63,7 @@ def elbo_curve(losses: np.ndarray) -> str:
         axes.set_ylim(*_padded(np.quantile(settled, 0.002), settled.max()))
         axes.set(xlabel="step", ylabel="ELBO (nats)")
         axes.legend(loc="lower right")
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
@@ -83,7 +85,7 @@ def marginals(posterior: Mapping[str, np.ndarray], prior: Mapping[str, np.ndarra
             axes.set_visible(False)
         handles, labels = grid.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=2)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def _short(name: str, length: int = 24) -> str:
@@ -118,7 +120,7 @@ def predictive_check(observed: np.ndarray, replicated: np.ndarray, label: str) -
         axes.hist(observed, bins=edges.tolist(), density=True, histtype="step", color=INK, lw=1.6, label="data")
         axes.set(xlabel=label, ylabel="density")
         axes.legend()
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def _bin_edges(observed: np.ndarray, replicated: np.ndarray) -> np.ndarray:
@@ -145,7 +147,7 @@ def functions(
         axes.scatter(*data, s=14, color=INK, zorder=3, label="data", rasterized=len(data[0]) > 2000)
         axes.set(xlabel=names[0], ylabel=names[1])
         axes.legend(loc="best", fontsize=9)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def observed_vs_predicted(prediction: Prediction, observed: np.ndarray, label: str) -> str:
@@ -166,7 +168,7 @@ def observed_vs_predicted(prediction: Prediction, observed: np.ndarray, label: s
         axes.plot(ends, ends, color=GREY, lw=1, ls="--", label="predicted = observed")
         axes.set(xlabel=f"predicted {label}, with 90 % interval", ylabel=f"observed {label}")
         axes.legend(fontsize=9)
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def calibration(prediction: ClassPrediction, observed: np.ndarray) -> str:
@@ -183,7 +185,7 @@ def calibration(prediction: ClassPrediction, observed: np.ndarray) -> str:
         axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="probability = share right")
         axes.set(xlabel="probability of the predicted class", ylabel="share right")
         axes.legend()
-        return _svg(figure)
+        return as_svg(figure)
 
 
 def class_entropy(prediction: ClassPrediction, observed: np.ndarray) -> str:
@@ -205,4 +207,4 @@ def class_entropy(prediction: ClassPrediction, observed: np.ndarray) -> str:
             )
         axes.set(xlabel="predictive entropy (nats)", ylabel="density")
         axes.legend()
-        return _svg(figure)
+        return as_svg(figure)

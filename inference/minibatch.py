@@ -33,6 +33,9 @@ class _Subset(_Subsample):
         return _subset(self.size, self.subsample_size)
 
 
+_Subset.__name__ = _Subsample.__name__  # Pyro tells such sites by the name of their class
+
+
 class MiniBatch(Messenger):
     """Give each plate of ``rows`` rows a fresh random subset of ``batch_size`` of them.
 

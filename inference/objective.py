@@ -14,13 +14,19 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-__all__ = ["Model", "log_weight", "loss", "traces"]
+__all__ = ["Model", "log_weight", "loss", "traces", "traces_with_plates"]
 
 Model = Callable[..., Any]
 
 
 def traces(model: Model, guide: Model, args: tuple[Any, ...]) -> tuple[poutine.Trace, poutine.Trace]:
     """One draw z from the guide, and the model run at that z: ``(model_trace, guide_trace)``."""
+    model_trace, guide_trace = traces_with_plates(model, guide, args)
+    return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+
+
+def traces_with_plates(model: Model, guide: Model, args: tuple[Any, ...]) -> tuple[poutine.Trace, poutine.Trace]:
+    """The two traces with the sites at which plates choose their rows."""
     messenger = poutine.unwrap(guide)
     if isinstance(messenger, Messenger):  # Pyro's guides that rewrite the model as it runs
         guide(*args)
@@ -28,7 +34,7 @@ def traces(model: Model, guide: Model, args: tuple[Any, ...]) -> tuple[poutine.T
     else:
         guide_trace = poutine.trace(guide).get_trace(*args)
         model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
-    return prune_subsample_sites(model_trace), prune_subsample_sites(guide_trace)
+    return model_trace, guide_trace
 
 
 def log_weight(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
@@ -61,9 +67,16 @@ def _log_density(sites: list[Any]) -> Tensor:
 
 def _log_prob(site: Any) -> Tensor:
     fn, value = site["fn"], site["value"]
-    if type(fn) is Delta and value.data_ptr() == fn.v.data_ptr() and value.shape == fn.v.shape:
+    if type(fn) is Delta and _is_same(value, fn.v):
         return torch.as_tensor(fn.log_density)  # drawn from this Delta: the point itself has log density 0
     return torch.as_tensor(fn.log_prob(value, *site["args"], **site["kwargs"]))
+
+
+def _is_same(value: Tensor, other: Tensor) -> bool:
+    try:
+        return value.data_ptr() == other.data_ptr() and value.shape == other.shape
+    except RuntimeError:  # inside torch.vmap a tensor has no memory of its own
+        return False
 
 
 def loss(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide, AutoLaplaceApproximation, AutoMultivariateNormal
+from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNormal
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from inference import storage
 from inference.arguments import (
@@ -27,17 +29,21 @@ from inference.arguments import (
     seed_number,
 )
 from inference.arviz_export import to_arviz
-from inference.density import as_points, draws_at_once, log_density
+from inference.density import as_points, log_density
 from inference.diagnostics import Diagnosis, NoWeights, diagnose
 from inference.isolation import RandomStream
-from inference.metrics import HeldOut, score
+from inference.latents import Batch, Latents
+from inference.metrics import HeldOut, class_scores, scores
 from inference.objective import Model, log_weight, traces
-from inference.predict import ClassPrediction, Prediction, log_likelihood, predictive
+from inference.predict import ClassPrediction, Prediction, joined, log_likelihood, predictive
 from inference.program import Program, clone, name_of, named_failure, set_training
 from inference.report import Labels, write_report
-from inference.sites import latent_values, observed_nodes
+from inference.sites import observed_nodes
+from inference.vectorized import draws_together, for_each_draw
 
 __all__ = ["FitRecord", "Posterior", "load"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,8 @@ class Posterior:
     def sample(self, draws: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:
         """Draw from q(z): ``{site: tensor of shape (S, *site shape)}``, in the model's own space."""
         with self._running(seed):
-            return {name: value.cpu() for name, value in self._drawn(draws, self._args).items()}
+            drawn = Latents(self._program, self._args).draw(_count(draws), self._args)
+        return {name: value.cpu() for name, value in drawn.items()}
 
     def log_prob(self, values: Mapping[str, Any]) -> Tensor:
         """log q(z) in nats at any values of the latents, ``{site: (..., *site shape)}`` in the model's own space.
@@ -158,7 +165,14 @@ class Posterior:
         return found.reshape(leading).cpu()
 
     def predict(
-        self, *new_data: Any, draws: int = 1000, seed: int = 0, site: str | None = None
+        self,
+        *new_data: Any,
+        draws: int = 1000,
+        seed: int = 0,
+        site: str | None = None,
+        batch_size: int | None = None,
+        per_row: bool = False,
+        progress: bool = True,
     ) -> Prediction | ClassPrediction:
         """The posterior predictive at new rows, ``draws`` functions of all of them.
 
@@ -172,6 +186,15 @@ class Posterior:
             The model's arguments without the observed one, as ``predict(x_new)``.
         site
             The observed site, where the model has more than one.
+        batch_size
+            Rows to run the model on at a time, which bounds the memory; right
+            where rows do not depend on each other given the latents. All at
+            once, if left out; the functions are the same.
+        per_row
+            Draw the latents anew for each row, which is noise rather than
+            functions; for :func:`~guides.bernoulli_dropout`.
+        progress
+            Show a bar over the batches once it has taken a second.
 
         Raises
         ------
@@ -179,21 +202,37 @@ class Posterior:
             If the new data has other columns than the fit, or does not fit the model.
         """
         args = self._new_arguments(new_data)
-        return self._predictive(args, draws, seed, site)
+        return self._predictive(args, draws, seed, site, batch_size, per_row, progress)
 
     def predict_data(
-        self, *, draws: int = 1000, seed: int = 0, site: str | None = None
+        self,
+        *,
+        draws: int = 1000,
+        seed: int = 0,
+        site: str | None = None,
+        batch_size: int | None = None,
+        progress: bool = True,
     ) -> Prediction | ClassPrediction:
         """The posterior predictive at the rows of the fit, for posterior-predictive checks."""
-        return self._predictive(self.data, draws, seed, site)
+        return self._predictive(self.data, draws, seed, site, batch_size, False, progress)
 
-    def evaluate(self, *test: Any, draws: int = 1000, seed: int = 0) -> HeldOut:
-        """Predict held-out rows, given in the order of the fit as ``evaluate(x_test, y_test)``, and score it."""
+    def evaluate(
+        self, *test: Any, draws: int = 1000, seed: int = 0, batch_size: int | None = None, progress: bool = True
+    ) -> HeldOut:
+        """Predict held-out rows, given in the order of the fit as ``evaluate(x_test, y_test)``, and score it.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`predict` does; also if a class was observed that the model does not know.
+        """
         *inputs, observed = test
-        prediction = self.predict(*inputs, draws=draws, seed=seed)
+        prediction = self.predict(*inputs, draws=draws, seed=seed, batch_size=batch_size, progress=progress)
         y = torch.as_tensor(np.asarray(observed))
-        likelihood = self.log_likelihood(*test, draws=draws, seed=seed)[self.observed_site]
-        return HeldOut(prediction, y, score(prediction, y, likelihood))
+        if isinstance(prediction, ClassPrediction):
+            return HeldOut(prediction, y, class_scores(prediction, y), tuple(inputs))
+        likelihood = self.log_likelihood(*test, draws=draws, seed=seed, batch_size=batch_size)[self.observed_site]
+        return HeldOut(prediction, y, scores(prediction, y, likelihood), tuple(inputs))
 
     def prior(self, draws: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:
         """Draw latents and observations from the model before the data, ``{site: (S, *site shape)}``.
@@ -202,42 +241,61 @@ class Posterior:
         """
         names = {site.name for site in (*self._program.latents, *self._program.observed)}
         model = poutine.uncondition(self._program.model)
+
+        def run(_: object) -> dict[str, Tensor]:
+            nodes = poutine.trace(model).get_trace(*self.data).nodes
+            return {name: node["value"] for name, node in nodes.items() if name in names}
+
         with self._running(seed):
             try:
-                rows = [poutine.trace(model).get_trace(*self.data).nodes for _ in range(_count(draws))]
+                found: dict[str, Tensor] = for_each_draw(run, {}, _count(draws), draws_together(self.data))
             except NotImplementedError:
                 return {}
-        return {name: torch.stack([row[name]["value"].cpu() for row in rows]) for name in rows[0] if name in names}
+        return found
 
     def observed_values(self) -> dict[str, Tensor]:
         """What the model observed in the fit, ``{site: tensor}``."""
+        sites = self._program.observed
+        if all(site.argument is not None for site in sites):
+            return {site.name: self.data[site.argument or 0] for site in sites}
         with self._running(0):
             model_trace, _ = traces(self._program.model, self._program.guide, self.data)
         return {name: site["value"] for name, site in observed_nodes(model_trace).items()}
 
     def inputs(self) -> dict[str, Tensor]:
         """The tensors among the arguments of the fit that the model does not observe, by argument name."""
-        observed = list(self.observed_values().values())
-        pairs = zip(self.argument_names, self.data, strict=True)
-        return {n: v for n, v in pairs if isinstance(v, Tensor) and not any(_same(v, o) for o in observed)}
+        observed = {site.argument for site in self._program.observed}
+        pairs = enumerate(zip(self.argument_names, self.data, strict=True))
+        return {name: value for i, (name, value) in pairs if isinstance(value, Tensor) and i not in observed}
 
-    def log_likelihood(self, *data: Any, draws: int = 1000, seed: int = 0) -> dict[str, Tensor]:
+    def log_likelihood(
+        self, *data: Any, draws: int = 1000, seed: int = 0, batch_size: int | None = None
+    ) -> dict[str, Tensor]:
         """The log likelihood log p(yₙ | zₛ) in nats, ``{observed site: (S, N, …)}``.
 
-        On ``data``, given in the order of the fit, or else on the data of the fit.
+        On ``data``, given in the order of the fit, or else on the data of the
+        fit; ``batch_size`` rows at a time, as in :meth:`predict`.
         """
         args = self._new_arguments(data) if data else self.data
         sites = [site.name for site in self._program.observed]
-        model = self._program.model
-        with self._running(seed):
-            latents = self._latents(draws, args)
-            return named_failure("model", model, args, lambda: log_likelihood(model, latents, args, sites))
+
+        def run(batch: Batch) -> dict[str, Tensor]:
+            return log_likelihood(batch.model, batch.latents, draws, batch.args, sites)
+
+        parts = list(self._for_batches(run, args, draws, seed, batch_size))
+        return {
+            site: torch.cat([part[site] for part in parts], 1) if len(parts) > 1 else parts[0][site] for site in sites
+        }
 
     def log_weights(self, draws: int = 1000, *, seed: int = 0) -> Tensor:
         """The log weight log p(x, zₛ) − log q(zₛ) in nats on the full data, shape (S,)."""
+
+        def run(_: object) -> Tensor:
+            return log_weight(*traces(self._program.model, self._program.guide, self.data))
+
         with self._running(seed):
-            pairs = (traces(self._program.model, self._program.guide, self.data) for _ in range(_count(draws)))
-            return torch.stack([log_weight(*pair).cpu() for pair in pairs])
+            found: Tensor = for_each_draw(run, {}, _count(draws), draws_together(self.data))
+        return found
 
     def diagnose(self, *, draws: int = 1000, repeats: int = 5, seed: int = 0) -> Diagnosis:
         """Whether the fit can be trusted: a verdict with its numbers, thresholds and reasons."""
@@ -295,42 +353,40 @@ class Posterior:
             yield
 
     def _predictive(
-        self, args: tuple[Any, ...], draws: int, seed: int, site: str | None
+        self,
+        args: tuple[Any, ...],
+        draws: int,
+        seed: int,
+        site: str | None,
+        batch_size: int | None,
+        per_row: bool,
+        progress: bool,
     ) -> Prediction | ClassPrediction:
-        model, wanted = self._program.model, site or self.observed_site
+        wanted = site or self.observed_site
+
+        def run(batch: Batch) -> Prediction | ClassPrediction:
+            return predictive(batch.model, batch.latents, draws, batch.args, wanted)
+
+        return joined(list(self._for_batches(run, args, draws, seed, batch_size, per_row, progress)))
+
+    def _for_batches(
+        self,
+        run: Callable[[Batch], T],
+        args: tuple[Any, ...],
+        draws: int,
+        seed: int,
+        batch_size: int | None,
+        per_row: bool = False,
+        progress: bool = False,
+    ) -> Iterator[T]:
+        """``run`` on one batch of rows after the other; errors say whose code failed, and on which shapes."""
+        size = None if batch_size is None else positive_integer(batch_size, "batch_size")
+        latents = Latents(self._program, self._args)
+        total = -(-(row_count(args) or 1) // size) if size else 1
         with self._running(seed):
-            latents = self._latents(draws, args)
-            return named_failure("model", model, args, lambda: predictive(model, latents, args, wanted))
-
-    def _latents(self, draws: int, args: tuple[Any, ...]) -> list[dict[str, Tensor]]:
-        """S draws of z as the model at ``args`` can take them; called inside :meth:`_running`."""
-        stale = self._stale_sites(args)
-        drawn = {name: value for name, value in self._drawn(draws, args).items() if name not in stale}
-        return [{name: value[i] for name, value in drawn.items()} for i in range(draws)]
-
-    def _drawn(self, draws: int, args: tuple[Any, ...]) -> dict[str, Tensor]:
-        """S draws of z by the guide, ``{site: (S, *site shape)}``; called inside :meth:`_running`."""
-        guide, count = self._program.guide, _count(draws)
-        many = draws_at_once(guide, args, count)
-        if many is not None:
-            return many
-        rows = [latent_values(_trace(guide, args)) for _ in range(count)]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-
-    def _stale_sites(self, args: tuple[Any, ...]) -> set[str]:
-        """Latents of the training rows that the guide cannot give for other rows; the model draws those."""
-        if args is self._args:
-            return set()
-        trained, rows = row_count(self._args), row_count(args)
-        own = [
-            site for site in self._program.latents if trained is not None and trained in site.shape[: site.batch_dims]
-        ]
-        if not own or (rows == trained and _same(args[0], self._args[0])):
-            return set()
-        if isinstance(self._program.guide, AutoGuide):
-            return {site.name for site in own}
-        drawn = latent_values(_trace(self._program.guide, args))
-        return {site.name for site in own if tuple(drawn[site.name].shape) == site.shape and rows != trained}
+            batches = latents.batches(_count(draws), args, size, per_row)
+            for batch in tqdm(batches, "predict", total, unit="batch", delay=1, leave=False, disable=not progress):
+                yield named_failure("model", self._program.model, batch.args, partial(run, batch))
 
     def _new_arguments(self, data: tuple[Any, ...]) -> tuple[Any, ...]:
         """``data`` as the model takes it, checked against the fit, what is missing given as None."""
@@ -372,18 +428,9 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
     return Posterior(program, flat, args, names, record, has_data=bool(data))
 
 
-def _trace(guide: Model, args: tuple[Any, ...]) -> poutine.Trace:
-    return poutine.trace(guide).get_trace(*args)
-
-
 def _count(draws: int, name: str = "draws") -> int:
     return positive_integer(draws, name)
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) else None
-
-
-def _same(one: Any, other: Any) -> bool:
-    alike = isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape
-    return alike and torch.equal(one, other)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,8 +13,9 @@ from torch import Tensor
 
 from inference.objective import Model
 from inference.sites import base_distribution
+from inference.vectorized import draws_together, for_each_draw
 
-__all__ = ["ClassPrediction", "Interval", "Prediction", "log_likelihood", "predictive"]
+__all__ = ["ClassPrediction", "Interval", "Prediction", "joined", "log_likelihood", "predictive"]
 
 Latents = Mapping[str, Tensor]
 
@@ -122,6 +123,15 @@ class ClassPrediction:
         """
         return (self.entropy - _entropy(self.draws).mean(0)).clamp_min(0)
 
+    @property
+    def variation_ratio(self) -> Tensor:
+        """1 − f/S, shape (N,): the share of the S sampled classes that are not the most frequent one.
+
+        Freeman (1965), Elementary applied statistics, as in Gal (2016), Uncertainty in deep learning.
+        """
+        counts = torch.nn.functional.one_hot(self.samples.long(), self.draws.shape[-1]).sum(0)
+        return 1 - counts.max(-1).values / len(self.samples)
+
 
 def _entropy(probs: Tensor) -> Tensor:
     return torch.special.entr(probs).sum(-1)
@@ -142,40 +152,49 @@ def _model_at(model: Model, latents: Latents) -> Model:
 
 
 def predictive(
-    model: Model, latents: Iterable[Latents], args: tuple[Any, ...], site: str
+    model: Model, latents: Latents, draws: int, args: tuple[Any, ...], site: str
 ) -> Prediction | ClassPrediction:
-    """Run the model at each draw of the latents and collect what it says of ``site``."""
-    nodes = (poutine.trace(_model_at(model, z)).get_trace(*args).nodes for z in latents)
-    rows = [(_describe(fn), value.detach().cpu()) for fn, value in _look(nodes, site)]
-    samples = torch.stack([value for _, value in rows])
-    if len(rows[0][0]) == 1:
-        return ClassPrediction(site, torch.stack([probs for (probs,), _ in rows]), samples)
-    shape = samples.shape[1:]
-    draws = torch.stack([mean.expand(shape) for (mean, _), _ in rows])
-    noise = torch.stack([variance.expand(shape) for (_, variance), _ in rows]).mean(0)
-    if torch.isfinite(draws).all():
-        return Prediction(site, draws, samples, noise)
-    # No finite mean, as under a Cauchy: the draws themselves are all there is.
-    return Prediction(site, samples, samples, torch.zeros_like(noise))
+    """Run the model at S draws of the latents, ``{site: (S, *site shape)}``, and collect what it says of ``site``."""
 
-
-def _look(nodes: Iterator[Any], site: str) -> Iterator[tuple[Any, Tensor]]:
-    for found in nodes:
-        if site not in found:
+    def run(z: Latents) -> tuple[tuple[Tensor, ...], Tensor]:
+        nodes = poutine.trace(_model_at(model, z)).get_trace(*args).nodes
+        if site not in nodes:
             raise ValueError(f"the model has no site {site!r} when run on the new data: it must not depend on y")
-        yield found[site]["fn"], found[site]["value"]
+        return _describe(nodes[site]["fn"]), nodes[site]["value"]
+
+    described, samples = for_each_draw(run, latents, draws, draws_together(args))
+    if len(described) == 1:
+        return ClassPrediction(site, described[0], samples)
+    means, variances = described
+    if torch.isfinite(means).all():
+        return Prediction(site, means, samples, variances.mean(0))
+    # No finite mean, as under a Cauchy: the draws themselves are all there is.
+    return Prediction(site, samples, samples, torch.zeros_like(samples[0]))
+
+
+def joined(parts: list[Prediction | ClassPrediction]) -> Prediction | ClassPrediction:
+    """The predictions of one batch of rows after the other, as one."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    draws, samples = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("draws", "samples"))
+    if isinstance(first, ClassPrediction):
+        return ClassPrediction(first.site, draws, samples)
+    return Prediction(
+        first.site, draws, samples, torch.cat([part.noise for part in parts if isinstance(part, Prediction)])
+    )
 
 
 def _describe(fn: Any) -> tuple[Tensor, ...]:
-    """Class probabilities alone where the site is a class, else mean and variance; on the CPU."""
+    """Class probabilities alone where the site is a class, else mean and variance."""
     base = base_distribution(fn)
     if isinstance(base, Categorical):
         found: tuple[Tensor, ...] = (base.probs,)
     elif isinstance(base, Bernoulli) and len(fn.shape()) == 1:
         found = (torch.stack([1 - base.probs, base.probs], -1),)
     else:
-        found = _moments(fn)
-    return tuple(tensor.detach().cpu() for tensor in found)
+        found = tuple(moment.expand(fn.shape()) for moment in _moments(fn))
+    return found
 
 
 def _moments(fn: Any) -> tuple[Tensor, Tensor]:
@@ -189,13 +208,13 @@ def _moments(fn: Any) -> tuple[Tensor, Tensor]:
 
 
 def log_likelihood(
-    model: Model, latents: Iterable[Latents], args: tuple[Any, ...], sites: list[str]
+    model: Model, latents: Latents, draws: int, args: tuple[Any, ...], sites: list[str]
 ) -> dict[str, Tensor]:
     """log p(yₙ | zₛ) at each observed site, shape (S, N, …), without plate scales."""
-    found: dict[str, list[Tensor]] = {site: [] for site in sites}
-    for z in latents:
-        trace = poutine.trace(poutine.condition(model, data=dict(z))).get_trace(*args)
-        for site in sites:
-            node = trace.nodes[site]
-            found[site].append(node["fn"].log_prob(node["value"]).detach().cpu())
-    return {site: torch.stack(values) for site, values in found.items()}
+
+    def run(z: Latents) -> dict[str, Tensor]:
+        nodes = poutine.trace(poutine.condition(model, data=dict(z))).get_trace(*args).nodes
+        return {site: nodes[site]["fn"].log_prob(nodes[site]["value"]) for site in sites}
+
+    found: dict[str, Tensor] = for_each_draw(run, latents, draws, draws_together(args))
+    return found

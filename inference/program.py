@@ -6,7 +6,7 @@ import copy
 import functools
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,15 +16,19 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from inference.arguments import row_count
 from inference.isolation import RandomStream, environment
-from inference.objective import Model, traces
+from inference.minibatch import MiniBatch
+from inference.objective import Model, traces_with_plates
 from inference.params import Params
 from inference.sites import (
     Site,
     is_point_guide,
     latent_values,
+    observed_arguments,
     observed_nodes,
     refuse_non_finite,
+    refuse_outside_support,
     score_sites,
 )
 
@@ -61,12 +65,15 @@ class Program:
         device: torch.device,
         dtype: torch.dtype,
         check_values: bool = True,
+        batch_size: int | None = None,
     ) -> Program:
         """Run guide and model once on ``args``, validated, and record what they are made of.
 
         The caller's guide is copied first, so that a guide can be fitted any
         number of times from the same start. ``check_values=False`` is for
-        placeholder data: it leaves out the checks of values and densities.
+        placeholder data: it leaves out the checks of values and densities. With
+        a ``batch_size`` no more rows than that are looked at together, but for
+        Pyro's autoguides, which lay out their latents by all rows.
 
         Raises
         ------
@@ -76,18 +83,21 @@ class Program:
         """
         guide = clone(guide)
         set_training(guide, False)
+        few = _few_rows(guide, args, batch_size)
         with stream.active(), environment(device, dtype, validate=check_values):
-            params = Params.discover(lambda: _first_run(model, guide, args))
+            params = Params.discover(lambda: _first_run(model, guide, args, few))
             with params.bound(params.flatten()):
-                model_trace, guide_trace = _first_run(model, guide, args)
+                model_trace, guide_trace = _first_run(model, guide, args, few)
                 if check_values:
+                    refuse_outside_support(model_trace, args)
                     refuse_non_finite(model_trace, guide_trace, "at the first draw")
+        given = observed_arguments(model_trace, args)
         return cls(
             model,
             guide,
             params,
             tuple(Site.of(name, guide_trace.nodes[name]) for name in latent_values(guide_trace)),
-            tuple(Site.of(name, node) for name, node in observed_nodes(model_trace).items()),
+            tuple(Site.of(name, node, given.get(name)) for name, node in observed_nodes(model_trace).items()),
             score_sites(guide_trace),
             is_point_guide(guide_trace),
             device,
@@ -125,10 +135,20 @@ def set_training(guide: Model, training: bool) -> None:
         guide.train(training)
 
 
-def _first_run(model: Model, guide: Model, args: tuple[Any, ...]) -> tuple[poutine.Trace, poutine.Trace]:
-    if not isinstance(poutine.unwrap(guide), AutoGuide | Messenger):  # those run the model themselves
-        named_failure("guide", guide, args, lambda: poutine.trace(guide).get_trace(*args))
-    pair = named_failure("model", model, args, lambda: traces(model, guide, args))
+def _few_rows(guide: Model, args: tuple[Any, ...], batch_size: int | None) -> AbstractContextManager[Any]:
+    rows = row_count(args)
+    if batch_size is None or rows is None or isinstance(guide, AutoGuide):
+        return nullcontext()
+    return MiniBatch(rows, batch_size)
+
+
+def _first_run(
+    model: Model, guide: Model, args: tuple[Any, ...], few: AbstractContextManager[Any]
+) -> tuple[poutine.Trace, poutine.Trace]:
+    with few:
+        if not isinstance(poutine.unwrap(guide), AutoGuide | Messenger):  # those run the model themselves
+            named_failure("guide", guide, args, lambda: poutine.trace(guide).get_trace(*args))
+        pair = named_failure("model", model, args, lambda: traces_with_plates(model, guide, args))
     _check_sites(*pair)
     return pair
 

@@ -6,13 +6,16 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-__all__ = ["build_guide", "find", "names", "read_table", "suggested_options"]
+from inference.isolation import RandomStream
+
+__all__ = ["build_guide", "build_model", "find", "names", "read_table", "suggested_options"]
 
 
 def names(group: str) -> list[str]:
@@ -68,6 +71,18 @@ def suggested_options(model: str, x: Any, y: Any) -> dict[str, Any]:
         return {}
     options: dict[str, Any] = find("options", model)(x, y)
     return options
+
+
+def build_model(reference: str, options: dict[str, Any], seed: int) -> Any:
+    """A model function with its keyword arguments, or a network made with them, whose weights start at ``seed``."""
+    model = find("models", reference)
+    if not (isinstance(model, type) and issubclass(model, nn.Module)):
+        return partial(model, **options) if options else model
+    try:
+        with RandomStream.seeded(seed).active():
+            return model(**options)
+    except TypeError as error:
+        raise ValueError(f"model {reference!r} cannot be made from {options}: {error}; bind with --set") from error
 
 
 def build_guide(reference: str, model: Callable[..., Any]) -> Any:

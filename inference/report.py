@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jinja2
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference import figures
+from inference.arguments import row_count
 from inference.diagnostics import Diagnosis
 from inference.metrics import ClassScores, HeldOut, Scores
+from inference.pictures import as_images, entropy_grids
 from inference.predict import ClassPrediction, Prediction
 from inference.storage import replacing, versions
+from inference.vectorized import affordable
 
 if TYPE_CHECKING:
     from inference.posterior import Posterior
@@ -82,11 +86,13 @@ def write_report(
         If the posterior was loaded without its data.
     """
     names = labels or Labels()
+    shown = _shown(posterior, draws) if len(posterior.program.observed) == 1 else None
     parts = (
         lambda: _held_out(held_out, baselines or {}, names),
+        lambda: _images(posterior, held_out, shown),
         lambda: [_elbo(posterior)],
-        lambda: _predictive(posterior, draws, names),
-        lambda: _replications(posterior, draws, names),
+        lambda: _predictive(posterior, shown, draws, names),
+        lambda: _replications(posterior, shown, draws, names),
         lambda: _posterior(posterior, draws),
     )
     bar = tqdm(parts, desc="report", unit="part", disable=not progress, leave=False)
@@ -199,6 +205,14 @@ def _score_rows(scores: Scores | ClassScores) -> list[tuple[str, str]]:
     rows = [("held-out rows", str(scores.rows))]
     if isinstance(scores, ClassScores):
         rows.append(("share predicted rightly", f"{scores.accuracy:.3f}"))
+        if scores.error_auroc is not None:
+            rows.append(
+                (
+                    "how well entropy tells wrong from right (AUROC: 0.5 not at all, 1 always)",
+                    f"{scores.error_auroc:.3f}",
+                )
+            )
+        rows.append(("expected calibration error, of probabilities", f"{scores.calibration_error:.3f}"))
     else:
         rows.append(("RMSE, in units of the target", f"{scores.rmse:.4g}"))
         inside = f"{scores.coverage:.1%} (should be {scores.prob:.0%} ± {2 * scores.coverage_se:.0%})"
@@ -206,15 +220,44 @@ def _score_rows(scores: Scores | ClassScores) -> list[tuple[str, str]]:
     return [*rows, ("mean log likelihood, nats a row", f"{scores.log_likelihood:.3f}")]
 
 
-def _predictive(posterior: Posterior, draws: int, names: Labels) -> Iterator[Section]:
-    if len(posterior.program.observed) != 1:
+@dataclass(frozen=True)
+class Shown:
+    """A prediction to look at: on which rows, what was observed there, and the model's inputs."""
+
+    where: str
+    prediction: Prediction | ClassPrediction
+    observed: np.ndarray
+    inputs: tuple[Any, ...]
+
+
+def _shown(posterior: Posterior, draws: int) -> Shown:
+    """The one observed site at the rows of the fit, or at as many of them as take some ten seconds."""
+    observed = posterior.observed_values()[posterior.observed_site].cpu()
+    inputs = tuple(posterior.inputs().values())
+    rows = row_count(posterior.data) or 1
+    few, fewer = affordable(rows, max((value.numel() for value in inputs), default=1) // rows, draws)
+    batch_size = posterior.record.options.get("batch_size")
+    if batch_size is None or few >= rows:  # without mini-batches, rows may depend on each other
+        prediction = posterior.predict_data(draws=fewer, batch_size=batch_size)
+        return Shown("On the rows of the fit", prediction, observed.numpy(), inputs)
+    chosen = np.linspace(0, rows - 1, few).astype(int)
+    hidden = {site.argument for site in posterior.program.observed}
+    given = [
+        v[chosen] if isinstance(v, Tensor) and v.dim() and i not in hidden else None
+        for i, v in enumerate(posterior.data)
+    ]
+    prediction = posterior.predict(*given, draws=fewer, batch_size=batch_size)
+    where = f"On {few:,} of the {rows:,} rows of the fit"
+    return Shown(where, prediction, observed[chosen].numpy(), tuple(value[chosen] for value in inputs))
+
+
+def _predictive(posterior: Posterior, shown: Shown | None, draws: int, names: Labels) -> Iterator[Section]:
+    if shown is None:
         return
-    site = posterior.observed_site
-    observed = posterior.observed_values()[site].cpu().numpy()
-    prediction = posterior.predict_data(draws=draws)
+    prediction, observed = shown.prediction, shown.observed
     column = _single_column(posterior.inputs())
     if isinstance(prediction, ClassPrediction):
-        reading = "Entropy is 0 where the model is sure: rows it gets wrong should lie further to the right."
+        reading = f"{shown.where}: entropy is 0 where the model is sure; rows it gets wrong should lie further right."
         picture = figures.class_entropy(prediction, observed)
     elif column is not None and observed.ndim == 1:
         reading = (
@@ -224,14 +267,34 @@ def _predictive(posterior: Posterior, draws: int, names: Labels) -> Iterator[Sec
         picture = _function_draws(posterior, column, observed, draws, names)
     else:
         reading = (
-            "On the rows of the fit: a vertical line is where a new observation should fall nine times in ten, so "
-            "longer lines mean less certainty."
+            f"{shown.where}: a vertical line is where a new observation should fall nine times in ten, so longer lines "
+            "mean less certainty."
         )
-        picture = figures.observed_vs_predicted(_flat(prediction), observed.reshape(-1), names.target or site)
+        label = names.target or prediction.site
+        picture = figures.observed_vs_predicted(_flat(prediction), observed.reshape(-1), label)
     yield Section("How uncertain are the predictions?", reading, picture, figure_label="predictive uncertainty")
 
 
-def _function_draws(posterior: Posterior, column: torch.Tensor, observed: np.ndarray, draws: int, names: Labels) -> str:
+def _images(posterior: Posterior, held_out: HeldOut | None, shown: Shown | None) -> Iterator[Section]:
+    """Of an image classifier: the images it is surest and least sure of, of each class."""
+    if held_out is not None:
+        seen = Shown("Of the held-out images", held_out.prediction, held_out.observed.numpy(), held_out.inputs)
+    elif shown is not None:
+        seen = replace(shown, where=shown.where.replace("On the rows", "Of the images"))
+    else:
+        return
+    images = as_images(seen.inputs, getattr(posterior.program.model, "image_shape", None))
+    if images is None or not isinstance(seen.prediction, ClassPrediction):
+        return
+    reading = (
+        f"{seen.where}, of each class those with the lowest and the highest predictive entropy; a frame marks the ones "
+        "that it gets wrong, which should be among the least sure, and hard to tell for you too."
+    )
+    picture = figures.as_svg(entropy_grids(images, seen.observed, seen.prediction))
+    yield Section("Which images is it sure of?", reading, picture, figure_label="surest and least sure images")
+
+
+def _function_draws(posterior: Posterior, column: Tensor, observed: np.ndarray, draws: int, names: Labels) -> str:
     x = column.cpu().numpy().reshape(-1)
     margin = 0.1 * np.ptp(x)
     grid = np.linspace(x.min() - margin, x.max() + margin, 200)
@@ -246,25 +309,31 @@ def _flat(prediction: Prediction) -> Prediction:
     return Prediction(prediction.site, draws, samples, prediction.noise.reshape(-1))
 
 
-def _single_column(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+def _single_column(inputs: Mapping[str, Tensor]) -> Tensor | None:
     if len(inputs) != 1:
         return None
     (x,) = inputs.values()
     return x if x.is_floating_point() and x.dim() in (1, 2) and x.numel() == len(x) else None
 
 
-def _replications(posterior: Posterior, draws: int, names: Labels) -> Iterator[Section]:
+def _replications(posterior: Posterior, shown: Shown | None, draws: int, names: Labels) -> Iterator[Section]:
     reading = (
         "Data sets that the fitted model makes, over the real one: where the black line leaves the band, the model "
         "does not describe the data."
     )
-    observed = posterior.observed_values()
-    for site, value in observed.items():
+    if shown is not None:
+        label = names.target or shown.prediction.site
+        yield _replicated(shown.observed, shown.prediction.samples[:200], label, reading)
+        return
+    for site, value in posterior.observed_values().items():
         samples = posterior.predict_data(draws=min(draws, 200), site=site).samples
-        flat = samples.reshape(len(samples), -1).numpy().astype(float)
-        label = (names.target if len(observed) == 1 else None) or site
-        picture = figures.predictive_check(value.cpu().numpy().reshape(-1).astype(float), flat, label)
-        yield Section(f"Does the model make data like {label}?", reading, picture, figure_label="replicated data")
+        yield _replicated(value.cpu().numpy(), samples, site, reading)
+
+
+def _replicated(observed: np.ndarray, samples: Tensor, label: str, reading: str) -> Section:
+    flat = samples.reshape(len(samples), -1).numpy().astype(float)
+    picture = figures.predictive_check(observed.reshape(-1).astype(float), flat, label)
+    return Section(f"Does the model make data like {label}?", reading, picture, figure_label="replicated data")
 
 
 def _posterior(posterior: Posterior, draws: int) -> Iterator[Section]:

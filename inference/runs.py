@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +61,7 @@ class Run:
 
     def bind(self) -> Any:
         """The model with its options."""
-        model = registry.find("models", self.model)
-        return partial(model, **self.options) if self.options else model
+        return registry.build_model(self.model, self.options, self.seed)
 
     def posterior(self, folder: Path, *data: np.ndarray) -> Posterior:
         """The saved posterior, with the data where it is given."""

@@ -15,8 +15,10 @@ __all__ = [
     "base_distribution",
     "is_point_guide",
     "latent_values",
+    "observed_arguments",
     "observed_nodes",
     "refuse_non_finite",
+    "refuse_outside_support",
     "score_sites",
     "site_is_draw",
 ]
@@ -24,22 +26,29 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Site:
-    """One random variable: its name, shape and the plates its dimensions belong to."""
+    """One random variable: its name, its shape over all rows, and the plates its dimensions belong to.
+
+    ``argument`` is the position of the model's argument that it observes as it is, None where it does not.
+    """
 
     name: str
     shape: tuple[int, ...]
     dims: tuple[str, ...]
     batch_dims: int
+    argument: int | None = None
 
     @classmethod
-    def of(cls, name: str, site: dict[str, Any]) -> Site:
+    def of(cls, name: str, site: dict[str, Any], argument: int | None = None) -> Site:
         """Read a site off its node in a trace."""
-        shape = tuple(site["value"].shape)
         batch = len(site["fn"].batch_shape)
+        shape = list(site["value"].shape)
+        for frame in site["cond_indep_stack"]:
+            if frame.vectorized and shape[frame.dim - len(shape) + batch] == frame.size:
+                shape[frame.dim - len(shape) + batch] = frame.full_size or frame.size
         plates = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
         dims = [plates.get(i - batch, f"{name}_dim_{i}") for i in range(batch)]
         dims += [f"{name}_dim_{i}" for i in range(batch, len(shape))]
-        return cls(name, shape, tuple(dims), batch)
+        return cls(name, tuple(shape), tuple(dims), batch, argument)
 
 
 def base_distribution(fn: Any) -> Any:
@@ -98,8 +107,52 @@ def score_sites(guide_trace: poutine.Trace) -> tuple[str, ...]:
 
 def is_point_guide(guide_trace: poutine.Trace) -> bool:
     """Whether the guide puts all its mass on one value."""
-    drawn = [site["fn"] for site in guide_trace.nodes.values() if site["type"] == "sample"]
+    sites = [site for site in guide_trace.nodes.values() if site["type"] == "sample"]
+    drawn = [site["fn"] for site in sites if not site_is_subsample(site)]
     return all(type(base_distribution(fn)).__name__ == "Delta" for fn in drawn)
+
+
+def observed_arguments(model_trace: poutine.Trace, args: tuple[Any, ...]) -> dict[str, int]:
+    """The observed sites that hold an argument of the model as it is, or rows of it chosen by a plate, and which."""
+    nodes = model_trace.nodes.values()
+    chosen = [site["value"] for site in nodes if site["type"] == "sample" and site_is_subsample(site)]
+    found = {}
+    for name, site in observed_nodes(model_trace).items():
+        matches = [i for i, value in enumerate(args) if _holds(value, site["value"], chosen)]
+        if matches:
+            found[name] = matches[-1]  # y, where an autoencoder's x would do as well
+    return found
+
+
+def _holds(value: Any, seen: Tensor, chosen: list[Tensor]) -> bool:
+    if not isinstance(value, Tensor) or value.dtype != seen.dtype:
+        return False
+    if value.dim() != seen.dim() or value.shape[1:] != seen.shape[1:]:
+        return False
+    if not value.dim() or len(value) == len(seen):
+        return torch.equal(value, seen)
+    return any(torch.equal(value[rows], seen) for rows in chosen if len(rows) == len(seen))
+
+
+def refuse_outside_support(model_trace: poutine.Trace, args: tuple[Any, ...]) -> None:
+    """Raise a ValueError that names the first observed value which its distribution cannot have made.
+
+    Where the trace saw some of the rows, the argument that they came from is looked at as a whole.
+    """
+    arguments = observed_arguments(model_trace, args)
+    for name, site in observed_nodes(model_trace).items():
+        whole = args[arguments[name]] if name in arguments else site["value"]
+        try:
+            inside = site["fn"].support.check(whole)
+        except (NotImplementedError, RuntimeError):  # a distribution without a support, or one that differs by row
+            continue
+        if not inside.all():
+            row = int((~inside).nonzero()[0][0]) if inside.dim() else 0
+            kind = type(base_distribution(site["fn"])).__name__
+            raise ValueError(
+                f"site {name!r} observes {whole[row].tolist() if whole.dim() else whole.item()} at row {row}, which is "
+                f"outside the support of {kind}, {site['fn'].support}: correct the data, or the model's likelihood"
+            )
 
 
 def refuse_non_finite(model_trace: poutine.Trace, guide_trace: poutine.Trace, when: str) -> None:

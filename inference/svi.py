@@ -165,7 +165,7 @@ def fit(
 
     def start(number: int) -> _Fitted:
         stream = RandomStream.seeded(seed_number(seed), number)
-        program = Program.start(model, guide, args, stream, where, kind)
+        program = Program.start(model, guide, args, stream, where, kind, batch_size=batch_size)
         task = Task.of(program, args, batch_size, **options)
         runner, state = choose(engine, task, stream, steps * restarts, progress)
         label = f"fit {number + 1}/{restarts}" if restarts > 1 else "fit"

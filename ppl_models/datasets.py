@@ -1,9 +1,8 @@
-"""Data sets by name: the tutorial's cosine, scikit-learn's own, MNIST and UCI from disk."""
+"""Data sets by name: the tutorial's cosine, scikit-learn's own, UCI from disk, MNIST from disk or its mirror."""
 
 from __future__ import annotations
 
 import gzip
-import os
 import struct
 import zlib
 from functools import partial
@@ -11,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ppl_models.download import data_folder, fetched
 from ppl_models.tables import Table, load_npz
 
-__all__ = ["cosine", "data_folder", "diabetes", "digits", "mnist", "read_idx", "uci"]
+__all__ = ["cosine", "diabetes", "digits", "fashion_mnist", "mnist", "read_idx", "uci"]
 
 
 def cosine(rows: int = 40, noise: float = 0.05, seed: int = 0) -> Table:
@@ -54,15 +54,26 @@ def mnist(part: str = "train") -> Table:
 
     LeCun, Bottou, Bengio, Haffner (1998), Gradient-based learning applied to document recognition.
     """
+    return _idx_images("mnist", part, "digit")
+
+
+def fashion_mnist() -> Table:
+    """The 10,000 test images of Fashion-MNIST, (N, 784) uint8, and the garment that each shows, 0 to 9.
+
+    Xiao, Rasul, Vollgraf (2017), Fashion-MNIST: a novel image dataset for benchmarking machine learning algorithms.
+    """
+    return _idx_images("fashion-mnist", "t10k", "garment")
+
+
+def _idx_images(name: str, part: str, target: str) -> Table:
     if part not in ("train", "t10k"):
         raise ValueError(f"part is {part!r}: pass 'train' or 't10k'")
-    folder = data_folder("mnist", f"{part}-images-idx3-ubyte.gz")
-    images = read_idx(folder / f"{part}-images-idx3-ubyte.gz")
-    labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz")
+    files = [f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz"]
+    images, labels = (read_idx(fetched(name, file)) for file in files)
     if len(images) != len(labels):
-        raise ValueError(f"{folder} holds {len(images)} images of {part} but {len(labels)} labels: fetch both again")
+        raise ValueError(f"{name} has {len(images)} images of {part} but {len(labels)} labels: fetch both again")
     pixels = images.reshape(len(images), -1)
-    return Table(pixels, labels, tuple(f"pixel{i}" for i in range(pixels.shape[1])), "digit")
+    return Table(pixels, labels, tuple(f"pixel{i}" for i in range(pixels.shape[1])), target)
 
 
 def uci(name: str, split: int = 0) -> Table:
@@ -86,23 +97,6 @@ def uci(name: str, split: int = 0) -> Table:
 concrete = partial(uci, "concrete")
 energy = partial(uci, "energy")
 yacht = partial(uci, "yacht")
-
-
-def data_folder(name: str, needed: str) -> Path:
-    """Where ``needed`` lies: in ``$KILN_DATA/name``, else in ``~/.cache/kiln/name``.
-
-    Raises
-    ------
-    FileNotFoundError
-        If it is in neither, saying where to put it.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kiln"
-    places = [Path(os.environ["KILN_DATA"])] if os.environ.get("KILN_DATA") else []
-    for place in [*places, cache]:
-        if (place / name / needed).is_file():
-            return place / name
-    looked = ", ".join(str(place / name) for place in [*places, cache])
-    raise FileNotFoundError(f"{needed} is not in {looked}: put it there, or set KILN_DATA to the folder above {name}/")
 
 
 def read_idx(path: Path) -> np.ndarray:

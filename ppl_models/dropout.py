@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 __all__ = ["DropoutNetwork"]
 
@@ -32,8 +33,9 @@ class DropoutNetwork(nn.Module):
         Any module; it is copied. Each ``nn.Dropout`` in it, at path ``path``,
         becomes the site ``mask.path`` of the shape of its input without rows.
     noise
-        σ of the Normal round the network's one output, in the units of y; None
-        if its outputs are the logits of classes.
+        σ of the Normal round the network's one output, in the units of y, or
+        ``"learned"``, the parameter ``noise``, which starts at the spread of y;
+        None if its outputs are the logits of classes.
     length_scale
         l: the larger, the smaller the weights and the smoother f.
 
@@ -59,17 +61,17 @@ class DropoutNetwork(nn.Module):
     (torch.Size([10, 1, 20]), torch.Size([10, 50]))
     """
 
-    def __init__(self, net: nn.Module, *, noise: float | None = None, length_scale: float = 1.0) -> None:
+    def __init__(self, net: nn.Module, *, noise: float | str | None = None, length_scale: float = 1.0) -> None:
         super().__init__()
-        options: dict[str, Any] = {"noise": 1.0 if noise is None else noise, "length_scale": length_scale}
+        options: dict[str, Any] = {"noise": 1.0 if noise in (None, "learned") else noise, "length_scale": length_scale}
         for name, value in options.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise ValueError(f"{name} is {value!r}: pass a number above 0")
         self.net = copy.deepcopy(net)
         self.noise = noise
         self.length_scale = length_scale
-        self._keep = 1.0
-        self._seen: dict[Tensor, float] = {}
+        self._keep: float | Tensor = 1.0
+        self._seen: dict[Tensor, float | Tensor] = {}
         if not _mask_dropout(self.net, self):
             raise ValueError(f"{type(net).__name__} has no nn.Dropout layer with 0 < p < 1: put one before a layer")
         for module in self.net.modules():
@@ -83,16 +85,19 @@ class DropoutNetwork(nn.Module):
         with plate:
             rows = pyro.subsample(x, event_dim=x.dim() - 1)
             observed = pyro.subsample(y, event_dim=0) if y is not None else None
+        sigma = self._noise(y)
         self._keep, self._seen = 1.0, {}
         outputs = self.net(rows)
         pyro.factor("weights", -self._decay())
         with plate:
-            return pyro.sample("y", self._likelihood(outputs), obs=observed)
+            likelihood = dist.Categorical(logits=outputs) if sigma is None else dist.Normal(outputs.squeeze(-1), sigma)
+            return pyro.sample("y", likelihood, obs=observed)
 
-    def _likelihood(self, outputs: Tensor) -> Any:
-        if self.noise is None:
-            return dist.Categorical(logits=outputs)
-        return dist.Normal(outputs.squeeze(-1), self.noise)
+    def _noise(self, y: Tensor | None) -> Any:
+        if self.noise != "learned":
+            return self.noise
+        spread = float(y.std()) if y is not None and len(y) > 1 else 1.0
+        return pyro.param("noise", torch.tensor(max(spread, 1e-3)), constraint=constraints.positive)
 
     def _decay(self) -> Tensor:
         squares = [p.square().sum() / self._seen.get(p, 1.0) for p in self.net.parameters()]
@@ -120,7 +125,8 @@ class _Mask(nn.Module):
         self.features = self.features or h.shape[1:]
         units = dist.Bernoulli(h.new_full((1, *self.features), self.keep))
         mask = pyro.sample(self.name, units.to_event(len(units.batch_shape)))
-        self._owner[0]._keep = self.keep
+        # E[k] of a guide that learns it; the paper's weights are W/k₀.
+        self._owner[0]._keep = self.keep**2 / mask.mean() if mask.requires_grad else self.keep
         return h * mask / self.keep
 
 

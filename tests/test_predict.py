@@ -8,7 +8,7 @@ from pyro.infer.autoguide import AutoNormal
 
 from guides import mean_field_normal
 from inference import ClassPrediction, fit
-from inference.metrics import log_predictive_density, score
+from inference.metrics import class_scores, log_predictive_density, scores
 from inference.predict import Prediction
 from ppl_models import linear_regression
 
@@ -91,9 +91,9 @@ def test_classification_gives_probabilities_and_their_uncertainty():
     assert (p.mutual_information <= p.entropy + 1e-6).all()
     assert p.entropy.max() <= math.log(3)
     assert p.entropy[30] > 5 * p.entropy[0]
-    scores = score(p, y, posterior.log_likelihood(x, y, draws=100)["label"])
-    assert scores.accuracy > 0.9
-    assert -1 < scores.log_likelihood < 0
+    found = class_scores(p, y)
+    assert found.accuracy > 0.9
+    assert -1 < found.log_likelihood < 0
 
 
 def test_a_binary_observation_is_a_class_of_two():
@@ -160,6 +160,6 @@ def test_log_predictive_density_is_the_log_of_the_mean():
 def test_scores_against_hand_computed_ones():
     draws = torch.tensor([[0.0, 10.0], [2.0, 10.0]])
     p = Prediction("y", draws, torch.linspace(0, 1, 101)[:, None].expand(101, 2), torch.zeros(2))
-    scores = score(p, torch.tensor([0.5, 13.0]), torch.zeros(4, 2))
-    assert scores.rmse == pytest.approx(math.sqrt((0.5**2 + 3**2) / 2))
-    assert (scores.coverage, scores.rows, scores.log_likelihood) == (0.5, 2, 0.0)
+    found = scores(p, torch.tensor([0.5, 13.0]), torch.zeros(4, 2))
+    assert found.rmse == pytest.approx(math.sqrt((0.5**2 + 3**2) / 2))
+    assert (found.coverage, found.rows, found.log_likelihood) == (0.5, 2, 0.0)

@@ -1,0 +1,136 @@
+"""Draws of z for the rows at hand: all rows or batches of them, as functions of all rows or anew for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor
+
+from inference.arguments import row_count
+from inference.density import draws_at_once
+from inference.objective import Model
+from inference.program import Program, name_of
+from inference.sites import latent_values
+from inference.vectorized import draws_together, for_each_draw
+
+__all__ = ["Batch", "Latents"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of the arguments, the model to run on them, and S draws of what the guide knows of its latents."""
+
+    args: tuple[Any, ...]
+    model: Model
+    latents: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Latents:
+    """z ~ q of a fitted ``program``, whose data was ``trained``; all calls belong inside ``program.running``."""
+
+    program: Program
+    trained: tuple[Any, ...]
+
+    def draw(self, count: int, args: tuple[Any, ...]) -> dict[str, Tensor]:
+        """S draws by the guide, ``{site: (S, *site shape)}``."""
+        many = draws_at_once(self.program.guide, args, count)
+        return many if many is not None else self._drawn(count, args, {})
+
+    def batches(
+        self, count: int, args: tuple[Any, ...], batch_size: int | None = None, per_row: bool = False
+    ) -> Iterator[Batch]:
+        """S draws for one batch of rows after the other; each draw is one function of all, unless ``per_row``.
+
+        Latents of single rows are cut to the batch where the rows are those of
+        the fit, else drawn for each batch given the shared ones: by the guide
+        if it takes new rows, by the model if not.
+        """
+        parts = _parts(args, batch_size)
+        if per_row:
+            model = self._anew_for_each_row()
+            yield from (Batch(part, model, {}) for _, part in parts)
+            return
+        own, trained = self._row_sites(), self._is_trained(args)
+        known: dict[str, Tensor] | None = self.draw(count, args) if trained else None
+        for rows, part in parts:
+            if trained and known is not None:
+                yield Batch(part, self.program.model, {n: _cut(v, own.get(n), rows) for n, v in known.items()})
+                continue
+            drawn = self.draw(count, part) if known is None else known | self._given(known, count, part, own)
+            known = {name: value for name, value in drawn.items() if name not in own}
+            stale = self._stale(drawn, own, part)
+            yield Batch(part, self.program.model, {n: v for n, v in drawn.items() if n not in stale})
+
+    def _given(
+        self, known: dict[str, Tensor], count: int, args: tuple[Any, ...], own: dict[str, int]
+    ) -> dict[str, Tensor]:
+        """The latents of single rows, drawn by the guide given the shared ones."""
+        return {} if not own or isinstance(self.program.guide, AutoGuide) else self._drawn(count, args, known)
+
+    def _drawn(self, count: int, args: tuple[Any, ...], given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """S draws of the latents that are not ``given``, by running the guide."""
+        guide = self.program.guide
+
+        def run(z: dict[str, Tensor]) -> dict[str, Tensor]:
+            return latent_values(poutine.trace(poutine.condition(guide, data=z) if z else guide).get_trace(*args))
+
+        drawn: dict[str, Tensor] = for_each_draw(run, given, count, draws_together(args))
+        return {name: value.to(self.program.device) for name, value in drawn.items()}
+
+    def _anew_for_each_row(self) -> Model:
+        """The model with its latents drawn by the guide, those of each row apart."""
+        model, guide = self.program.model, self.program.guide
+        draw = getattr(guide, "draw_for_each_row", None)
+        if draw is None:
+            raise ValueError(
+                f"per_row is for bernoulli_dropout: a draw of {name_of(guide)} is a function of all rows, leave it out"
+            )
+
+        def anew(*args: Any) -> Any:
+            with poutine.block():
+                masks = draw(*args)
+            return poutine.condition(model, data=masks)(*args)
+
+        return anew
+
+    def _row_sites(self) -> dict[str, int]:
+        """The latents that each row has of its own, and in which dimension the rows are."""
+        rows = row_count(self.trained)
+        sites = [site for site in self.program.latents if rows in site.shape[: site.batch_dims]]
+        return {site.name: site.shape.index(rows) for site in sites if rows is not None}
+
+    def _is_trained(self, args: tuple[Any, ...]) -> bool:
+        if args is self.trained:
+            return True
+        return row_count(args) == row_count(self.trained) and bool(args) and _is_same(args[0], self.trained[0])
+
+    def _stale(self, drawn: dict[str, Tensor], own: dict[str, int], args: tuple[Any, ...]) -> set[str]:
+        """Latents of single rows that the guide gives for the rows of the fit alone."""
+        if isinstance(self.program.guide, AutoGuide):
+            return set(own)
+        trained, rows = row_count(self.trained), row_count(args)
+        return {name for name, dim in own.items() if drawn[name].shape[dim + 1] == trained != rows}
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    alike = isinstance(one, Tensor) and isinstance(other, Tensor) and one.shape == other.shape
+    return alike and torch.equal(one, other)
+
+
+def _parts(args: tuple[Any, ...], size: int | None) -> list[tuple[slice, tuple[Any, ...]]]:
+    """The arguments cut into batches of rows."""
+    rows = row_count(args)
+    if rows is None or size is None or size >= rows:
+        return [(slice(None), args)]
+    cuts = [slice(begin, begin + size) for begin in range(0, rows, size)]
+    return [(cut, tuple(v[cut] if isinstance(v, Tensor) and v.dim() else v for v in args)) for cut in cuts]
+
+
+def _cut(value: Tensor, dim: int | None, rows: slice) -> Tensor:
+    return value if dim is None else value.movedim(dim + 1, 0)[rows].movedim(0, dim + 1)

@@ -1,0 +1,77 @@
+"""Images in a figure: those that a classifier is surest and least sure of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from inference.figures import ORANGE, STYLE
+from inference.predict import ClassPrediction
+
+__all__ = ["as_images", "entropy_grids"]
+
+COLUMNS, GAP = 10, 2
+MOST_CLASSES = 20
+
+
+def as_images(inputs: tuple[Any, ...], image_shape: tuple[int, ...] | None = None) -> np.ndarray | None:
+    """The images, (N, H, W) or (N, H, W, 3) from 0 to 1, if the one input is images; None if not.
+
+    Images are (N, H, W), (N, 1, H, W) or (N, 3, H, W), or rows of as many
+    numbers as ``image_shape``, (H, W), has pixels.
+    """
+    if len(inputs) != 1:
+        return None
+    x = np.asarray(inputs[0])
+    if x.ndim == 2 and image_shape is not None and x.shape[1] == np.prod(image_shape):
+        x = x.reshape(-1, *image_shape)
+    if x.ndim == 4 and x.shape[1] in (1, 3):
+        x = np.moveaxis(x, 1, -1) if x.shape[1] == 3 else x[:, 0]
+    if x.ndim not in (3, 4) or min(x.shape[1:3]) < 4:
+        return None
+    low, high = float(x.min()), float(x.max())
+    return (x - low) / ((high - low) or 1.0)
+
+
+def entropy_grids(
+    images: np.ndarray, observed: np.ndarray, prediction: ClassPrediction, count: int = 30, classes: Any = None
+) -> Figure:
+    """For each class its images of the lowest and of the highest predictive entropy, framed where predicted wrongly.
+
+    ``images`` are as :func:`as_images` gives them; ``classes`` are the ones to show, all if left out.
+    """
+    shown = np.unique(observed)[:MOST_CLASSES] if classes is None else np.atleast_1d(classes)
+    entropy, wrong = prediction.entropy.numpy(), prediction.labels.numpy() != observed
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 1.35 * len(shown) + 0.3), layout="constrained")
+        panels = figure.subplots(len(shown), 2, squeeze=False)
+        for row, label in zip(panels, shown, strict=True):
+            own = np.flatnonzero(observed == label)
+            ordered = own[np.argsort(entropy[own], kind="stable")]
+            for axes, chosen, name in zip(
+                row, (ordered[:count], ordered[::-1][:count]), ("surest", "least sure"), strict=True
+            ):
+                _mosaic(axes, images[chosen], wrong[chosen])
+                low, high = entropy[chosen].min(), entropy[chosen].max()
+                axes.set_title(f"{label}, {name}: {low:.2g} to {high:.2g} nats", fontsize=9)
+        return figure
+
+
+def _mosaic(axes: Axes, images: np.ndarray, wrong: np.ndarray) -> None:
+    """Dark on light, ten to a line; wrong ones have a frame."""
+    height, width = (side + 2 * GAP for side in images.shape[1:3])
+    lines = -(-len(images) // COLUMNS)
+    sheet = np.ones((lines * height, COLUMNS * width, 3))
+    for i, image in enumerate(images):
+        top, left = (i // COLUMNS) * height, (i % COLUMNS) * width
+        if wrong[i]:
+            sheet[top : top + height, left : left + width] = to_rgb(ORANGE)
+        tile = image if image.ndim == 3 else 1 - image[..., None]
+        sheet[top + GAP : top + height - GAP, left + GAP : left + width - GAP] = tile
+    axes.imshow(sheet, interpolation="none")
+    axes.set_axis_off()

@@ -1,0 +1,108 @@
+"""A function of one draw of the latents run for many draws: together where it can be, one by one where not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+__all__ = ["affordable", "draws_together", "for_each_draw"]
+
+_NUMBERS = 2**22  # of the data, times draws: what is run together
+_NARROW = 256  # a row of fewer numbers counts as this many, for the layers of a network behind it
+_PATIENCE = 4e8  # numbers of the data, times draws, that nobody has to be asked about: some ten seconds
+
+Run = Callable[[dict[str, Tensor]], Any]
+Latents = Mapping[str, Tensor]
+
+
+def draws_together(args: tuple[Any, ...]) -> int:
+    """How many draws to run together on this data, so that memory stays bounded."""
+    numbers = [max(value.numel(), _NARROW * len(value)) for value in args if isinstance(value, Tensor) and value.dim()]
+    return max(1, _NUMBERS // max(numbers, default=_NARROW))
+
+
+def affordable(rows: int, numbers: int, most: int) -> tuple[int, int]:
+    """How many rows of how many ``numbers``, and how many draws up to ``most``, take some ten seconds.
+
+    Fewer draws first, down to 50, then fewer rows.
+
+    >>> affordable(442, 10, 1000), affordable(60_000, 784, 1000)
+    ((442, 1000), (10204, 50))
+    """
+    width = max(64, numbers)
+    draws = max(min(50, most), min(most, int(_PATIENCE / (rows * width))))
+    return min(rows, int(_PATIENCE / (draws * width))), draws
+
+
+def for_each_draw(run: Run, latents: Latents, draws: int, at_once: int) -> Any:
+    """``run`` at each of S ``latents``, ``{site: (S, *site shape)}``, its tensors stacked on the CPU as (S, …).
+
+    Up to ``at_once`` draws are run together by ``torch.vmap``, in which what
+    does not depend on the draw is computed once, and random numbers differ from
+    draw to draw. Where the function branches on values, or draws by other means
+    than torch's, it runs once for each.
+    """
+    try:
+        return _stacked(_together(run, latents, draws, at_once))
+    except Exception:  # the model is anybody's code; if it is at fault, it says so when it runs alone
+        return _stacked([_cpu(tree_map(lambda v: v[None], run(_part(latents, i)))) for i in range(draws)])
+
+
+def _together(run: Run, latents: Latents, draws: int, at_once: int) -> list[Any]:
+    parts = []
+    for begin in range(0, draws, at_once):
+        indices = torch.arange(begin, min(draws, begin + at_once))
+        before = _other_generators()
+        parts.append(_cpu(torch.vmap(_Apart.of(run), randomness="different")(indices, _part(latents, indices))))
+        if _other_generators() != before:
+            raise RuntimeError("random numbers that torch did not draw, which would be the same for all draws")
+    return parts
+
+
+class _Apart(TorchFunctionMode):
+    """Inside ``torch.vmap``, memory for random numbers is of each draw alone, so that it can be filled in place."""
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self._index = index
+
+    @classmethod
+    def of(cls, run: Run) -> Callable[[Tensor, Latents], Any]:
+        """``run`` with the index of the draw in front."""
+
+        def apart(index: Tensor, latents: Latents) -> Any:
+            with cls(index):
+                return run(dict(latents))
+
+        return apart
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Make what ``torch.empty`` and ``Tensor.new`` return depend on the draw."""
+        value = func(*args, **(kwargs or {}))
+        if func is torch.empty or func is Tensor.new:
+            return self._index.new_empty(value.shape, dtype=value.dtype, device=value.device)
+        return value
+
+
+def _part(latents: Latents, index: Any) -> dict[str, Tensor]:
+    return {name: value[index] for name, value in latents.items()}
+
+
+def _other_generators() -> tuple[Any, ...]:
+    _, keys, place, *_ = np.random.get_state()  # noqa: NPY002 - a model may use it
+    return str(keys), place, random.getstate()
+
+
+def _cpu(values: Any) -> Any:
+    return tree_map(lambda value: value.detach().cpu(), values)
+
+
+def _stacked(parts: list[Any]) -> Any:
+    return tree_map(lambda *values: torch.cat(values), *parts)
