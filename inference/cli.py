@@ -29,7 +29,8 @@ from inference.svi import fit as fit_posterior
 __all__ = ["main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
-REPORT = "report.html"
+REPORT, USUAL_GUIDE = "report.html", "mean_field_normal"
+MANY_ROWS = 10_000
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, as `kiln fit --out` makes it.")]
 
@@ -58,8 +59,11 @@ def fit(
     out: Annotated[Path, typer.Option(help="The folder to write the posterior and its report to.")],
     target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
     guide: Annotated[
-        str, typer.Option(help="A name from `kiln list`, or your own module:function.")
-    ] = "mean_field_normal",
+        str | None,
+        typer.Option(
+            help="A name from `kiln list`, or your own module:function; the one usual for MODEL, if left out."
+        ),
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A keyword argument of the model, in JSON.")
     ] = None,
@@ -84,12 +88,14 @@ def fit(
     split = split_rows(table, holdout, seed_number(seed))
     options = registry.suggested_options(model, *split.train) | _assignments(set_ or [])
     source = data if data in registry.names("data") else str(Path(data).resolve())
+    bound = registry.build_model(model, options, seed)
+    chosen = guide or str(getattr(bound, "usual_guide", USUAL_GUIDE))
     run = Run(
-        model, guide, options, source, table.target, list(table.columns), holdout, seed, fingerprint(table.x, table.y)
+        model, chosen, options, source, table.target, list(table.columns), holdout, seed, fingerprint(table.x, table.y)
     )
-    bound = run.bind()
-    built = registry.build_guide(guide, bound)
+    built = registry.build_guide(chosen, bound)
     check_writable(out)
+    _hint(len(split.train[0]), batch_size)
     posterior = fit_posterior(
         bound,
         built,
@@ -126,6 +132,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="The CSV, Parquet or NPZ file to write.")],
     draws: Annotated[int, typer.Option(help="Draws of the posterior.")] = 1000,
     prob: Annotated[float, typer.Option(help="What share of new observations the interval should hold.")] = 0.9,
+    batch_size: Annotated[int | None, typer.Option(help="Rows at a time, which bounds the memory.")] = None,
     seed: Annotated[int, typer.Option(help="Fixes the draws.")] = 0,
 ) -> None:
     """Predict new rows: mean, standard deviation and interval of each."""
@@ -139,7 +146,7 @@ def predict(
     table = registry.read_table(data, run.target, run.columns)
     if table.x.shape[1] != len(run.columns):
         raise ValueError(f"{data} has {table.x.shape[1]} columns but the fit had {len(run.columns)}: {run.columns}")
-    prediction = run.posterior(folder).predict(table.x, draws=draws, seed=seed)
+    prediction = run.posterior(folder).predict(table.x, draws=draws, batch_size=batch_size, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
         writers[out.suffix](pd.DataFrame(_columns(prediction, prob)), partial)
@@ -191,6 +198,11 @@ def _tell(posterior: Posterior, run: Run, split: Split, folder: Path) -> None:
     print(f"report: {path}")
 
 
+def _hint(rows: int, batch_size: int | None) -> None:
+    if batch_size is None and rows > MANY_ROWS:
+        print(f"each step takes all {rows:,} rows; --batch-size 500 would make it faster", file=sys.stderr)
+
+
 def _evaluate(posterior: Posterior, split: Split) -> HeldOut | None:
     return posterior.evaluate(*split.test) if len(split.test[0]) else None
 
@@ -198,6 +210,7 @@ def _evaluate(posterior: Posterior, split: Split) -> HeldOut | None:
 def _print_scores(scores: Scores | ClassScores, split: Split) -> None:
     if isinstance(scores, ClassScores):
         print(f"  share predicted rightly   {scores.accuracy:10.3f}")
+        print(f"  calibration error         {scores.calibration_error:10.3f}")
     else:
         print(f"  test RMSE                 {scores.rmse:10.2f}")
         print(f"  least squares, same rows  {least_squares_rmse(split):10.2f}")
@@ -227,7 +240,8 @@ def _write_report(posterior: Posterior, run: Run, split: Split, folder: Path, he
 def _columns(prediction: Prediction | ClassPrediction, prob: float) -> dict[str, np.ndarray]:
     if isinstance(prediction, ClassPrediction):
         classes = {f"prob_{i}": column.numpy() for i, column in enumerate(prediction.probs.unbind(-1))}
-        return {"label": prediction.labels.numpy(), **classes, "entropy": prediction.entropy.numpy()}
+        doubts = {name: getattr(prediction, name).numpy() for name in ("entropy", "mutual_information")}
+        return {"label": prediction.labels.numpy(), **classes, **doubts}
     lower, upper = prediction.interval(prob)
     columns = {"mean": prediction.mean, "std": prediction.std, "lower": lower, "upper": upper}
     return {name: value.numpy() for name, value in columns.items()}

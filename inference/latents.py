@@ -16,7 +16,7 @@ from inference.density import draws_at_once
 from inference.objective import Model
 from inference.program import Program, name_of
 from inference.sites import latent_values
-from inference.vectorized import draws_together, for_each_draw
+from inference.vectorized import draws_together, for_each_draw, rows_together
 
 __all__ = ["Batch", "Latents"]
 
@@ -47,11 +47,13 @@ class Latents:
     ) -> Iterator[Batch]:
         """S draws for one batch of rows after the other; each draw is one function of all, unless ``per_row``.
 
+        A batch has at most ``batch_size`` rows, and fewer where that many would not be run at all draws together.
+
         Latents of single rows are cut to the batch where the rows are those of
         the fit, else drawn for each batch given the shared ones: by the guide
         if it takes new rows, by the model if not.
         """
-        parts = _parts(args, batch_size)
+        parts = _parts(args, batch_size and min(batch_size, rows_together(args, count)))
         if per_row:
             model = self._anew_for_each_row()
             yield from (Batch(part, model, {}) for _, part in parts)
@@ -94,8 +96,8 @@ class Latents:
 
         def anew(*args: Any) -> Any:
             with poutine.block():
-                masks = draw(*args)
-            return poutine.condition(model, data=masks)(*args)
+                drawn = poutine.trace(draw).get_trace(*args)
+            return poutine.replay(model, trace=drawn)(*args)
 
         return anew
 

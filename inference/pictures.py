@@ -15,7 +15,7 @@ from inference.predict import ClassPrediction
 
 __all__ = ["as_images", "entropy_grids"]
 
-COLUMNS, GAP = 10, 2
+COLUMNS = 10
 MOST_CLASSES = 20
 
 
@@ -53,8 +53,9 @@ def entropy_grids(
         for row, label in zip(panels, shown, strict=True):
             own = np.flatnonzero(observed == label)
             ordered = own[np.argsort(entropy[own], kind="stable")]
+            few = min(count, len(own) // 2) or 1
             for axes, chosen, name in zip(
-                row, (ordered[:count], ordered[::-1][:count]), ("surest", "least sure"), strict=True
+                row, (ordered[:few], ordered[::-1][:few]), ("surest", "least sure"), strict=True
             ):
                 _mosaic(axes, images[chosen], wrong[chosen])
                 low, high = entropy[chosen].min(), entropy[chosen].max()
@@ -64,7 +65,8 @@ def entropy_grids(
 
 def _mosaic(axes: Axes, images: np.ndarray, wrong: np.ndarray) -> None:
     """Dark on light, ten to a line; wrong ones have a frame."""
-    height, width = (side + 2 * GAP for side in images.shape[1:3])
+    gap = max(1, images.shape[1] // 14)
+    height, width = (side + 2 * gap for side in images.shape[1:3])
     lines = -(-len(images) // COLUMNS)
     sheet = np.ones((lines * height, COLUMNS * width, 3))
     for i, image in enumerate(images):
@@ -72,6 +74,6 @@ def _mosaic(axes: Axes, images: np.ndarray, wrong: np.ndarray) -> None:
         if wrong[i]:
             sheet[top : top + height, left : left + width] = to_rgb(ORANGE)
         tile = image if image.ndim == 3 else 1 - image[..., None]
-        sheet[top + GAP : top + height - GAP, left + GAP : left + width - GAP] = tile
+        sheet[top + gap : top + height - gap, left + gap : left + width - gap] = tile
     axes.imshow(sheet, interpolation="none")
     axes.set_axis_off()

@@ -39,7 +39,7 @@ from inference.predict import ClassPrediction, Prediction, joined, log_likelihoo
 from inference.program import Program, clone, name_of, named_failure, set_training
 from inference.report import Labels, write_report
 from inference.sites import observed_nodes
-from inference.vectorized import draws_together, for_each_draw
+from inference.vectorized import affordable, draws_together, for_each_draw
 
 __all__ = ["FitRecord", "Posterior", "load"]
 
@@ -187,9 +187,10 @@ class Posterior:
         site
             The observed site, where the model has more than one.
         batch_size
-            Rows to run the model on at a time, which bounds the memory; right
-            where rows do not depend on each other given the latents. All at
-            once, if left out; the functions are the same.
+            The most rows to run the model on at a time, which bounds the
+            memory; right where rows do not depend on each other given the
+            latents. If left out, that of the fit, or else all rows. The
+            functions are the same.
         per_row
             Draw the latents anew for each row, which is noise rather than
             functions; for :func:`~guides.bernoulli_dropout`.
@@ -217,9 +218,21 @@ class Posterior:
         return self._predictive(self.data, draws, seed, site, batch_size, False, progress)
 
     def evaluate(
-        self, *test: Any, draws: int = 1000, seed: int = 0, batch_size: int | None = None, progress: bool = True
+        self,
+        *test: Any,
+        draws: int | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        progress: bool = True,
     ) -> HeldOut:
         """Predict held-out rows, given in the order of the fit as ``evaluate(x_test, y_test)``, and score it.
+
+        Parameters
+        ----------
+        draws
+            If left out, as many as take some ten seconds, at most 1,000 and at least 50.
+        batch_size
+            The most rows at a time, as in :meth:`predict`.
 
         Raises
         ------
@@ -227,6 +240,8 @@ class Posterior:
             As :meth:`predict` does; also if a class was observed that the model does not know.
         """
         *inputs, observed = test
+        if draws is None:
+            _, draws = affordable(max(1, len(observed)), self._program.params.size, 1000)
         prediction = self.predict(*inputs, draws=draws, seed=seed, batch_size=batch_size, progress=progress)
         y = torch.as_tensor(np.asarray(observed))
         if isinstance(prediction, ClassPrediction):
@@ -380,13 +395,16 @@ class Posterior:
         progress: bool = False,
     ) -> Iterator[T]:
         """``run`` on one batch of rows after the other; errors say whose code failed, and on which shapes."""
-        size = None if batch_size is None else positive_integer(batch_size, "batch_size")
+        given = self.record.options.get("batch_size") if batch_size is None else batch_size
+        size = None if given is None else positive_integer(given, "batch_size")
         latents = Latents(self._program, self._args)
-        total = -(-(row_count(args) or 1) // size) if size else 1
-        with self._running(seed):
-            batches = latents.batches(_count(draws), args, size, per_row)
-            for batch in tqdm(batches, "predict", total, unit="batch", delay=1, leave=False, disable=not progress):
+        with (
+            self._running(seed),
+            tqdm(desc="predict", total=row_count(args), unit="row", delay=1, leave=False, disable=not progress) as bar,
+        ):
+            for batch in latents.batches(_count(draws), args, size, per_row):
                 yield named_failure("model", self._program.model, batch.args, partial(run, batch))
+                bar.update(row_count(batch.args) or 1)
 
     def _new_arguments(self, data: tuple[Any, ...]) -> tuple[Any, ...]:
         """``data`` as the model takes it, checked against the fit, what is missing given as None."""

@@ -235,10 +235,9 @@ def _shown(posterior: Posterior, draws: int) -> Shown:
     observed = posterior.observed_values()[posterior.observed_site].cpu()
     inputs = tuple(posterior.inputs().values())
     rows = row_count(posterior.data) or 1
-    few, fewer = affordable(rows, max((value.numel() for value in inputs), default=1) // rows, draws)
-    batch_size = posterior.record.options.get("batch_size")
-    if batch_size is None or few >= rows:  # without mini-batches, rows may depend on each other
-        prediction = posterior.predict_data(draws=fewer, batch_size=batch_size)
+    few, fewer = affordable(rows, posterior.program.params.size, draws)
+    if posterior.record.options.get("batch_size") is None or few >= rows:  # without one, rows may depend on each other
+        prediction = posterior.predict_data(draws=fewer)
         return Shown("On the rows of the fit", prediction, observed.numpy(), inputs)
     chosen = np.linspace(0, rows - 1, few).astype(int)
     hidden = {site.argument for site in posterior.program.observed}
@@ -246,7 +245,7 @@ def _shown(posterior: Posterior, draws: int) -> Shown:
         v[chosen] if isinstance(v, Tensor) and v.dim() and i not in hidden else None
         for i, v in enumerate(posterior.data)
     ]
-    prediction = posterior.predict(*given, draws=fewer, batch_size=batch_size)
+    prediction = posterior.predict(*given, draws=fewer)
     where = f"On {few:,} of the {rows:,} rows of the fit"
     return Shown(where, prediction, observed[chosen].numpy(), tuple(value[chosen] for value in inputs))
 

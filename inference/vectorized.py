@@ -12,33 +12,45 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-__all__ = ["affordable", "draws_together", "for_each_draw"]
+from inference.arguments import row_count
+
+__all__ = ["affordable", "draws_together", "for_each_draw", "rows_together"]
 
 _NUMBERS = 2**22  # of the data, times draws: what is run together
 _NARROW = 256  # a row of fewer numbers counts as this many, for the layers of a network behind it
-_PATIENCE = 4e8  # numbers of the data, times draws, that nobody has to be asked about: some ten seconds
+_PATIENCE = 2e11  # rows, times draws, times parameters, that nobody has to be asked about: some ten seconds
 
 Run = Callable[[dict[str, Tensor]], Any]
 Latents = Mapping[str, Tensor]
 
 
 def draws_together(args: tuple[Any, ...]) -> int:
-    """How many draws to run together on this data, so that memory stays bounded."""
-    numbers = [max(value.numel(), _NARROW * len(value)) for value in args if isinstance(value, Tensor) and value.dim()]
-    return max(1, _NUMBERS // max(numbers, default=_NARROW))
+    """How many draws to run together on all rows of this data, so that memory stays bounded."""
+    return max(1, _pairs(args) // (row_count(args) or 1))
 
 
-def affordable(rows: int, numbers: int, most: int) -> tuple[int, int]:
-    """How many rows of how many ``numbers``, and how many draws up to ``most``, take some ten seconds.
+def rows_together(args: tuple[Any, ...], draws: int) -> int:
+    """How many rows to run together at all draws, bounded in memory, so that what no draw changes is done once."""
+    return max(1, _pairs(args) // draws)
+
+
+def _pairs(args: tuple[Any, ...]) -> int:
+    """Rows times draws."""
+    widths = [value.numel() // len(value) for value in args if isinstance(value, Tensor) and value.dim()]
+    return _NUMBERS // max([_NARROW, *widths])
+
+
+def affordable(rows: int, parameters: int, most: int) -> tuple[int, int]:
+    """How many rows, and how many draws up to ``most``, a model of so many parameters predicts in some ten seconds.
 
     Fewer draws first, down to 50, then fewer rows.
 
-    >>> affordable(442, 10, 1000), affordable(60_000, 784, 1000)
-    ((442, 1000), (10204, 50))
+    >>> affordable(442, 300, 1000), affordable(60_000, 2_200_000, 1000)
+    ((442, 1000), (1818, 50))
     """
-    width = max(64, numbers)
-    draws = max(min(50, most), min(most, int(_PATIENCE / (rows * width))))
-    return min(rows, int(_PATIENCE / (draws * width))), draws
+    work = max(2000, parameters)
+    draws = max(min(50, most), min(most, int(_PATIENCE / (rows * work))))
+    return min(rows, int(_PATIENCE / (draws * work))), draws
 
 
 def for_each_draw(run: Run, latents: Latents, draws: int, at_once: int) -> Any:

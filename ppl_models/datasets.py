@@ -49,12 +49,19 @@ def digits() -> Table:
     return Table(found.data, found.target, tuple(found.feature_names), "digit")
 
 
-def mnist(part: str = "train") -> Table:
-    """MNIST's images, (N, 784) uint8, and digits; ``part`` is ``"train"`` (60,000) or ``"t10k"`` (10,000).
+def mnist(part: str = "both") -> Table:
+    """MNIST's images, (N, 784) uint8, and digits: the 60,000 of ``"train"``, the 10,000 of ``"t10k"``, or both.
+
+    Of both together, the last 10,000 are the published test rows. They are
+    downloaded where they are not on this machine (11 MB).
 
     LeCun, Bottou, Bengio, Haffner (1998), Gradient-based learning applied to document recognition.
     """
-    return _idx_images("mnist", part, "digit")
+    if part != "both":
+        return _idx_images("mnist", part, "digit")
+    train, test = (_idx_images("mnist", name, "digit") for name in ("train", "t10k"))
+    x, y = (np.concatenate([getattr(t, name) for t in (train, test)]) for name in ("x", "y"))
+    return Table(x, y, train.columns, train.target, np.arange(len(train.x), len(x)))
 
 
 def fashion_mnist() -> Table:
@@ -67,7 +74,7 @@ def fashion_mnist() -> Table:
 
 def _idx_images(name: str, part: str, target: str) -> Table:
     if part not in ("train", "t10k"):
-        raise ValueError(f"part is {part!r}: pass 'train' or 't10k'")
+        raise ValueError(f"part is {part!r}: pass 'train', 't10k' or 'both'")
     files = [f"{part}-images-idx3-ubyte.gz", f"{part}-labels-idx1-ubyte.gz"]
     images, labels = (read_idx(fetched(name, file)) for file in files)
     if len(images) != len(labels):

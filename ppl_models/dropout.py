@@ -61,6 +61,8 @@ class DropoutNetwork(nn.Module):
     (torch.Size([10, 1, 20]), torch.Size([10, 50]))
     """
 
+    usual_guide = "bernoulli_dropout"
+
     def __init__(self, net: nn.Module, *, noise: float | str | None = None, length_scale: float = 1.0) -> None:
         super().__init__()
         options: dict[str, Any] = {"noise": 1.0 if noise in (None, "learned") else noise, "length_scale": length_scale}

@@ -122,8 +122,8 @@ class DropoutRegression(DropoutNetwork):
 
     @staticmethod
     def suggested_options(x: Any, y: Any) -> dict[str, Any]:
-        """What the command line binds: the columns and scales of the training rows."""
-        return {"inputs": np.shape(x)[1], "scaling": Scaling.of(x, y).as_dict()}
+        """What the command line binds: the training rows' columns and scales, weights N(0, 1), a fifth dropped."""
+        return {"inputs": np.shape(x)[1], "p": 0.2, "length_scale": 1.0, "scaling": Scaling.of(x, y).as_dict()}
 
 
 def _after(side: int) -> int:

@@ -8,8 +8,19 @@ ROOT = Path(__file__).parents[1]
 
 # Each line may import from the lines above it, never from its own line or below.
 LEVELS = [
-    {"arguments", "arviz_compat", "frozen", "isolation", "lowering", "optimizers", "params", "sites", "vectorized"},
-    {"annealing", "draws", "executable", "minibatch", "native", "objective", "replayed", "side_by_side", "updates"},
+    {"arguments", "arviz_compat", "frozen", "isolation", "lowering", "optimizers", "params", "sites"},
+    {
+        "annealing",
+        "draws",
+        "executable",
+        "minibatch",
+        "native",
+        "objective",
+        "replayed",
+        "side_by_side",
+        "updates",
+        "vectorized",
+    },
     {"diagnostics", "predict", "program", "storage", "tape"},
     {"density", "task"},
     {"latents", "step"},

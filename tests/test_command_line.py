@@ -285,6 +285,28 @@ def test_a_model_and_a_guide_of_ones_own(here, capsys):
     np.testing.assert_allclose(found["mean"], frame()[["size", "age"]].to_numpy() @ slope, atol=0.2)
 
 
+def test_a_network_with_dropout_has_its_usual_guide_and_starts_at_the_seed(here, capsys):
+    losses = []
+    for name, seed in (("one", 3), ("two", 3), ("three", 4)):
+        arguments = fit_arguments("houses.csv", name, "dropout_regression", seed=seed)
+        assert main([*arguments, "--set", "hidden=8", "--batch-size", "16"]) == 0
+        losses.append(load_file(f"{name}/posterior.safetensors")["param:net$$$2.weight"])
+    assert (Run.read(here / "one").guide, losses[0].shape) == ("bernoulli_dropout", (8, 2))
+    assert torch.equal(losses[0], losses[1])
+    assert not torch.equal(losses[0], losses[2])
+    found = predict(here / "one", "houses.csv", here / "p.csv", **{"batch-size": 7})
+    assert found.shape == (40, 4)
+
+
+def test_a_classifier_of_images_by_name(here, capsys):
+    arguments = fit_arguments("digits", "run", "dropout_cnn", target=None, steps=20)
+    assert main([*arguments, "--set", "hidden=20", "--batch-size", "50"]) == 0
+    said = capsys.readouterr().out
+    assert "share predicted rightly" in said
+    assert "calibration error" in said
+    assert "Which images is it sure of?" in (here / "run" / "report.html").read_text()
+
+
 @pytest.mark.parametrize("guide", ["AutoDelta", "AutoMultivariateNormal"])
 def test_an_autoguide_class_is_built_for_the_model(here, capsys, guide):
     assert main(fit_arguments("houses.csv", "run", guide=f"pyro.infer.autoguide:{guide}")) == 0

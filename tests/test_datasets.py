@@ -1,4 +1,5 @@
 import gzip
+import hashlib
 import os
 import re
 import struct
@@ -7,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppl_models.datasets import concrete, cosine, data_folder, diabetes, digits, energy, mnist, read_idx, uci, yacht
+from ppl_models import download
+from ppl_models.datasets import concrete, cosine, diabetes, digits, energy, mnist, read_idx, uci, yacht
+from ppl_models.download import data_folder
 
 REAL = Path(os.environ["KILN_DATA"]).resolve() if os.environ.get("KILN_DATA") else None
 IMAGES = np.arange(2 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(2, 28, 28)
@@ -212,13 +215,50 @@ def test_mnist_is_one_row_of_pixels_an_image(places, part):
 
 
 def test_mnist_has_two_parts_only():
-    with pytest.raises(ValueError, match=r"^part is 'test': pass 'train' or 't10k'$"):
+    with pytest.raises(ValueError, match=r"^part is 'test': pass 'train', 't10k' or 'both'$"):
         mnist("test")
 
 
-def test_mnist_that_is_not_there_is_named(places):
-    with pytest.raises(FileNotFoundError, match=r"^train-images-idx3-ubyte\.gz is not in .*folder above mnist/$"):
+def test_mnist_that_is_neither_there_nor_to_be_had_is_named(places, monkeypatch):
+    monkeypatch.setitem(download.MIRRORS, "mnist", f"file://{places}/nowhere/")
+    with pytest.raises(
+        FileNotFoundError, match=r"^train-images-idx3-ubyte\.gz is not in .*mnist/; downloading it failed"
+    ):
         mnist()
+
+
+def test_mnist_as_a_whole_holds_out_its_published_test_images(places):
+    for part in ("train", "t10k"):
+        write_gzip(places / "data" / "mnist" / f"{part}-images-idx3-ubyte.gz", idx(IMAGES))
+        write_gzip(places / "data" / "mnist" / f"{part}-labels-idx1-ubyte.gz", idx(LABELS))
+    table = mnist()
+    assert (len(table.x), len(table.y)) == (4, 4)
+    np.testing.assert_array_equal(table.test_rows, [2, 3])
+
+
+def published(places, monkeypatch, content, digest=None):
+    """A mirror in a folder that holds one file of Fashion-MNIST."""
+    name = "t10k-labels-idx1-ubyte.gz"
+    (places / "mirror").mkdir()
+    (places / "mirror" / name).write_bytes(content)
+    monkeypatch.setitem(download.MIRRORS, "fashion-mnist", f"file://{places}/mirror/")
+    monkeypatch.setitem(download.DIGESTS, ("fashion-mnist", name), digest or hashlib.md5(content).hexdigest())
+    return name
+
+
+def test_what_is_missing_is_downloaded_once_into_the_cache(places, monkeypatch):
+    name = published(places, monkeypatch, b"labels")
+    path = download.fetched("fashion-mnist", name)
+    assert path == places / "cache" / "kiln" / "fashion-mnist" / name
+    (places / "mirror" / name).unlink()
+    assert download.fetched("fashion-mnist", name).read_bytes() == b"labels"
+
+
+def test_a_download_that_is_not_the_published_file_is_not_kept(places, monkeypatch):
+    name = published(places, monkeypatch, b"labels", digest="0" * 32)
+    with pytest.raises(ValueError, match="is not the published file"):
+        download.fetched("fashion-mnist", name)
+    assert not list((places / "cache").rglob("*.gz"))
 
 
 @needs("mnist")

@@ -8,12 +8,13 @@ import torch
 from pyro import poutine
 from torch import nn
 
-from guides import bernoulli_dropout
+from guides import bernoulli_dropout, mean_field_normal
 from inference import fit, load
 from inference.isolation import RandomStream
 from inference.objective import loss
 from inference.program import Program, set_training
-from ppl_models import DropoutNetwork, linear_regression
+from ppl_models import DropoutCNN, DropoutNetwork, DropoutRegression, Scaling, linear_regression
+from ppl_models.datasets import digits
 
 X = torch.linspace(-1, 1, 30).reshape(-1, 1)
 Y = torch.sin(3 * X[:, 0])
@@ -83,13 +84,125 @@ def test_masks_are_sites_and_a_draw_is_a_function():
     torch.testing.assert_close(torch.cat(parts, 1), whole)
 
 
-def test_fresh_masks_for_each_row_would_not_be_functions():
+def test_fresh_masks_for_each_row_are_not_functions():
+    """Where asked for: the rows of a draw differ though they are the same; means agree within their errors."""
     posterior = fitted()
-    set_training(posterior.program.guide, True)
-    same = X[:1].expand(30, 1)
-    assert posterior.predict(same, draws=5).draws.std(1).max() > 0.01
-    set_training(posterior.program.guide, False)
-    assert posterior.predict(same, draws=5).draws.std(1).max() < 1e-6
+    same = X[:1].expand(200, 1)
+    apart = posterior.predict(same, draws=100, per_row=True)
+    together = posterior.predict(same, draws=2000)
+    assert apart.draws.std(1).min() > 0.01
+    assert together.draws.std(1).max() < 1e-6
+    spread = float(apart.draws.std())
+    assert abs(apart.draws.mean() - together.draws[:, 0].mean()) < 5 * spread * math.sqrt(1 / 20_000 + 1 / 2000)
+    assert spread == pytest.approx(float(together.draws[:, 0].std()), rel=0.2)
+    parts = posterior.predict(same, draws=100, per_row=True, batch_size=30)
+    assert parts.draws.shape == (100, 200)
+    assert abs(parts.draws.mean() - apart.draws.mean()) < 5 * spread * math.sqrt(2 / 20_000)
+
+
+def test_fresh_masks_are_for_guides_that_have_masks():
+    posterior = fit(linear_regression, mean_field_normal(linear_regression), X, Y, steps=5, progress=False)
+    with pytest.raises(ValueError, match="per_row is for bernoulli_dropout"):
+        posterior.predict(X, per_row=True)
+
+
+def test_the_same_functions_at_any_batch_size_and_what_comes_before_the_masks_is_done_once():
+    """The rows that reach the first layer, and those that reach the one behind the first mask."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 1))
+    model = DropoutNetwork(net, noise=0.2)
+    posterior = fit(model, bernoulli_dropout(model), X, Y, steps=20, progress=False)
+    rows = []
+    model.net[0].register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    whole = posterior.predict(X, draws=40, seed=1).draws
+    assert sum(rows) == 30
+    for size in (1, 7, 30):
+        rows.clear()
+        parts = posterior.predict(X, draws=40, seed=1, batch_size=size).draws
+        torch.testing.assert_close(parts, whole)
+        assert sum(rows) == 30
+        assert max(rows) <= size
+
+
+def test_learned_keep_probabilities_have_the_paper_s_objective():
+    """−ELBO = −Σ log N(y; f, σ) + decay at the mean of the masks + KL(Bernoulli(k) ‖ Bernoulli(k₀)) for each unit."""
+    noise, length, before = 0.2, 0.7, {1: 0.9, 4: 0.7}
+    net = network().double()
+    model = DropoutNetwork(net, noise=noise, length_scale=length)
+    args = (X.double(), Y.double())
+    guide = bernoulli_dropout(model, learned=True)
+    program = Program.start(model, guide, args, RandomStream.seeded(0), torch.device("cpu"), torch.float64)
+    set_training(program.guide, True)
+    learned = {1: 0.6, 4: 0.8}
+    values = program.params.constrained(program.params.flatten())
+    values |= {
+        "keep.mask.0": torch.tensor(0.6, dtype=torch.float64),
+        "keep.mask.3": torch.tensor(0.8, dtype=torch.float64),
+    }
+    flat = program.params.unconstrained(values)
+    with program.running(flat, RandomStream.seeded(3)):
+        found = loss(model, program.guide, args, 1, True)
+    with program.running(flat, RandomStream.seeded(3)):
+        nodes = poutine.trace(program.guide).get_trace(*args).nodes
+    masks = {1: nodes["mask.0"]["value"], 4: nodes["mask.3"]["value"]}
+    assert ((masks[4] > 0.01) & (masks[4] < 0.99)).any()
+    w, m = ({i: getattr(net[i], name).detach() for i in before} for name in ("weight", "bias"))
+    hidden = torch.relu((args[0] * masks[1] / 0.9) @ w[1].T + m[1])
+    f = ((hidden * masks[4] / 0.7) @ w[4].T + m[4])[:, 0]
+    fits = dist.Normal(f, noise).log_prob(args[1]).sum()
+    decay = sum(masks[i].mean() * (w[i] / k).square().sum() + m[i].square().sum() for i, k in before.items())
+    kl = sum(
+        len(w[i][0]) * (k * math.log(k / before[i]) + (1 - k) * math.log((1 - k) / (1 - before[i])))
+        for i, k in learned.items()
+    )
+    expected = (length**2 / 2 * decay + kl - fits).detach()
+    assert float(found.detach()) == pytest.approx(float(expected), abs=1e-10)
+
+
+def test_more_data_makes_it_keep_more():
+    """Where data are few and noisy, masks pay for what they save; where they are many, for what they blur."""
+    keep = {}
+    for rows in (20, 500):
+        torch.manual_seed(0)
+        x = torch.linspace(-1, 1, rows).reshape(-1, 1)
+        y = torch.sin(3 * x[:, 0]) + 0.3 * torch.randn(rows)
+        net = nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Dropout(0.5), nn.Linear(20, 1))
+        model = DropoutNetwork(net, noise=0.3)
+        guide = bernoulli_dropout(model, learned=True)
+        posterior = fit(model, guide, x, y, steps=800, lr=0.03, engine="eager", progress=False)
+        keep[rows] = float(posterior.params["keep.mask.2"])
+        drawn = posterior.sample(2000)["mask.2"]
+        assert set(drawn.unique().tolist()) == {0.0, 1.0}
+        assert abs(drawn.mean() - keep[rows]) < 5 * math.sqrt(0.25 / 40_000)
+    assert keep[500] > keep[20] + 0.05
+
+
+def test_the_networks_that_have_a_name():
+    data = digits()
+    model = DropoutCNN((8, 8), hidden=30, brightest=16)
+    posterior = fit(model, bernoulli_dropout(model), data.x, data.y, steps=30, batch_size=50, progress=False)
+    assert {n: tuple(v.shape) for n, v in posterior.sample(3).items()} == {
+        "mask.10": (3, 1, 30),
+        "mask.13": (3, 1, 30),
+    }
+    images = torch.tensor(data.x[:5], dtype=torch.float32)
+    flat = posterior.predict(images, draws=4).draws
+    assert flat.shape == (4, 5, 10)
+    assert posterior.program.observed[0].shape == (1797,)
+    with pytest.raises(ValueError, match="at least 8 × 8"):
+        DropoutCNN((6, 6))
+
+
+def test_the_regression_network_speaks_in_the_units_of_y():
+    x, y = 100 + 20 * X, 5000 + 900 * Y
+    torch.manual_seed(0)
+    model = DropoutRegression(1, p=0.02, scaling=Scaling.of(x, y))
+    posterior = fit(model, bernoulli_dropout(model), x, y, steps=600, lr=0.02, engine="eager", progress=False)
+    p = posterior.predict(x, draws=100)
+    assert (p.mean - y).square().mean().sqrt() < 0.3 * y.std()
+    noise = float(posterior.params["noise"])
+    assert 0 < noise < 0.5 * float(y.std())
+    torch.testing.assert_close(p.noise, torch.full((30,), noise**2))
 
 
 def test_it_learns_in_both_engines_and_with_mini_batches():
@@ -127,6 +240,7 @@ def test_classes_saving_and_the_users_network(tmp_path):
         (lambda: DropoutNetwork(nn.Linear(1, 1)), "Linear has no nn.Dropout"),
         (lambda: DropoutNetwork(nn.Sequential(nn.Dropout2d(), nn.Linear(1, 1))), "0 is Dropout2d: only nn.Dropout"),
         (lambda: DropoutNetwork(network(), noise=0), "noise is 0"),
+        (lambda: DropoutNetwork(network(), noise="unknown"), "noise is 'unknown'"),
         (lambda: DropoutNetwork(network(), length_scale="long"), "length_scale is 'long'"),
         (
             lambda: fit(linear_regression, bernoulli_dropout(linear_regression), X, Y, steps=5, progress=False),

@@ -98,3 +98,42 @@ def test_a_model_without_such_a_plate_is_told_to_write_one(line):
 
     with pytest.raises(ValueError, match=r"plate of 40 rows.*pyro\.subsample"):
         fit(model, mean_field_normal(model), line.x, line.y, batch_size=5, steps=10, progress=False)
+
+
+def test_no_more_rows_than_a_batch_are_ever_looked_at_together_and_shapes_are_those_of_all():
+    seen = []
+
+    def model(x, y=None):
+        net = pyro.param("w", torch.zeros(1))
+        with pyro.plate("data", len(x)):
+            rows = pyro.subsample(x, event_dim=1)
+            observed = pyro.subsample(y, event_dim=0) if y is not None else None
+            seen.append(len(rows))
+            pyro.sample("y", dist.Normal(rows @ net, 1.0), obs=observed)
+
+    def guide(x, y=None):
+        """Nothing is latent."""
+
+    x = torch.randn(500, 1)
+    posterior = fit(model, guide, x, x[:, 0], steps=3, batch_size=20, engine="eager", progress=False)
+    assert max(seen) == 20
+    assert posterior.program.observed[0].shape == (500,)
+    torch.testing.assert_close(posterior.observed_values()["y"], x[:, 0])
+    assert list(posterior.inputs()) == ["x"]
+    posterior.predict(x, draws=10, progress=False)
+    assert max(seen) == 20
+
+
+@pytest.mark.parametrize("batch_size", [None, 5])
+def test_an_impossible_observation_is_named_though_its_row_is_not_in_the_first_batch(batch_size):
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(1, 3), 1.0).to_event(2))
+        with pyro.plate("data", len(x)):
+            rows = pyro.subsample(x, event_dim=1)
+            observed = pyro.subsample(y, event_dim=0) if y is not None else None
+            pyro.sample("label", dist.Categorical(logits=rows @ w), obs=observed)
+
+    y = torch.zeros(100, dtype=torch.long)
+    y[57] = 3
+    with pytest.raises(ValueError, match=r"site 'label' observes 3 at row 57, .*Categorical"):
+        fit(model, mean_field_normal(model), torch.ones(100, 1), y, steps=5, batch_size=batch_size, progress=False)

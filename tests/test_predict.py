@@ -126,6 +126,46 @@ def test_latents_of_rows_are_drawn_from_the_model_at_new_rows():
         assert (fresh.mean - 3).abs().max() < 0.1
 
 
+def test_batches_of_rows_give_the_functions_of_all(posterior):
+    x = torch.linspace(-3, 3, 50).reshape(-1, 1)
+    whole = posterior.predict(x, draws=20, seed=4)
+    for size in (1, 7, 50, 1000):
+        parts = posterior.predict(x, draws=20, seed=4, batch_size=size)
+        torch.testing.assert_close(parts.draws, whole.draws)
+        torch.testing.assert_close(parts.noise, whole.noise)
+        assert parts.samples.shape == whole.samples.shape
+    y = x[:, 0]
+    one, other = (posterior.log_likelihood(x, y, draws=9, batch_size=size)["y"] for size in (None, 8))
+    torch.testing.assert_close(one, other)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        posterior.predict(x, batch_size=0)
+
+
+def amortized(x, y=None):
+    """A guide that takes new rows."""
+    mu = pyro.sample("mu", dist.Normal(pyro.param("m", torch.tensor(3.0)), 0.5))
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(mu + x, 1e-3))
+
+
+@pytest.mark.parametrize("rows", [30, 12])
+def test_batches_of_rows_with_latents_of_their_own_share_the_others(rows):
+    x = torch.linspace(0, 1, 30)
+    posterior = fit(local, amortized, x, x + 3, steps=5, progress=False)
+    found = posterior.predict(x[:rows], draws=40, batch_size=7).draws
+    assert found.shape == (40, rows)
+    shared = found - x[:rows]
+    assert shared.std(1).max() < 0.01
+    assert shared.std(0).min() > 0.2
+
+
+def test_batches_of_the_rows_of_the_fit_keep_their_latents():
+    x, y = torch.zeros(30), torch.linspace(2, 4, 30)
+    posterior = fit(local, AutoNormal(local), x, y, steps=1500, lr=0.03, progress=False)
+    whole = posterior.predict_data(draws=50)
+    torch.testing.assert_close(posterior.predict_data(draws=50, batch_size=8).draws, whole.draws)
+
+
 def test_a_likelihood_without_a_mean_is_described_by_its_draws():
     def model(x, y=None):
         w = pyro.sample("w", dist.Normal(0.0, 1.0))
@@ -155,6 +195,21 @@ def test_several_observed_sites_must_be_named(line):
 def test_log_predictive_density_is_the_log_of_the_mean():
     density = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
     torch.testing.assert_close(log_predictive_density(density.log()), torch.tensor([0.2, 0.3]).log())
+
+
+def test_what_draws_say_of_classes():
+    """Of four draws of two rows of three classes."""
+    draws = torch.tensor([[[0.8, 0.1, 0.1], [0.2, 0.7, 0.1]]] * 2 + [[[0.8, 0.1, 0.1], [0.6, 0.3, 0.1]]] * 2)
+    p = ClassPrediction("y", draws, torch.tensor([[0, 1], [0, 1], [0, 0], [0, 2]]))
+    torch.testing.assert_close(p.variation_ratio, torch.tensor([0.0, 0.5]))
+    assert p.mutual_information[0] < 1e-6 < p.mutual_information[1]
+    found = class_scores(p, torch.tensor([0, 2]))
+    assert (found.rows, found.accuracy, found.error_auroc) == (2, 0.5, 1.0)
+    assert found.calibration_error == pytest.approx((0.2 + 0.5) / 2)
+    assert found.log_likelihood == pytest.approx((math.log(0.8) + math.log(0.1)) / 2)
+    assert class_scores(p, torch.tensor([0, 1])).error_auroc is None
+    with pytest.raises(ValueError, match="observed classes go from 0 to 3 but the model knows 0 to 2"):
+        class_scores(p, torch.tensor([0, 3]))
 
 
 def test_scores_against_hand_computed_ones():

@@ -2,6 +2,7 @@ import base64
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,7 +10,8 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 from guides import mean_field_normal
-from inference import Labels, fit
+from inference import ClassPrediction, Labels, fit
+from inference.pictures import entropy_grids
 from ppl_models import linear_regression
 
 pytestmark = pytest.mark.usefixtures("few_draws")
@@ -127,3 +129,51 @@ def test_a_report_is_whole_or_not_there(posterior, tmp_path, monkeypatch):
         posterior.report(tmp_path / "r.html")
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
     assert (tmp_path / "r.html").read_text() == "old"
+
+
+class Classifier(torch.nn.Module):
+    """Bright or dark images; flat rows are images to the report only if the model says of what shape."""
+
+    def __init__(self, image_shape=None):
+        super().__init__()
+        self.image_shape = image_shape
+
+    def forward(self, x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            bright = x.reshape(len(x), -1).mean(-1)
+            return pyro.sample("y", dist.Categorical(logits=bright[:, None] * w), obs=y)
+
+
+@pytest.mark.parametrize(
+    ("shape", "image_shape", "shown"),
+    [
+        ((1, 8, 8), None, True),
+        ((8, 8), None, True),
+        ((64,), (8, 8), True),
+        ((64,), None, False),
+        ((3, 8, 8), None, True),
+    ],
+)
+@pytest.mark.parametrize("held_out", [True, False])
+def test_a_classifier_of_images_shows_the_surest_and_the_least_sure(tmp_path, shape, image_shape, shown, held_out):
+    x = torch.randn(40, *shape) + torch.arange(40).reshape(-1, *[1] * len(shape)) % 2
+    y = torch.arange(40) % 2
+    model = Classifier(image_shape)
+    posterior = fit(model, AutoNormal(model), x, y, steps=20, progress=False)
+    page = posterior.report(tmp_path / "r.html", test=(x, y) if held_out else None, progress=False).read_text()
+    assert ("Which images is it sure of?" in page) == shown
+    assert (("Of the held-out images" if held_out else "Of the images of the fit") in page) == shown
+
+
+def test_the_grids_are_ordered_by_entropy_and_frame_what_is_wrong():
+    probs = torch.tensor([[0.99, 0.01], [0.6, 0.4], [0.3, 0.7], [0.9, 0.1], [0.05, 0.95]])
+    prediction = ClassPrediction("y", probs[None], torch.zeros(1, 5))
+    images = np.arange(5)[:, None, None] / 10 + np.zeros((5, 14, 14))
+    figure = entropy_grids(images, np.array([0, 0, 0, 0, 1]), prediction, count=2, classes=[0])
+    surest, least = (axes.get_images()[0].get_array() for axes in figure.axes)
+    assert [round(1 - surest[8, 8 + 16 * i, 0], 3) for i in range(2)] == [0.0, 0.3]
+    assert [round(1 - least[8, 8 + 16 * i, 0], 3) for i in range(2)] == [0.1, 0.2]
+    framed = [sheet[0, 16 * i, 2] < 0.5 for sheet in (surest, least) for i in range(2)]
+    assert framed == [False, False, False, True]
+    assert "0.056 to 0.33 nats" in figure.axes[0].get_title()
