@@ -92,7 +92,7 @@ class BernoulliDropout(nn.Module):
         keep = pyro.param(f"keep.{name}", lambda: probs.mean().clone(), constraint=constraints.unit_interval)
         if self.training:
             return _Relaxed(keep.expand(shape), prior)
-        return dist.Bernoulli(keep.expand(shape)).to_event(probs.dim())
+        return dist.Bernoulli(keep.detach().expand(shape)).to_event(probs.dim())
 
     def _look(self, args: tuple[Any, ...]) -> None:
         """Find the masks, and the plate of the rows, by one run of the model on the first rows."""

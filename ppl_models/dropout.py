@@ -98,8 +98,7 @@ class DropoutNetwork(nn.Module):
     def _noise(self, y: Tensor | None) -> Any:
         if self.noise != "learned":
             return self.noise
-        spread = float(y.std()) if y is not None and len(y) > 1 else 1.0
-        return pyro.param("noise", torch.tensor(max(spread, 1e-3)), constraint=constraints.positive)
+        return pyro.param("noise", lambda: _spread(y), constraint=constraints.positive)
 
     def _decay(self) -> Tensor:
         squares = [p.square().sum() / self._seen.get(p, 1.0) for p in self.net.parameters()]
@@ -111,6 +110,10 @@ class DropoutNetwork(nn.Module):
         if isinstance(weight, Tensor):
             self._seen.setdefault(weight, self._keep)
         self._keep = 1.0
+
+
+def _spread(y: Tensor | None) -> Tensor:
+    return torch.ones(()) if y is None or len(y) < 2 else y.std().clamp_min(1e-3)
 
 
 class _Mask(nn.Module):
