@@ -249,21 +249,23 @@ class Posterior:
         likelihood = self.log_likelihood(*test, draws=draws, seed=seed, batch_size=batch_size)[self.observed_site]
         return HeldOut(prediction, y, scores(prediction, y, likelihood), tuple(inputs))
 
-    def prior(self, draws: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:
+    def prior(self, draws: int = 1000, *, seed: int = 0, rows: int | None = None) -> dict[str, Tensor]:
         """Draw latents and observations from the model before the data, ``{site: (S, *site shape)}``.
 
-        Empty where a prior is flat, which nothing can be drawn from.
+        At all rows of the fit, or the first ``rows``. Empty where a prior is
+        flat, which nothing can be drawn from.
         """
+        data = tuple(value[:rows] if isinstance(value, Tensor) and value.dim() else value for value in self.data)
         names = {site.name for site in (*self._program.latents, *self._program.observed)}
         model = poutine.uncondition(self._program.model)
 
         def run(_: object) -> dict[str, Tensor]:
-            nodes = poutine.trace(model).get_trace(*self.data).nodes
+            nodes = poutine.trace(model).get_trace(*data).nodes
             return {name: node["value"] for name, node in nodes.items() if name in names}
 
         with self._running(seed):
             try:
-                found: dict[str, Tensor] = for_each_draw(run, {}, _count(draws), draws_together(self.data))
+                found: dict[str, Tensor] = for_each_draw(run, {}, _count(draws), draws_together(data))
             except NotImplementedError:
                 return {}
         return found

@@ -125,6 +125,8 @@ def _inline(svg: str) -> str:
 def _verdict(diagnosis: Diagnosis) -> str:
     if diagnosis.trusted:
         return "The checks found nothing against this fit."
+    if diagnosis.khat is None:
+        return "This fit cannot be checked as a posterior: judge its predictions by rows that were held out."
     return "Do not rely on this posterior yet."
 
 
@@ -339,7 +341,9 @@ def _posterior(posterior: Posterior, draws: int) -> Iterator[Section]:
     values = _scalars({n: v.numpy() for n, v in posterior.sample(draws).items()})
     if not values:
         return
-    prior = _scalars({n: v.numpy() for n, v in posterior.prior(draws).items()})
+    # Of a fit by mini-batches, one batch shows the latents that all rows share.
+    before = posterior.prior(draws, rows=posterior.record.options.get("batch_size"))
+    prior = _scalars({n: v.numpy() for n, v in before.items()})
     chosen = dict(list(values.items())[:MAX_PANELS])
     reading = (
         "What was believed before the data (outline) and after (filled): a filled shape like its outline means that "
