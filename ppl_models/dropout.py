@@ -74,7 +74,8 @@ class DropoutNetwork(nn.Module):
         self.length_scale = length_scale
         self._keep: float | Tensor = 1.0
         self._seen: dict[Tensor, float | Tensor] = {}
-        if not _mask_dropout(self.net, self):
+        self._masks = _mask_dropout(self.net, self)
+        if not self._masks:
             raise ValueError(f"{type(net).__name__} has no nn.Dropout layer with 0 < p < 1: put one before a layer")
         for module in self.net.modules():
             if next(module.parameters(recurse=False), None) is not None:
@@ -89,6 +90,8 @@ class DropoutNetwork(nn.Module):
             observed = pyro.subsample(y, event_dim=0) if y is not None else None
         sigma = self._noise(y)
         self._keep, self._seen = 1.0, {}
+        for mask in self._masks:
+            mask.calls = 0
         outputs = self.net(rows)
         pyro.factor("weights", -self._decay())
         with plate:
@@ -123,28 +126,40 @@ class _Mask(nn.Module):
         super().__init__()
         self.name = name
         self.keep = keep
-        self.features: torch.Size | None = None
+        self.calls = 0
         self._owner = [owner]  # not a submodule
 
     def forward(self, h: Tensor) -> Tensor:
-        self.features = self.features or h.shape[1:]
-        units = dist.Bernoulli(h.new_full((1, *self.features), self.keep))
-        mask = pyro.sample(self.name, units.to_event(len(units.batch_shape)))
+        self.calls += 1
+        name = self.name if self.calls == 1 else f"{self.name}.{self.calls}"  # a layer may be used more than once
+        units = dist.Bernoulli(h.new_full((1, *h.shape[1:]), self.keep))
+        mask = pyro.sample(name, units.to_event(len(units.batch_shape)))
         # E[k] of a guide that learns it; the paper's weights are W/k₀.
         self._owner[0]._keep = self.keep**2 / mask.mean() if mask.requires_grad else self.keep
         return h * mask / self.keep
 
 
-def _mask_dropout(net: nn.Module, owner: DropoutNetwork) -> int:
-    """Put masks in the place of dropout layers; how many."""
-    count = 0
+def _mask_dropout(net: nn.Module, owner: DropoutNetwork) -> list[_Mask]:
+    """Put masks in the place of dropout layers."""
+    masks = []
     for path, module in list(net.named_modules()):
-        for name, child in list(module.named_children()):
+        for name, child in module._modules.items():
             where = f"{path}.{name}" if path else name
             if isinstance(child, nn.Dropout):
                 if 0 < child.p < 1:
-                    setattr(module, name, _Mask(f"mask.{where}", 1 - child.p, owner))
-                    count += 1
-            elif "dropout" in type(child).__name__.lower():
-                raise ValueError(f"{where} is {type(child).__name__}: only nn.Dropout can become a mask")
-    return count
+                    masks.append(_Mask(f"mask.{where}", 1 - child.p, owner))
+                    setattr(module, name, masks[-1])
+            elif child is not None:
+                _refuse(child, where)
+    return masks
+
+
+def _refuse(child: nn.Module, where: str) -> None:
+    kind = type(child).__name__
+    inside = getattr(child, "dropout", None)
+    if "dropout" in kind.lower() or (isinstance(inside, float) and inside > 0):
+        raise ValueError(f"{where} is {kind}, with dropout of its own: only nn.Dropout can become a mask")
+    if isinstance(child, nn.modules.batchnorm._BatchNorm):
+        raise ValueError(
+            f"{where} is {kind}, whose running statistics are no parameters: use LayerNorm or GroupNorm in its place"
+        )

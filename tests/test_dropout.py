@@ -244,11 +244,39 @@ def test_classes_saving_and_the_users_network(tmp_path):
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
 
 
+class Shared(nn.Module):
+    """One dropout layer used twice, on other numbers of units, and once more under another name."""
+
+    def __init__(self):
+        super().__init__()
+        self.drop = self.again = nn.Dropout(0.3)
+        self.first, self.second, self.last = nn.Linear(1, 6), nn.Linear(6, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.last(self.again(self.drop(self.second(self.drop(self.first(x).relu())).relu())))
+
+
+def test_a_layer_that_is_used_twice_has_a_mask_for_each_use():
+    model = DropoutNetwork(Shared(), noise=0.2)
+    posterior = fit(model, bernoulli_dropout(model), X, Y, steps=20, progress=False)
+    shapes = {name: tuple(value.shape[2:]) for name, value in posterior.sample(3).items()}
+    assert shapes == {"mask.drop": (6,), "mask.drop.2": (4,), "mask.again": (4,)}
+    torch.testing.assert_close(posterior.predict(X, draws=5, batch_size=7).draws, posterior.predict(X, draws=5).draws)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: DropoutNetwork(nn.Linear(1, 1)), "Linear has no nn.Dropout"),
-        (lambda: DropoutNetwork(nn.Sequential(nn.Dropout2d(), nn.Linear(1, 1))), "0 is Dropout2d: only nn.Dropout"),
+        (
+            lambda: DropoutNetwork(nn.Sequential(nn.Dropout2d(), nn.Linear(1, 1))),
+            "0 is Dropout2d, with dropout of its own: only nn.Dropout",
+        ),
+        (
+            lambda: DropoutNetwork(nn.Sequential(nn.Dropout(), nn.Linear(1, 2), nn.BatchNorm1d(2))),
+            "2 is BatchNorm1d.*LayerNorm",
+        ),
+        (lambda: DropoutNetwork(nn.Sequential(nn.Dropout(), nn.LSTM(1, 2, 2, dropout=0.1))), "1 is LSTM"),
         (lambda: DropoutNetwork(network(), noise=0), "noise is 0"),
         (lambda: DropoutNetwork(network(), noise="unknown"), "noise is 'unknown'"),
         (lambda: DropoutNetwork(network(), length_scale="long"), "length_scale is 'long'"),
