@@ -1,5 +1,6 @@
 """Guides: the families that a posterior is approximated by."""
 
+from guides.amortized import amortized_encoder
 from guides.dropout import bernoulli_dropout
 from guides.full_rank import full_rank_normal, low_rank_normal
 from guides.mean_field import mean_field_normal
@@ -7,6 +8,7 @@ from guides.planar import planar_flow
 from guides.spline import spline_flow
 
 __all__ = [
+    "amortized_encoder",
     "bernoulli_dropout",
     "full_rank_normal",
     "low_rank_normal",

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 from torch.distributions import constraints
+
+from guides.rows import look, row_count
 
 __all__ = ["BernoulliDropout", "bernoulli_dropout"]
 
@@ -65,7 +65,7 @@ class BernoulliDropout(nn.Module):
         self.learned = learned
         self._model = [model]  # not a submodule: the weights are the model's
         self._masks: dict[str, Any] = {}
-        self._plates: list[str] = []
+        self._plates: tuple[str, ...] = ()
 
     def forward(self, *args: Any) -> dict[str, Tensor]:
         """Draw every mask: one for all rows, or while it is fitted one for each."""
@@ -74,9 +74,9 @@ class BernoulliDropout(nn.Module):
     def draw_for_each_row(self, *args: Any) -> dict[str, Tensor]:
         """Draw every mask for each row of a batch apart."""
         self._look(args)
-        rows = _rows(args)
+        rows = row_count(args)
         for name in self._plates:
-            with pyro.plate(name, _rows(args)) as index:
+            with pyro.plate(name, row_count(args)) as index:
                 rows = len(index)
         return self._draw(args, rows)
 
@@ -95,19 +95,11 @@ class BernoulliDropout(nn.Module):
         return dist.Bernoulli(keep.detach().expand(shape)).to_event(probs.dim())
 
     def _look(self, args: tuple[Any, ...]) -> None:
-        """Find the masks, and the plate of the rows, by one run of the model on the first rows."""
-        if self._masks:
-            return
-        few = tuple(value[:2] if isinstance(value, Tensor) and value.dim() else value for value in args)
-        with torch.no_grad(), poutine.block(), pyro.get_param_store().scope():
-            trace = poutine.trace(self._model[0]).get_trace(*few)
-        for name, site in trace.nodes.items():
-            if site["type"] != "sample":
-                continue
-            if site_is_subsample(site):
-                self._plates += [name] if len(site["value"]) == _rows(few) else []
-            elif not site["is_observed"]:
-                self._masks[name] = self._checked(name, site["fn"])
+        """Find the masks, and the plate of the rows."""
+        if not self._masks:
+            found = look(self._model[0], args)
+            self._plates = found.plates
+            self._masks = {name: self._checked(name, site["fn"]) for name, site in found.latents.items()}
 
     def _checked(self, name: str, fn: Any) -> Any:
         base = getattr(fn, "base_dist", fn)
@@ -147,7 +139,3 @@ class _Relaxed(dist.TorchDistribution):
         k, before = self.keep[:1], self.prior.base_dist.probs
         terms = torch.xlogy(k, k / before) + torch.xlogy(1 - k, (1 - k) / (1 - before))
         return self.prior.log_prob(value).sum() + terms.sum()
-
-
-def _rows(args: tuple[Any, ...]) -> int:
-    return next(len(value) for value in args if isinstance(value, Tensor) and value.dim())

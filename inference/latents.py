@@ -18,7 +18,7 @@ from inference.program import Program, name_of
 from inference.sites import latent_values
 from inference.vectorized import draws_together, for_each_draw, rows_together
 
-__all__ = ["Batch", "Latents"]
+__all__ = ["Batch", "Latents", "row_parts"]
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Latents:
         the fit, else drawn for each batch given the shared ones: by the guide
         if it takes new rows, by the model if not.
         """
-        parts = _parts(args, batch_size and min(batch_size, rows_together(args, count)))
+        parts = row_parts(args, batch_size and min(batch_size, rows_together(args, count)))
         if per_row:
             model = self._anew_for_each_row()
             yield from (Batch(part, model, {}) for _, part in parts)
             return
-        own, trained = self._row_sites(), self._is_trained(args)
+        own, trained = self.row_sites(), self._is_trained(args)
         known: dict[str, Tensor] | None = self.draw(count, args) if trained else None
         for rows, part in parts:
             if trained and known is not None:
@@ -101,7 +101,7 @@ class Latents:
 
         return anew
 
-    def _row_sites(self) -> dict[str, int]:
+    def row_sites(self) -> dict[str, int]:
         """The latents that each row has of its own, and in which dimension the rows are."""
         rows = row_count(self.trained)
         sites = [site for site in self.program.latents if rows in site.shape[: site.batch_dims]]
@@ -125,7 +125,7 @@ def _is_same(one: Any, other: Any) -> bool:
     return alike and torch.equal(one, other)
 
 
-def _parts(args: tuple[Any, ...], size: int | None) -> list[tuple[slice, tuple[Any, ...]]]:
+def row_parts(args: tuple[Any, ...], size: int | None) -> list[tuple[slice, tuple[Any, ...]]]:
     """The arguments cut into batches of rows."""
     rows = row_count(args)
     if rows is None or size is None or size >= rows:

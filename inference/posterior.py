@@ -29,6 +29,7 @@ from inference.arguments import (
     seed_number,
 )
 from inference.arviz_export import to_arviz
+from inference.autoencoder import Autoencoder, Encoding
 from inference.density import as_points, log_density
 from inference.diagnostics import Diagnosis, NoWeights, diagnose
 from inference.isolation import RandomStream
@@ -249,6 +250,49 @@ class Posterior:
         likelihood = self.log_likelihood(*test, draws=draws, seed=seed, batch_size=batch_size)[self.observed_site]
         return HeldOut(prediction, y, scores(prediction, y, likelihood), tuple(inputs))
 
+    def encode(self, *data: Any, batch_size: int | None = None) -> Encoding:
+        """Means and standard deviations of q(z | x) at new rows, for a guide of :func:`~guides.amortized_encoder`."""
+        args = self._new_arguments(data)
+        with self._running(0):
+            return self._autoencoder(batch_size).encode(args)
+
+    def decode(self, z: Any, *, batch_size: int | None = None, seed: int = 0) -> Tensor:
+        """E[x | z], (M, …), for values (M, …) of the latent that each row has of its own."""
+        with self._running(seed):
+            return self._autoencoder(batch_size).decode(z)
+
+    def reconstruct(self, *data: Any, batch_size: int | None = None) -> Tensor:
+        """E[x | z] at the mean of q(z | x): new rows as the few numbers of z remember them."""
+        return self.decode(self.encode(*data, batch_size=batch_size).mean, batch_size=batch_size)
+
+    def interpolate(self, first: Any, last: Any, *, steps: int = 10) -> Tensor:
+        """What lies between rows: E[x | z] on straight lines between their codes, (rows, steps, …)."""
+        ends = (self.encode(first).mean, self.encode(last).mean)
+        places = torch.linspace(0, 1, positive_integer(steps, "steps"))
+        lines = torch.stack([torch.lerp(*ends, float(place)) for place in places], 1)
+        found = self.decode(lines.flatten(0, 1))
+        return found.reshape(*lines.shape[:2], *found.shape[1:])
+
+    def generate(self, rows: int, *, seed: int = 0, batch_size: int | None = None) -> Tensor:
+        """Rows that the fitted model makes, E[x | z] at z from its prior, (rows, …)."""
+        with self._running(seed):
+            found = self._autoencoder(batch_size).generate(positive_integer(rows, "rows"))
+        return found.draws[0]
+
+    def log_evidence(self, *data: Any, samples: int = 1000, batch_size: int | None = None, seed: int = 0) -> Tensor:
+        """A lower bound of log p(xₙ) in nats for each row, (N,), which rises to it with ``samples``.
+
+        log (1/k) Σᵢ p(xₙ, zᵢ)/q(zᵢ | xₙ) over k draws, for a model whose
+        latents are all of single rows; k = 1 is the ELBO of the row.
+
+        References
+        ----------
+        Burda, Grosse, Salakhutdinov (2016), Importance weighted autoencoders.
+        """
+        args = self._new_arguments(data)
+        with self._running(seed):
+            return self._autoencoder(batch_size).log_evidence(args, positive_integer(samples, "samples"))
+
     def prior(self, draws: int = 1000, *, seed: int = 0, rows: int | None = None) -> dict[str, Tensor]:
         """Draw latents and observations from the model before the data, ``{site: (S, *site shape)}``.
 
@@ -369,6 +413,14 @@ class Posterior:
         with torch.no_grad(), self._program.running(self._flat, RandomStream.seeded(seed_number(seed))):
             yield
 
+    def _autoencoder(self, batch_size: int | None) -> Autoencoder:
+        return Autoencoder(self._program, self._args, self.observed_site, self._batch_size(batch_size))
+
+    def _batch_size(self, given: int | None) -> int | None:
+        """The most rows to run at a time: what was asked for, else that of the fit, else all."""
+        size = self.record.options.get("batch_size") if given is None else given
+        return None if size is None else positive_integer(size, "batch_size")
+
     def _predictive(
         self,
         args: tuple[Any, ...],
@@ -397,8 +449,7 @@ class Posterior:
         progress: bool = False,
     ) -> Iterator[T]:
         """``run`` on one batch of rows after the other; errors say whose code failed, and on which shapes."""
-        given = self.record.options.get("batch_size") if batch_size is None else batch_size
-        size = None if given is None else positive_integer(given, "batch_size")
+        size = self._batch_size(batch_size)
         latents = Latents(self._program, self._args)
         with (
             self._running(seed),
@@ -413,6 +464,9 @@ class Posterior:
         names = self.argument_names[: len(data)] + [f"argument {i}" for i in range(len(self.argument_names), len(data))]
         args = as_tensors(data, names, self._program.device, self._program.dtype)
         check_new_shapes(args, self.argument_names, [_shape(value) for value in self._args])
+        for site in self._program.observed:
+            if site.argument is not None and site.argument < len(args) and args[site.argument] is not None:
+                site.refuse_impossible(args[site.argument])
         return args + (None,) * (len(self._args) - len(args))
 
 

@@ -28,7 +28,6 @@ from inference.sites import (
     observed_arguments,
     observed_nodes,
     refuse_non_finite,
-    refuse_outside_support,
     score_sites,
 )
 
@@ -88,16 +87,19 @@ class Program:
             params = Params.discover(lambda: _first_run(model, guide, args, few))
             with params.bound(params.flatten()):
                 model_trace, guide_trace = _first_run(model, guide, args, few)
+                given = observed_arguments(model_trace, args)
+                observed = [Site.of(n, node, given.get(n)) for n, node in observed_nodes(model_trace).items()]
                 if check_values:
-                    refuse_outside_support(model_trace, args)
+                    for site in observed:
+                        whole = model_trace.nodes[site.name]["value"] if site.argument is None else args[site.argument]
+                        site.refuse_impossible(whole)
                     refuse_non_finite(model_trace, guide_trace, "at the first draw")
-        given = observed_arguments(model_trace, args)
         return cls(
             model,
             guide,
             params,
             tuple(Site.of(name, guide_trace.nodes[name]) for name in latent_values(guide_trace)),
-            tuple(Site.of(name, node, given.get(name)) for name, node in observed_nodes(model_trace).items()),
+            tuple(observed),
             score_sites(guide_trace),
             is_point_guide(guide_trace),
             device,

@@ -9,6 +9,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import constraints
 
 __all__ = [
     "Site",
@@ -18,7 +19,6 @@ __all__ = [
     "observed_arguments",
     "observed_nodes",
     "refuse_non_finite",
-    "refuse_outside_support",
     "score_sites",
     "site_is_draw",
 ]
@@ -28,13 +28,17 @@ __all__ = [
 class Site:
     """One random variable: its name, its shape over all rows, and the plates its dimensions belong to.
 
-    ``argument`` is the position of the model's argument that it observes as it is, None where it does not.
+    ``argument`` is the position of the model's argument that it observes as it
+    is, None where it does not; ``kind`` names its distribution, and ``support``
+    is what that can make, None where it depends on latents or rows.
     """
 
     name: str
     shape: tuple[int, ...]
     dims: tuple[str, ...]
     batch_dims: int
+    kind: str
+    support: Any
     argument: int | None = None
 
     @classmethod
@@ -48,7 +52,23 @@ class Site:
         plates = {frame.dim: frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
         dims = [plates.get(i - batch, f"{name}_dim_{i}") for i in range(batch)]
         dims += [f"{name}_dim_{i}" for i in range(batch, len(shape))]
-        return cls(name, tuple(shape), tuple(dims), batch, argument)
+        kind = type(base_distribution(site["fn"])).__name__
+        return cls(name, tuple(shape), tuple(dims), batch, kind, _support(site["fn"]), argument)
+
+    def refuse_impossible(self, values: Tensor) -> None:
+        """Raise a ValueError that names the first row of ``values`` which this site cannot observe."""
+        if self.support is None:
+            return
+        inside = self.support.check(values)
+        if inside.all():
+            return
+        row = int((~inside).nonzero()[0][0]) if inside.dim() else 0
+        bad = values[row] if values.dim() else values
+        found = f"{bad.item():g}" if bad.numel() == 1 else f"numbers from {bad.min().item():g} to {bad.max().item():g}"
+        raise ValueError(
+            f"site {self.name!r} observes {found} at row {row}, which is outside the support of {self.kind}, "
+            f"{_words(self.support)}: correct the data, or the model's likelihood"
+        )
 
 
 def base_distribution(fn: Any) -> Any:
@@ -134,25 +154,23 @@ def _holds(value: Any, seen: Tensor, chosen: list[Tensor]) -> bool:
     return any(torch.equal(value[rows], seen) for rows in chosen if len(rows) == len(seen))
 
 
-def refuse_outside_support(model_trace: poutine.Trace, args: tuple[Any, ...]) -> None:
-    """Raise a ValueError that names the first observed value which its distribution cannot have made.
+def _support(fn: Any) -> Any:
+    """The support of a distribution, if it depends on no tensor: neither on latents nor on rows."""
+    try:
+        support = fn.support
+    except NotImplementedError:
+        return None
+    inner = support
+    while hasattr(inner, "base_constraint"):
+        inner = inner.base_constraint
+    varies = any(isinstance(value, Tensor) for value in vars(inner).values())
+    return None if varies else support
 
-    Where the trace saw some of the rows, the argument that they came from is looked at as a whole.
-    """
-    arguments = observed_arguments(model_trace, args)
-    for name, site in observed_nodes(model_trace).items():
-        whole = args[arguments[name]] if name in arguments else site["value"]
-        try:
-            inside = site["fn"].support.check(whole)
-        except (NotImplementedError, RuntimeError):  # a distribution without a support, or one that differs by row
-            continue
-        if not inside.all():
-            row = int((~inside).nonzero()[0][0]) if inside.dim() else 0
-            kind = type(base_distribution(site["fn"])).__name__
-            raise ValueError(
-                f"site {name!r} observes {whole[row].tolist() if whole.dim() else whole.item()} at row {row}, which is "
-                f"outside the support of {kind}, {site['fn'].support}: correct the data, or the model's likelihood"
-            )
+
+def _words(support: Any) -> str:
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    return "0 or 1" if support is constraints.boolean else str(support)
 
 
 def refuse_non_finite(model_trace: poutine.Trace, guide_trace: poutine.Trace, when: str) -> None:

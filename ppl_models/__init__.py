@@ -7,8 +7,10 @@ from ppl_models.energy import Energy, u1, u2, u3, u4
 from ppl_models.exact import ExactPosterior, exact_linear_regression
 from ppl_models.linear_regression import linear_regression
 from ppl_models.scaling import Scaling
+from ppl_models.vae import VAE
 
 __all__ = [
+    "VAE",
     "DropoutCNN",
     "DropoutNetwork",
     "DropoutRegression",

@@ -25,7 +25,7 @@ LEVELS = [
     {"density", "task"},
     {"latents", "step"},
     {"programs"},
-    {"arviz_export", "compiled", "eager", "figures", "metrics"},
+    {"arviz_export", "autoencoder", "compiled", "eager", "figures", "metrics"},
     {"engines", "pictures"},
     {"report"},
     {"posterior"},
@@ -98,6 +98,7 @@ def test_the_public_names():
             "load",
         },
         "guides": {
+            "amortized_encoder",
             "bernoulli_dropout",
             "full_rank_normal",
             "low_rank_normal",
@@ -106,6 +107,7 @@ def test_the_public_names():
             "spline_flow",
         },
         "ppl_models": {
+            "VAE",
             "DropoutCNN",
             "DropoutNetwork",
             "DropoutRegression",
