@@ -85,9 +85,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     x, test = (torch.tensor((mnist(part).x > 127).astype("float32")) for part in ("train", "t10k"))
-    print(
-        f"{options.threads} threads, {options.epochs} epochs\nseed   torch s   Kiln s   torch ELBO   Kiln ELBO   log p(x)"
-    )
+    print(f"{options.threads} threads, {options.epochs} epochs")
+    print("seed   torch s   Kiln s   torch ELBO   Kiln ELBO   log p(x)")
     rows = []
     for seed in range(options.seeds):
         torch_seconds, torch_elbo = by_torch(seed, options.epochs, x, test)
