@@ -13,9 +13,10 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import typer
+from torch import nn
 
 from inference import registry
-from inference.arguments import positive_integer, positive_number, seed_number
+from inference.arguments import as_device, positive_integer, positive_number, seed_number
 from inference.diagnostics import Diagnosis
 from inference.metrics import ClassScores, HeldOut, Scores
 from inference.optimizers import cosine_decay
@@ -89,6 +90,8 @@ def fit(
     options = registry.suggested_options(model, *split.train) | _assignments(set_ or [])
     source = data if data in registry.names("data") else str(Path(data).resolve())
     bound = registry.build_model(model, options, seed)
+    if isinstance(bound, nn.Module):
+        bound.to(as_device(device))
     chosen = guide or str(getattr(bound, "usual_guide", USUAL_GUIDE))
     run = Run(
         model, chosen, options, source, table.target, list(table.columns), holdout, seed, fingerprint(table.x, table.y)

@@ -20,7 +20,6 @@ from tqdm.auto import tqdm
 from inference import storage
 from inference.arguments import (
     argument_names,
-    as_device,
     as_dtype,
     as_tensors,
     check_new_shapes,
@@ -37,7 +36,7 @@ from inference.latents import Batch, Latents
 from inference.metrics import HeldOut, class_scores, scores
 from inference.objective import Model, log_weight, traces
 from inference.predict import ClassPrediction, Prediction, joined, log_likelihood, predictive
-from inference.program import Program, clone, name_of, named_failure, set_training
+from inference.program import Program, clone, device_for, name_of, named_failure, set_training
 from inference.report import Labels, write_report
 from inference.sites import observed_nodes
 from inference.vectorized import affordable, draws_together, for_each_draw
@@ -487,7 +486,7 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
     """
     folder = Path(path)
     pieces, losses, manifest = storage.read(folder)
-    where, kind = as_device(device), as_dtype(manifest["dtype"])
+    where, kind = device_for(device, model, guide), as_dtype(manifest["dtype"])
     names = argument_names(model, len(manifest["arguments"]))
     raw = data or tuple(storage.placeholder(entry, folder) for entry in manifest["arguments"])
     args = as_tensors(raw, argument_names(model, len(raw)), where, kind)

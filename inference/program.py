@@ -16,7 +16,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from inference.arguments import row_count
+from inference.arguments import as_device, row_count
 from inference.isolation import RandomStream, environment
 from inference.minibatch import MiniBatch
 from inference.objective import Model, traces_with_plates
@@ -31,7 +31,7 @@ from inference.sites import (
     score_sites,
 )
 
-__all__ = ["Program", "clone", "name_of", "named_failure", "set_training"]
+__all__ = ["Program", "clone", "device_for", "name_of", "named_failure", "set_training"]
 
 T = TypeVar("T")
 
@@ -129,6 +129,31 @@ def clone(guide: Model) -> Model:
     for part, (model, _) in zip(copies, references, strict=True):
         part._model = model
     return twin
+
+
+def device_for(device: str | torch.device, *functions: Model) -> torch.device:
+    """The device to run on: for ``"auto"`` that of the networks in model and guide, or else a GPU where there is one.
+
+    Raises
+    ------
+    ValueError
+        If this machine does not have it, or a network lies on another.
+    """
+    modules = [function for function in functions if isinstance(function, nn.Module)]
+    found = {parameter.device for module in modules for parameter in module.parameters()}
+    if len(found) > 1:
+        raise ValueError(
+            f"the parameters of model and guide are on {sorted(map(str, found))}: bring them to one device"
+        )
+    own = found.pop() if found else None
+    if device == "auto" and own is not None:
+        return own
+    wanted = as_device(device)
+    if own is not None and own.type != wanted.type:
+        raise ValueError(
+            f"the parameters of the model are on {own}, but device is {wanted}: use model.to({str(wanted)!r})"
+        )
+    return wanted
 
 
 def set_training(guide: Model, training: bool) -> None:

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from inference.annealing import Power, as_power
 from inference.arguments import (
     argument_names,
-    as_device,
     as_dtype,
     as_tensors,
     positive_integer,
@@ -31,7 +30,7 @@ from inference.isolation import RandomStream
 from inference.objective import Model
 from inference.optimizers import LearningRate
 from inference.posterior import FitRecord, Posterior
-from inference.program import Program
+from inference.program import Program, device_for
 from inference.task import Task
 
 __all__ = ["Progress", "fit"]
@@ -100,7 +99,8 @@ def fit(
         The same seed, machine and engine give the same numbers. The process-wide
         random state and Pyro's parameter store are left as they are.
     device, dtype
-        ``"auto"`` is a CUDA GPU where there is one; None is torch's default float type.
+        ``"auto"`` is where the networks of model and guide are, or else a CUDA
+        GPU where there is one; None is torch's default float type.
     engine
         ``"compiled"`` records the model once and runs the steps as machine code;
         ``"eager"`` calls the model's Python at every step; ``"auto"`` compiles
@@ -157,7 +157,7 @@ def fit(
     batch_size = None if batch_size is None else positive_integer(batch_size, "batch_size")
     if engine not in ("auto", "eager", "compiled"):
         raise ValueError(f"engine is {engine!r}: pass 'auto', 'eager' or 'compiled'")
-    where, kind = as_device(device), as_dtype(dtype)
+    where, kind = device_for(device, model, guide), as_dtype(dtype)
     names = argument_names(model, len(data))
     args = as_tensors(data, names, where, kind)
     options: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "particles": particles, "anneal": power}

@@ -187,3 +187,18 @@ def test_another_schema_is_refused(tmp_path):
 )
 def test_every_ordinary_array_is_taken(x):
     assert np.isfinite(attempt(x=x).losses).all()
+
+
+def test_a_network_on_another_device_is_told_where_to_go():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slope = torch.nn.Parameter(torch.zeros(1, device="meta"))
+
+        def forward(self, x, y=None):
+            raise AssertionError("it must not come to this")
+
+    with pytest.raises(
+        ValueError, match=r"parameters of the model are on meta, but device is cpu: use model.to\('cpu'\)"
+    ):
+        fit(Model(), lambda x, y=None: None, X, Y, device="cpu", progress=False)

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from guides import mean_field_normal
+from guides import bernoulli_dropout, mean_field_normal
 from inference import cosine_decay, fit, load
-from ppl_models import linear_regression
+from ppl_models import DropoutCNN, linear_regression
+from ppl_models.datasets import digits
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 
@@ -57,3 +58,16 @@ def test_a_compiled_fit_on_the_gpu_goes_down_and_is_reproducible(line):
     )
     assert np.array_equal(first.losses, second.losses)
     assert first.losses[-50:].mean() < first.losses[:50].mean()
+
+
+def test_a_network_with_dropout_is_fitted_where_it_lies_and_predicts_there():
+    data = digits()
+    torch.manual_seed(0)
+    model = DropoutCNN((8, 8), hidden=50, brightest=16).to("cuda")
+    posterior = fit(model, bernoulli_dropout(model), data.x, data.y, steps=600, batch_size=100, lr=1e-3, progress=False)
+    assert posterior.program.device.type == "cuda"
+    found = posterior.evaluate(data.x, data.y, draws=20, progress=False)
+    assert found.prediction.draws.device.type == "cpu"
+    assert found.scores.accuracy > 0.9
+    apart = posterior.predict(data.x[:10], draws=5, per_row=True)
+    assert apart.draws.shape == (5, 10, 10)
