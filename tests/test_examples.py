@@ -1,10 +1,11 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from examples import planar_flow
+from examples import mc_dropout, planar_flow
 from examples.bayesian_nn import run
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +49,38 @@ def test_the_flows_script_runs_and_saves_its_figures(tmp_path):
     assert said.count("u1 ") == said.count("u4 ") == 2
     for name in ("planar_flow.png", "planar_flow_kl.png"):
         assert (tmp_path / name).stat().st_size > 20_000
+
+
+def test_the_dropout_script_runs_on_digits_where_there_is_no_mnist(tmp_path):
+    command = [
+        sys.executable,
+        ROOT / "examples" / "mc_dropout.py",
+        "--digits",
+        "--epochs",
+        "2",
+        "--fast",
+        "--out",
+        tmp_path,
+    ]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "predicted rightly" in said
+    assert "expected calibration error" in said
+    for name in ("mc_dropout.png", "mc_dropout_one.png"):
+        assert (tmp_path / name).stat().st_size > 10_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("KILN_DATA" not in os.environ, reason="needs MNIST")
+def test_mc_dropout_on_mnist_knows_what_it_does_not_know():
+    """One epoch by small batches: 98 % right, and wrong images have much the higher entropy."""
+    data = mc_dropout.Images.read()
+    posterior = mc_dropout.run(data, 1, fast=True, progress=False)
+    found = posterior.evaluate(data.x_test, data.y_test, draws=50, progress=False)
+    assert found.scores.accuracy > 0.98
+    assert found.scores.error_auroc > 0.95
+    wrong = found.prediction.labels != found.observed
+    entropy = found.prediction.entropy
+    assert entropy[wrong].mean() > 5 * entropy[~wrong].mean()
 
 
 @pytest.mark.slow
