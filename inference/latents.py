@@ -58,12 +58,14 @@ class Latents:
             model = self._anew_for_each_row()
             yield from (Batch(part, model, {}) for _, part in parts)
             return
-        own, trained = self.row_sites(), self._is_trained(args)
-        known: dict[str, Tensor] | None = self.draw(count, args) if trained else None
-        for rows, part in parts:
-            if trained and known is not None:
-                yield Batch(part, self.program.model, {n: _cut(v, own.get(n), rows) for n, v in known.items()})
-                continue
+        own = self.row_sites()
+        if self._is_trained(args):
+            whole = self.draw(count, args)
+            for rows, part in parts:
+                yield Batch(part, self.program.model, {n: _cut(v, own.get(n), rows) for n, v in whole.items()})
+            return
+        known: dict[str, Tensor] | None = None
+        for _, part in parts:
             drawn = self.draw(count, part) if known is None else known | self._given(known, count, part, own)
             known = {name: value for name, value in drawn.items() if name not in own}
             stale = self._stale(drawn, own, part)

@@ -309,9 +309,9 @@ class Posterior:
         with self._running(seed):
             try:
                 found: dict[str, Tensor] = for_each_draw(run, {}, _count(draws), draws_together(data))
+                return found
             except NotImplementedError:
                 return {}
-        return found
 
     def observed_values(self) -> dict[str, Tensor]:
         """What the model observed in the fit, ``{site: tensor}``."""

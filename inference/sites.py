@@ -160,16 +160,19 @@ def _support(fn: Any) -> Any:
         support = fn.support
     except NotImplementedError:
         return None
-    inner = support
-    while hasattr(inner, "base_constraint"):
-        inner = inner.base_constraint
-    varies = any(isinstance(value, Tensor) for value in vars(inner).values())
+    varies = any(isinstance(value, Tensor) for value in vars(_of_elements(support)).values())
     return None if varies else support
 
 
-def _words(support: Any) -> str:
+def _of_elements(support: Any) -> Any:
+    """The constraint on each number, under those that join some into an event."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
+    return support
+
+
+def _words(support: Any) -> str:
+    support = _of_elements(support)
     return "0 or 1" if support is constraints.boolean else str(support)
 
 
