@@ -136,7 +136,7 @@ class AmortizedEncoder(nn.Module):
 def _sample(latent: Local, loc: Tensor, scale: Tensor) -> None:
     normal = dist.Normal(loc, scale).to_event(loc.dim() - 1)
     if _is_real(latent.support):
-        pyro.sample(latent.name, normal)
+        pyro.sample(latent.name, normal, infer={"closed_form_kl": True})
         return
     unbounded = pyro.sample(f"{latent.name}_unconstrained", normal, infer={"is_auxiliary": True})
     transform = biject_to(latent.support)

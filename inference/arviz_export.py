@@ -36,7 +36,8 @@ def to_arviz(posterior: Posterior, draws: int, seed: int) -> Any:
     if posterior.has_data:
         groups |= _data_groups(posterior, latents, draws, seed)
     steps = {"step": np.arange(1, len(posterior.losses) + 1)}
-    groups["optimization"] = xr.Dataset({"loss": ("step", posterior.losses)}, coords=steps)
+    curves = {"loss": ("step", posterior.losses), "kl": ("step", posterior.kl)}
+    groups["optimization"] = xr.Dataset(curves, coords=steps)
     for dataset in groups.values():
         dataset.attrs |= {"inference_library": "kiln-ppl", "inference_library_version": versions()["kiln-ppl"]}
     return group_container({name: dataset for name, dataset in groups.items() if dataset.data_vars})

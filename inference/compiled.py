@@ -103,7 +103,7 @@ class CompiledEngine:
             self._bind(state)
 
     def advance(self, state: CompiledState, steps: int) -> Tensor:
-        """Take ``steps`` steps in place and return their losses (−ELBO in nats), shape (steps,).
+        """Take ``steps`` steps in place and return what :func:`~inference.objective.loss` was in each, (steps, 2).
 
         Raises
         ------
@@ -118,8 +118,8 @@ class CompiledEngine:
                 rows = self._rows(state.step + begin, min(self.block, steps - begin))
                 losses.append(self.machine.run(rows))
         found = torch.cat(losses)
-        if not torch.isfinite(found).all():
-            bad = int((~torch.isfinite(found)).nonzero()[0])
+        if not torch.isfinite(found[:, 0]).all():
+            bad = int((~torch.isfinite(found[:, 0])).nonzero()[0])
             _put_back(state, start)
             self._explain(state, bad, steps)
         state.step += steps

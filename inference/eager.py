@@ -47,7 +47,7 @@ class EagerEngine:
         return SVIState(flat, flat.grad, make_optimizer(self.task.optimizer, flat, self.task.lr), stream)
 
     def advance(self, state: SVIState, steps: int) -> Tensor:
-        """Take ``steps`` steps in place and return their losses (−ELBO in nats), shape (steps,).
+        """Take ``steps`` steps in place and return what :func:`~inference.objective.loss` was in each, (steps, 2).
 
         Raises
         ------
@@ -56,12 +56,12 @@ class EagerEngine:
             the state is put back to where this call began.
         """
         before = _snapshot(state)
-        losses = torch.empty(steps, dtype=state.flat.dtype, device=state.flat.device)
+        losses = torch.empty(steps, 2, dtype=state.flat.dtype, device=state.flat.device)
         with self.program.running(state.flat.detach(), state.stream, state.grad):
             for i in range(steps):
                 losses[i] = self._step(state, state.step + i)
-        if not torch.isfinite(losses).all():
-            bad = int((~torch.isfinite(losses)).nonzero()[0])
+        if not torch.isfinite(losses[:, 0]).all():
+            bad = int((~torch.isfinite(losses[:, 0])).nonzero()[0])
             _roll_back(state, before)
             self._explain(state, bad)
         state.step += steps
@@ -77,7 +77,7 @@ class EagerEngine:
         beta = task.anneal(step) if task.anneal else None
         value = loss(task.model, task.guide, task.args, task.particles, not self.program.scored, beta)
         if value.requires_grad:
-            value.backward()
+            value[0].backward()
             state.optimizer.step()
         return value.detach()
 

@@ -57,11 +57,11 @@ class Executable:
         self._parts = [] if self._native else [self._bound(part) for part in plan.parts]
 
     def run(self, rows: Sequence[Tensor]) -> Tensor:
-        """Take one step for each row; the losses, shape (steps,).
+        """Take one step for each row; the losses, shape (steps, 2).
 
         ``rows`` are contiguous (steps, numbers a step), in the order of ``plan.rows``.
         """
-        losses = torch.empty(len(rows[0]), dtype=self.plan.output.dtype)
+        losses = torch.empty(len(rows[0]), *self.plan.output.shape, dtype=self.plan.output.dtype)
         if not self._native:
             return self._run_in_parts(rows, losses)
         for slot, value in zip(self.plan.rows, rows, strict=True):

@@ -131,7 +131,7 @@ def _join(lines: Sequence[str]) -> str:
 def _loop(lowered: Lowered, rows: Sequence[tuple[int, int]], parts: Sequence[int | Call]) -> str:
     if any(isinstance(part, Call) for part in parts):
         return ""
-    size = lowered.output.dtype.itemsize
+    size = lowered.output.dtype.itemsize * math.prod(lowered.output.shape)
     lines = [f"part_{part}(p);" for part in parts]
     lines.append(f"std::memcpy(losses + i * {size}, p[{lowered.output.slot}] + {lowered.output.start}, {size});")
     lines += [f"p[{slot}] += {width};" for slot, width in rows]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from pyro.infer import Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 __all__ = ["Model", "log_weight", "loss", "traces", "traces_with_plates"]
 
@@ -42,17 +44,36 @@ def log_weight(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor
     return _log_density(_samples(model_trace)) - _log_density(_samples(guide_trace))
 
 
-def _annealed(model_trace: poutine.Trace, guide_trace: poutine.Trace, beta: float | Tensor) -> Tensor:
-    """log w, with the gradient of β log p(x, z) − log q(z).
+def _estimate(model_trace: poutine.Trace, guide_trace: poutine.Trace, beta: float | Tensor | None) -> Tensor:
+    """(2,): −log w, with the gradient of −(β log p(x, z) − log q(z)), and the part of it that is KL(q ‖ p(z)).
 
     Where a guide draws in another space, a Delta site holds the change of
     density back to the model's; it belongs to the target, which is so
     flattened where the guide draws, and stays a density there.
     """
-    change = [site for site in _samples(guide_trace) if type(site["fn"]) is Delta]
-    drawn = [site for site in _samples(guide_trace) if type(site["fn"]) is not Delta]
-    target = _log_density(_samples(model_trace)) - _log_density(change)
-    return target.detach() * (1 - beta) + target * beta - _log_density(drawn)
+    exact = _closed_forms(model_trace, guide_trace) if beta is None else {}
+    drawn = [site for site in _samples(guide_trace) if site["name"] not in exact]
+    latents = [site for site in _samples(model_trace) if not site["is_observed"] and site["name"] not in exact]
+    prior = _log_density(latents) - _log_density([site for site in drawn if type(site["fn"]) is Delta])
+    entropy = _log_density([site for site in drawn if type(site["fn"]) is not Delta])
+    divergence = sum(exact.values(), entropy)
+    target = _log_density([site for site in _samples(model_trace) if site["is_observed"]]) + prior
+    if beta is not None:
+        target = target.detach() * (1 - beta) + target * beta
+    return torch.stack([divergence - target, divergence - prior])
+
+
+def _closed_forms(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> dict[str, Tensor]:
+    """KL(q(z) ‖ p(z)) of the sites that the guide marks for it, where torch or Pyro has it in closed form."""
+    found = {}
+    for site in _samples(guide_trace):
+        name, prior = site["name"], model_trace.nodes.get(site["name"])
+        if prior is None or not site["infer"].get("closed_form_kl"):
+            continue
+        with suppress(NotImplementedError):
+            divergence = kl_divergence(site["fn"], prior["fn"])
+            found[name] = torch.as_tensor(scale_and_mask(divergence, site["scale"], site["mask"])).sum()
+    return found
 
 
 def _samples(trace: poutine.Trace) -> list[Any]:
@@ -87,11 +108,17 @@ def loss(
     reparameterized: bool,
     beta: float | Tensor | None = None,
 ) -> Tensor:
-    """−ELBO in nats, estimated from ``particles`` draws, with Trace_ELBO's gradient.
+    """(2,): −ELBO in nats, estimated from ``particles`` draws, with Trace_ELBO's gradient; and its part KL(q ‖ p(z)).
+
+    −ELBO = KL(q ‖ p(z)) − E_q log p(x | z), where p(x | z) has all that is
+    observed, factors too. The KL is NaN where score-function terms are needed.
 
     With a reparameterised guide, loss = −(1/S) Σₛ log w(zₛ) and autograd gives
-    its gradient. Otherwise Pyro's :class:`~pyro.infer.Trace_ELBO` adds the
-    score-function terms.
+    its gradient. At sites that the guide draws with
+    ``infer={"closed_form_kl": True}`` KL(q ‖ p(z)) takes the place of its
+    estimate; right where q(z) given all that p(z | …) depends on is that same
+    q. Otherwise Pyro's :class:`~pyro.infer.Trace_ELBO` adds the score-function
+    terms.
 
     With β the gradient is that of −E_q [β log p(x, z) − log q(z)], the annealed
     target's; the number is −ELBO all the same. It needs a reparameterised guide.
@@ -102,7 +129,7 @@ def loss(
     Kingma, Welling (2014), Auto-encoding variational Bayes.
     """
     if not reparameterized:
-        return Trace_ELBO(num_particles=particles).differentiable_loss(model, guide, *args)
-    pairs = (traces(model, guide, args) for _ in range(particles))
-    total = sum(log_weight(*pair) if beta is None else _annealed(*pair, beta) for pair in pairs)
-    return torch.as_tensor(-total / particles)
+        value = Trace_ELBO(num_particles=particles).differentiable_loss(model, guide, *args)
+        return torch.stack([value, torch.full_like(value, torch.nan)])
+    total = sum(_estimate(*traces(model, guide, args), beta) for _ in range(particles))
+    return torch.as_tensor(total / particles)

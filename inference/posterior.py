@@ -48,9 +48,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class FitRecord:
-    """How a posterior came about: −ELBO per step in nats, seconds, seed, options, and −ELBO where each start ended."""
+    """How a posterior came about: −ELBO and its KL per step, seconds, seed, options, −ELBO where each start ended."""
 
     losses: np.ndarray
+    kl: np.ndarray
     seconds: float
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
@@ -85,6 +86,16 @@ class Posterior:
     def losses(self) -> np.ndarray:
         """−ELBO in nats, one estimate a step, shape (steps,)."""
         return self.record.losses
+
+    @property
+    def kl(self) -> np.ndarray:
+        """KL(q ‖ p(z)) in nats, one estimate a step, shape (steps,): what the latents cost.
+
+        The other part of −ELBO is what the data cost, −E_q log p(x | z) =
+        ``losses − kl``, factors included. NaN where the guide needs
+        score-function gradients.
+        """
+        return self.record.kl
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -405,7 +416,8 @@ class Posterior:
             "options": self.record.options,
             "starts": [loss if math.isfinite(loss) else None for loss in self.record.starts],
         }
-        return storage.write(Path(path), pieces, torch.from_numpy(self.losses), manifest)
+        traces = {"losses": torch.from_numpy(self.losses), "kl": torch.from_numpy(self.kl)}
+        return storage.write(Path(path), pieces, traces, manifest)
 
     @contextmanager
     def _running(self, seed: int) -> Iterator[None]:
@@ -485,7 +497,7 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
         If there is no such folder.
     """
     folder = Path(path)
-    pieces, losses, manifest = storage.read(folder)
+    pieces, traces, manifest = storage.read(folder)
     where, kind = device_for(device, model, guide), as_dtype(manifest["dtype"])
     names = argument_names(model, len(manifest["arguments"]))
     raw = data or tuple(storage.placeholder(entry, folder) for entry in manifest["arguments"])
@@ -497,7 +509,8 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
     program = Program.start(model, start, args, stream, where, kind, check_values=False)
     flat = storage.assemble(folder, program.params, pieces).to(where)
     starts = tuple(math.inf if loss is None else loss for loss in manifest["starts"])
-    record = FitRecord(losses.numpy(), manifest["seconds"], manifest["seed"], manifest["options"], starts)
+    curves = (traces["losses"].numpy(), traces["kl"].numpy())
+    record = FitRecord(*curves, manifest["seconds"], manifest["seed"], manifest["options"], starts)
     return Posterior(program, flat, args, names, record, has_data=bool(data))
 
 

@@ -29,12 +29,12 @@ class ReplayedStep:
             torch.zeros(most, *inputs[i].shape, dtype=inputs[i].dtype, device=inputs[i].device) for i in rows
         ]
         self._counter = torch.zeros(1, dtype=torch.long, device=inputs[0].device)
-        self._losses = torch.zeros(most, dtype=inputs[0].dtype, device=inputs[0].device)
+        self._losses = torch.zeros(most, 2, dtype=inputs[0].dtype, device=inputs[0].device)
         self._step = _fused(module, inputs)
         self._replay = self._recorded() if inputs[0].is_cuda else self._once
 
     def run(self, rows: Sequence[Tensor]) -> Tensor:
-        """The losses, shape (steps,); ``rows`` are (steps, …), in the order given at the start."""
+        """The losses, shape (steps, 2); ``rows`` are (steps, …), in the order given at the start."""
         steps = len(rows[0])
         for chunk, given in zip(self._chunks, rows, strict=True):
             chunk[:steps].copy_(given)
@@ -49,7 +49,7 @@ class ReplayedStep:
             values[slot] = chunk.index_select(0, self._counter)[0]
         with torch.no_grad():
             loss = self._step(*values)[0]
-            self._losses.index_copy_(0, self._counter, loss.reshape(1))
+            self._losses.index_copy_(0, self._counter, loss.reshape(1, 2))
             self._counter.add_(1)
 
     def _recorded(self) -> Callable[[], object]:

@@ -30,7 +30,7 @@ _MANY, _FEW = 32, 8  # particles from which, and numbers a particle up to which,
 
 @dataclass(frozen=True)
 class Step:
-    """θ, moments, rates, noise, constants → loss, as a graph; θ and the moments change in place.
+    """θ, moments, rates, noise, constants → loss, (2,), as a graph; θ and the moments change in place.
 
     ``groups`` are the positions in ``draws`` that share a noise input; each draw
     holds one number set for each of the particles where those are ``batched``,
@@ -163,7 +163,7 @@ class _Recorder:
         fixed = {f"constant{i}": value for i, value in enumerate(single.constants)}
         tape = Tape({**self._state(), **noise})
         with tape:
-            value = run_side_by_side(forward.graph, {**self._read(), **fixed}, noise).mean()
+            value = run_side_by_side(forward.graph, {**self._read(), **fixed}, noise).mean(-1)
             self._descend(value)
         return self._step(tape, value, particles, single.draws, single.randoms, last=True)
 
@@ -180,7 +180,7 @@ class _Recorder:
 
         tape = Tape({**self._state(), **noise}, folds_scalars=True)  # vmap turns numbers into tensors
         with tape:
-            value = torch.vmap(one, randomness="different")(noise).mean()
+            value = torch.vmap(one, randomness="different")(noise).mean(0)
             self._descend(value)
         return self._step(tape, value, particles, single.draws, single.randoms)
 
@@ -201,7 +201,7 @@ class _Recorder:
     def _descend(self, value: Tensor) -> None:
         if not value.requires_grad:
             return
-        (grad,) = torch.autograd.grad(value, self.theta)
+        (grad,) = torch.autograd.grad(value[0], self.theta)
         with torch.no_grad():
             self.update.apply(self.theta, grad, self.moments, self.rates)
 

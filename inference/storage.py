@@ -22,7 +22,7 @@ __all__ = ["MANIFEST", "assemble", "describe", "placeholder", "read", "replacing
 SCHEMA = 1
 MANIFEST = "posterior.json"
 TENSORS = "posterior.safetensors"
-LOSSES = "losses"
+TRACES = ("losses", "kl")
 PARAM = "param:"
 REQUIRED = {"schema", "model", "guide", "dtype", "arguments", "seconds", "seed", "options", "starts"}
 
@@ -52,12 +52,12 @@ def placeholder(entry: dict[str, Any], folder: Path) -> Any:
     )
 
 
-def write(folder: Path, pieces: dict[str, Tensor], losses: Tensor, manifest: dict[str, Any]) -> Path:
+def write(folder: Path, pieces: dict[str, Tensor], traces: dict[str, Tensor], manifest: dict[str, Any]) -> Path:
     """Write both files under temporary names, then move them into place, the manifest last."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {PARAM + name: value.detach().cpu().clone() for name, value in pieces.items()}
     with replacing(folder / TENSORS) as partial:
-        save_file({**tensors, LOSSES: losses}, partial)
+        save_file({**tensors, **traces}, partial)
     write_json(folder / MANIFEST, {"schema": SCHEMA, "versions": versions(), **manifest})
     return folder
 
@@ -79,8 +79,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def read(folder: Path) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
-    """Parameters (unconstrained), losses and manifest of a saved posterior."""
+def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+    """Parameters (unconstrained), the traces ``losses`` and ``kl``, and the manifest of a saved posterior."""
     for name in (MANIFEST, TENSORS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is not a saved posterior: it has no {name}; give the folder of save()")
@@ -89,10 +89,11 @@ def read(folder: Path) -> tuple[dict[str, Tensor], Tensor, dict[str, Any]]:
         tensors = load_file(folder / TENSORS)
     except SafetensorError as error:
         raise ValueError(f"{folder / TENSORS} is damaged ({error}): fit again, or take it from a backup") from error
-    if LOSSES not in tensors:
-        raise ValueError(f"{folder / TENSORS} has no {LOSSES!r}: it was not written by save()")
-    losses = tensors.pop(LOSSES)
-    return {name.removeprefix(PARAM): value for name, value in tensors.items()}, losses, manifest
+    missing = [name for name in TRACES if name not in tensors]
+    if missing:
+        raise ValueError(f"{folder / TENSORS} has no {missing[0]!r}: it was not written by save()")
+    traces = {name: tensors.pop(name) for name in TRACES}
+    return {name.removeprefix(PARAM): value for name, value in tensors.items()}, traces, manifest
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

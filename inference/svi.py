@@ -173,8 +173,10 @@ def fit(
         return _Fitted(program, state.flat.detach(), stream, losses, isinstance(runner, CompiledEngine))
 
     best, starts = _best(start, restarts)
+    losses, kl = best.losses.cpu().T.contiguous().numpy()
     record = FitRecord(
-        losses=best.losses.cpu().numpy(),
+        losses=losses,
+        kl=kl,
         seconds=time.perf_counter() - started,
         seed=seed,
         starts=starts,
@@ -205,7 +207,7 @@ class _Fitted:
     @property
     def loss(self) -> float:
         """−ELBO in nats, the mean over the last tenth of the steps."""
-        return self.losses[-max(1, len(self.losses) // 10) :].mean().item()
+        return self.losses[-max(1, len(self.losses) // 10) :, 0].mean().item()
 
 
 def _best(start: Callable[[int], _Fitted], restarts: int) -> tuple[_Fitted, tuple[float, ...]]:
@@ -243,7 +245,7 @@ def _run(
             chunks.append(chunk)
             if not callbacks and time.perf_counter() - begun < _CHUNK_SECONDS:
                 size *= 2
-            bar.set_postfix(elbo=f"{-chunk.mean().item():.4g}", refresh=False)
+            bar.set_postfix(elbo=f"{-chunk[:, 0].mean().item():.4g}", refresh=False)
             bar.update(len(chunk))
             for callback in callbacks:
                 callback(Progress(state.step, steps, chunk, time.perf_counter() - started))

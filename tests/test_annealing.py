@@ -32,7 +32,7 @@ def test_with_beta_the_number_is_the_loss_and_the_gradient_is_the_annealed_one()
     found = []
     for power in (beta, None):
         with program.running(flat, RandomStream.seeded(5), grad):
-            found.append(loss(program.model, program.guide, (), 1, True, power))
+            found.append(loss(program.model, program.guide, (), 1, True, power)[0])
             if power is not None:
                 found[0].backward()
     assert found[0].item() == pytest.approx(found[1].item(), rel=1e-12)
