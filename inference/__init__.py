@@ -5,7 +5,8 @@ from inference.optimizers import cosine_decay
 from inference.posterior import Posterior, load
 from inference.predict import ClassPrediction, Prediction
 from inference.report import Labels
-from inference.svi import Progress, fit
+from inference.svi import fit
+from inference.watch import Progress, every
 
 __all__ = [
     "ClassPrediction",
@@ -15,6 +16,7 @@ __all__ = [
     "Prediction",
     "Progress",
     "cosine_decay",
+    "every",
     "fit",
     "load",
 ]

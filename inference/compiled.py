@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -31,12 +31,16 @@ _WORTH_THREADS = 2**15  # numbers in a tensor from which a second thread gives m
 
 @dataclass
 class CompiledState:
-    """All that changes while a fit runs: θ, the optimiser's moments and the random stream."""
+    """All that changes while a fit runs: θ, the optimiser's moments, the random stream and what was drawn from it.
+
+    ``noise`` is that of the block of steps that ``step`` is in, empty where none was drawn.
+    """
 
     flat: Tensor
     moments: list[Tensor]
     stream: RandomStream
     step: int = 0
+    noise: list[Tensor] = field(default_factory=list)
 
 
 class CompiledEngine:
@@ -79,7 +83,7 @@ class CompiledEngine:
 
     @property
     def block(self) -> int:
-        """Steps whose noise is drawn together: a divisor of 100, so that the numbers do not depend on the chunks."""
+        """Steps whose noise is drawn together, a divisor of 100; drawn whole, so that chunks do not change numbers."""
         most = _NOISE_BYTES // max(1, self.step.noise_bytes)
         return next(size for size in (100, 50, 25, 20, 10, 5, 4, 2, 1) if size <= max(most, 1))
 
@@ -100,6 +104,7 @@ class CompiledEngine:
         """Record and compile again if something that the model takes from around it has changed."""
         if _changed(self.outside, self._outside()):
             self._trace()
+            state.noise = []
             self._bind(state)
 
     def advance(self, state: CompiledState, steps: int) -> Tensor:
@@ -112,18 +117,30 @@ class CompiledEngine:
             the state is put back to where this call began.
         """
         start = _copy(state)
-        losses = []
         with self._drawing(state.stream):
-            for begin in range(0, steps, self.block):
-                rows = self._rows(state.step + begin, min(self.block, steps - begin))
-                losses.append(self.machine.run(rows))
-        found = torch.cat(losses)
+            found = torch.cat(self._take(state, steps))
         if not torch.isfinite(found[:, 0]).all():
             bad = int((~torch.isfinite(found[:, 0])).nonzero()[0])
             _put_back(state, start)
-            self._explain(state, bad, steps)
-        state.step += steps
+            self._explain(state, bad)
         return found
+
+    def _take(self, state: CompiledState, steps: int) -> list[Tensor]:
+        """Steps as they come, good or bad: their losses, a tensor for each block."""
+        losses, last = [], state.step + steps
+        while state.step < last:
+            rows = self._next_rows(state, last - state.step)
+            losses.append(self.machine.run(rows))
+            state.step += len(rows[0])
+        return losses
+
+    def _next_rows(self, state: CompiledState, most: int) -> list[Tensor]:
+        """What the machine needs for the next steps, up to the end of their block."""
+        place = state.step % self.block
+        if place == 0 or not state.noise:
+            state.noise = self.step.noise(self.block)
+        count = min(most, self.block - place)
+        return self._rows(state.step, [noise[place : place + count] for noise in state.noise], count)
 
     def _bind(self, state: CompiledState) -> None:
         values = {"theta": state.flat, **dict(zip(self.update.moments, state.moments, strict=True))}
@@ -151,32 +168,27 @@ class CompiledEngine:
         rates = [step_rates(self.task, self.update, i) for i in range(step, step + count)]
         return torch.tensor(rates, dtype=self.program.dtype, device=self.program.device)
 
-    def _rows(self, step: int, count: int) -> list[Tensor]:
-        named = {f"noise{i}": noise for i, noise in enumerate(self.step.noise(count))}
+    def _rows(self, step: int, noise: Sequence[Tensor], count: int) -> list[Tensor]:
+        named = {f"noise{i}": numbers for i, numbers in enumerate(noise)}
         named["rates"] = self._rates(step, count)
         return [named[name] for name in self.row_names]
 
-    def _explain(self, state: CompiledState, bad: int, steps: int) -> None:
+    def _explain(self, state: CompiledState, bad: int) -> None:
         """Take the good steps again, then run the model itself on the noise of the bad one and look at each site."""
         where = f"at step {state.step + bad}"
         start = _copy(state)
-        last = bad - bad % self.block
         try:
             with self.program.running(state.flat, state.stream):
-                for begin in range(0, last, self.block):
-                    self.machine.run(self._rows(state.step + begin, self.block))
-                rows = self._rows(state.step + last, min(self.block, steps - last))
-                if bad > last:
-                    self.machine.run([row[: bad - last] for row in rows])
-                self._look(rows, bad - last, where)
+                self._take(state, bad)
+                self._look(self._next_rows(state, 1), where)
         finally:
             _put_back(state, start)
         raise ValueError(f"the loss is not finite {where}: use a smaller lr= or look for overflow in the model")
 
-    def _look(self, rows: Sequence[Tensor], row: int, where: str) -> None:
+    def _look(self, rows: Sequence[Tensor], where: str) -> None:
         named = dict(zip(self.row_names, rows, strict=True))
         noise = [named[f"noise{i}"] for i in range(len(self.step.groups))]
-        for values in self.step.replayed(noise, row):
+        for values in self.step.replayed(noise, 0):
             try:
                 with Replay(values):
                     pair = traces(self.task.model, self.task.guide, self.task.args)
@@ -210,7 +222,7 @@ def _changed(before: dict[str, object], after: dict[str, object]) -> list[str]:
 
 def _copy(state: CompiledState) -> CompiledState:
     moments = [moment.clone() for moment in state.moments]
-    return CompiledState(state.flat.clone(), moments, RandomStream(dict(state.stream.state)), state.step)
+    return CompiledState(state.flat.clone(), moments, RandomStream(dict(state.stream.state)), state.step, state.noise)
 
 
 def _put_back(state: CompiledState, saved: CompiledState) -> None:
@@ -218,3 +230,4 @@ def _put_back(state: CompiledState, saved: CompiledState) -> None:
     for moment, before in zip(state.moments, saved.moments, strict=True):
         moment.copy_(before)
     state.stream.state = dict(saved.stream.state)
+    state.step, state.noise = saved.step, saved.noise

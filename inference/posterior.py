@@ -74,7 +74,6 @@ class Posterior:
         record: FitRecord,
         has_data: bool = True,
     ) -> None:
-        set_training(program.guide, False)
         self._program = program
         self._flat = flat
         self._args = args
@@ -421,6 +420,7 @@ class Posterior:
 
     @contextmanager
     def _running(self, seed: int) -> Iterator[None]:
+        set_training(self._program.guide, False)
         with torch.no_grad(), self._program.running(self._flat, RandomStream.seeded(seed_number(seed))):
             yield
 

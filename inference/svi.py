@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,23 +30,13 @@ from inference.isolation import RandomStream
 from inference.objective import Model
 from inference.optimizers import LearningRate
 from inference.posterior import FitRecord, Posterior
-from inference.program import Program, device_for
+from inference.program import Program, device_for, set_training
 from inference.task import Task
+from inference.watch import CHUNK, Callback, Watch
 
-__all__ = ["Progress", "fit"]
+__all__ = ["fit"]
 
-CHUNK = 100
 _CHUNK_SECONDS = 0.05
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a callback is told between chunks of steps."""
-
-    step: int
-    steps: int
-    losses: Tensor
-    seconds: float
 
 
 def fit(
@@ -65,7 +55,7 @@ def fit(
     anneal: int | Power | None = None,
     restarts: int = 1,
     progress: bool = True,
-    callbacks: Sequence[Callable[[Progress], None]] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> Posterior:
     """Fit ``guide`` to the posterior of ``model`` given ``data``, by maximising the ELBO.
 
@@ -119,9 +109,10 @@ def fit(
     progress
         Show a bar with the step, the ELBO and steps a second.
     callbacks
-        Each is called with a :class:`Progress` after every 100 steps. A value
-        that the model reads from outside may be changed there; the compiled
-        engine notices and records the model again.
+        Each is called with a :class:`~inference.watch.Progress` after every 100
+        steps and at the end, or as :func:`every` says. A value that the model
+        reads from outside may be changed there; the compiled engine notices
+        and records the model again.
 
     Raises
     ------
@@ -161,6 +152,14 @@ def fit(
     names = argument_names(model, len(data))
     args = as_tensors(data, names, where, kind)
     options: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "particles": particles, "anneal": power}
+    said = {
+        "steps": steps,
+        "lr": f"{_name(lr)} from {lr(0):g}" if callable(lr) else lr,
+        "optimizer": _name(optimizer),
+        "particles": particles,
+        "batch_size": batch_size,
+        "anneal": _name(anneal),
+    }
     started = time.perf_counter()
 
     def start(number: int) -> _Fitted:
@@ -168,46 +167,41 @@ def fit(
         program = Program.start(model, guide, args, stream, where, kind, batch_size=batch_size)
         task = Task.of(program, args, batch_size, **options)
         runner, state = choose(engine, task, stream, steps * restarts, progress)
+        used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
+        fitted = _Fitted(program, args, state.flat, stream, names, seed, {**said, "engine": used})
+        watch = Watch(callbacks, steps, fitted.posterior)
         label = f"fit {number + 1}/{restarts}" if restarts > 1 else "fit"
-        losses = _run(runner, state, steps, label, progress, callbacks)
-        return _Fitted(program, state.flat.detach(), stream, losses, isinstance(runner, CompiledEngine))
+        fitted.losses = _run(runner, state, program, label, progress, watch)
+        return fitted
 
     best, starts = _best(start, restarts)
-    losses, kl = best.losses.cpu().T.contiguous().numpy()
-    record = FitRecord(
-        losses=losses,
-        kl=kl,
-        seconds=time.perf_counter() - started,
-        seed=seed,
-        starts=starts,
-        options={
-            "steps": steps,
-            "lr": f"{_name(lr)} from {lr(0):g}" if callable(lr) else lr,
-            "optimizer": _name(optimizer),
-            "particles": particles,
-            "batch_size": batch_size,
-            "anneal": _name(anneal),
-            "engine": "compiled" if best.compiled else "eager",
-        },
-    )
-    program, flat = _finish(best.program, best.flat, args, best.stream)
-    return Posterior(program, flat, args, names, record)
+    return best.posterior(best.flat, best.losses, time.perf_counter() - started, starts)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Fitted:
-    """Where one start ended."""
+    """One start: where it is, and once it has ended its losses and KL, (steps, 2)."""
 
     program: Program
+    args: tuple[Any, ...]
     flat: Tensor
     stream: RandomStream
-    losses: Tensor
-    compiled: bool
+    names: list[str]
+    seed: int
+    options: dict[str, Any]
+    losses: Tensor = field(default_factory=lambda: torch.empty(0, 2))
 
     @property
     def loss(self) -> float:
         """−ELBO in nats, the mean over the last tenth of the steps."""
         return self.losses[-max(1, len(self.losses) // 10) :, 0].mean().item()
+
+    def posterior(self, flat: Tensor, losses: Tensor, seconds: float, starts: tuple[float, ...] = ()) -> Posterior:
+        """The posterior at θ = ``flat``, after the steps with these losses."""
+        values, kl = losses.cpu().T.contiguous().numpy()
+        record = FitRecord(values, kl, seconds, self.seed, self.options, starts)
+        program, finished = _finish(self.program, flat.detach(), self.args, self.stream)
+        return Posterior(program, finished, self.args, self.names, record)
 
 
 def _best(start: Callable[[int], _Fitted], restarts: int) -> tuple[_Fitted, tuple[float, ...]]:
@@ -227,31 +221,21 @@ def _best(start: Callable[[int], _Fitted], restarts: int) -> tuple[_Fitted, tupl
     return min(whole, key=lambda fitted: fitted.loss), tuple(f.loss if f is not None else math.inf for f in fits)
 
 
-def _run(
-    runner: Engine,
-    state: Any,
-    steps: int,
-    label: str,
-    progress: bool,
-    callbacks: Sequence[Callable[[Progress], None]],
-) -> Tensor:
-    started = time.perf_counter()
-    chunks = []
-    with tqdm(total=steps, unit="step", disable=not progress, desc=label) as bar:
-        size = CHUNK
-        while state.step < steps:
+def _run(runner: Engine, state: Any, program: Program, label: str, progress: bool, watch: Watch) -> Tensor:
+    size = CHUNK
+    with tqdm(total=watch.steps, unit="step", disable=not progress, desc=label) as bar:
+        while state.step < watch.steps:
             begun = time.perf_counter()
-            chunk = runner.advance(state, min(size, steps - state.step))
-            chunks.append(chunk)
-            if not callbacks and time.perf_counter() - begun < _CHUNK_SECONDS:
+            chunk = runner.advance(state, min(size, watch.until(state.step) - state.step))
+            if time.perf_counter() - begun < _CHUNK_SECONDS and len(chunk) == size:
                 size *= 2
             bar.set_postfix(elbo=f"{-chunk[:, 0].mean().item():.4g}", refresh=False)
             bar.update(len(chunk))
-            for callback in callbacks:
-                callback(Progress(state.step, steps, chunk, time.perf_counter() - started))
-            if callbacks and state.step < steps:
-                runner.refresh(state)
-    return torch.cat(chunks)
+            if watch.tell(state.step, state.flat, chunk) and state.step < watch.steps:
+                set_training(program.guide, True)
+                if watch.may_change:
+                    runner.refresh(state)
+    return watch.losses
 
 
 def _finish(program: Program, flat: Tensor, args: tuple[Any, ...], stream: RandomStream) -> tuple[Program, Tensor]:

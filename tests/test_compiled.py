@@ -41,7 +41,7 @@ def losses_of_both(model, guide, args, steps=200, dtype=torch.float64, batch_siz
     start = eager.init(stream)
     ours, theirs = [], []
     with program.running(start.flat.detach(), stream, start.grad):
-        rows = compiled._rows(0, steps)
+        rows = compiled._rows(0, compiled.step.noise(steps), steps)
         random_state = torch.get_rng_state()
         ours = compiled.machine.run(rows)
         torch.set_rng_state(random_state)
@@ -637,7 +637,7 @@ def test_steps_on_a_device_counter_are_the_same_steps():
     program = Program.start(linear_regression, mean_field_normal(linear_regression), (X, Y), stream, CPU, torch.float32)
     engine = CompiledEngine(Task.of(program, (X, Y)), stream)
     first, second = engine.init(stream), None
-    rows = engine._rows(0, 50)
+    rows = engine._rows(0, engine.step.noise(50), 50)
     ours = engine.machine.run(rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
