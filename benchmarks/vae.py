@@ -21,8 +21,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from guides import amortized_encoder
 from inference import Posterior, fit
 from ppl_models import VAE
-from ppl_models.datasets import mnist
-from ppl_models.vae import decoder, encoder
+from ppl_models.datasets import mnist_bits
+from ppl_models.vae import decoder_network, encoder_network
 
 BATCH, EPOCHS, LR, LATENT = 128, 20, 1e-3, 50
 
@@ -38,7 +38,7 @@ class Networks:
     def seeded(cls, seed: int) -> Networks:
         """The tutorial's sizes."""
         torch.manual_seed(seed)
-        return cls(encoder(latent=LATENT), decoder(latent=LATENT))
+        return cls(encoder_network(latent=LATENT), decoder_network(latent=LATENT))
 
     def loss(self, x: Tensor) -> Tensor:
         """−ELBO in nats of a batch, with KL(q ‖ N(0, I)) in closed form, as one writes it by hand."""
@@ -67,7 +67,7 @@ def by_torch(seed: int, epochs: int, x: Tensor, test: Tensor) -> tuple[float, fl
 def by_kiln(seed: int, epochs: int, x: Tensor, test: Tensor) -> tuple[float, float, Posterior]:
     """The same, and the posterior."""
     networks = Networks.seeded(seed)
-    model = VAE(networks.decoder, latent=LATENT)
+    model = VAE(latent=LATENT, decoder=networks.decoder)
     guide = amortized_encoder(model, networks.encoder)
     steps = epochs * -(-len(x) // BATCH)
     began = time.perf_counter()
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    x, test = (torch.tensor((mnist(part).x > 127).astype("float32")) for part in ("train", "t10k"))
+    x, test = (torch.tensor(mnist_bits(part).x) for part in ("train", "t10k"))
     print(f"{options.threads} threads, {options.epochs} epochs")
     print("seed   torch s   Kiln s   torch ELBO   Kiln ELBO   log p(x)")
     rows = []

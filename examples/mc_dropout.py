@@ -25,7 +25,7 @@ import torch
 
 from guides import bernoulli_dropout
 from inference import ClassPrediction, Posterior, cosine_decay, fit
-from inference.metrics import ClassScores
+from inference.metrics import ClassScores, HeldOut
 from inference.pictures import entropy_grids
 from ppl_models import DropoutCNN
 from ppl_models.datasets import digits, mnist
@@ -114,7 +114,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     data = Images.of_digits() if options.digits else Images.read()
     posterior = run(data, options.epochs, fast=options.fast)
-    held_out = posterior.evaluate(data.x_test, data.y_test, draws=DRAWS, batch_size=BATCH)
+    held_out = cast(HeldOut, posterior.evaluate(data.x_test, data.y_test, draws=DRAWS, batch_size=BATCH))
     prediction = cast(ClassPrediction, held_out.prediction)
     say(prediction, cast(ClassScores, held_out.scores), data.y_test)
     images = 1.0 * data.x_test.reshape(-1, data.side, data.side) / data.brightest

@@ -19,13 +19,14 @@ __all__ = ["AmortizedEncoder", "amortized_encoder"]
 
 
 def amortized_encoder(
-    model: Callable[..., Any], encoder: nn.Module, *, others: Callable[..., Any] | None = None
+    model: Callable[..., Any], encoder: nn.Module | None = None, *, others: Callable[..., Any] | None = None
 ) -> AmortizedEncoder:
     """q(z | x) = N(μ(x), σ²(x)) for the latents of each row, μ and log σ² by ``encoder``.
 
     The latents are those in the model's plate over its rows, K numbers a row
     together, in the order of the model; the ones with a constraint are Normal
-    in the unconstrained space. Works with mini-batches, and on new rows.
+    in the unconstrained space. Works with mini-batches, and on new rows. Where
+    a prior is Normal too, the KL between the two is taken in closed form.
 
     Parameters
     ----------
@@ -34,7 +35,8 @@ def amortized_encoder(
         :class:`~ppl_models.VAE`.
     encoder
         A network from rows of the first argument, (B, …), to (B, 2K): K means
-        and K log variances. It is copied at every fit.
+        and K log variances. It is copied at every fit. If left out, what
+        ``model.encoder()`` makes.
     others
         A guide for the latents that all rows share, if there are any, such as
         ``AutoNormal(poutine.block(model, hide=["z"]))``.
@@ -42,7 +44,7 @@ def amortized_encoder(
     Raises
     ------
     ValueError
-        At the first call: if no row has a latent of its own, if there are
+        If there is no encoder. At the first call: if no row has a latent of its own, if there are
         shared latents and no ``others``, or if the encoder gives another
         number of columns.
 
@@ -50,6 +52,13 @@ def amortized_encoder(
     ----------
     Kingma, Welling (2014), Auto-encoding variational Bayes.
     """
+    if encoder is None:
+        own = getattr(model, "encoder", None)
+        if own is None:
+            raise ValueError(
+                "the model makes no encoder: pass one, a network from rows to their means and log variances"
+            )
+        encoder = own()
     return AmortizedEncoder(model, encoder, others)
 
 
@@ -92,18 +101,31 @@ class AmortizedEncoder(nn.Module):
             ):
                 _sample(latent, part_loc.reshape(-1, *latent.shape), part_scale.reshape(-1, *latent.shape))
 
+    @property
+    def size(self) -> int:
+        """K, the numbers of a row; after the first call of the guide."""
+        return sum(latent.size for latent in self._latents)
+
     def encode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """μ(x) and σ(x), each (B, K), in the unconstrained space; after the first call of the guide."""
         pyro.module("encoder", self.encoder)
         out = self.encoder(rows)
-        size = sum(latent.size for latent in self._latents)
-        if out.shape != (len(rows), 2 * size):
+        if out.shape != (len(rows), 2 * self.size):
             raise ValueError(
-                f"the encoder gives {tuple(out.shape)} for {len(rows)} rows: it must give ({len(rows)}, {2 * size}), "
-                f"the means and the log variances of {size} numbers a row"
+                f"the encoder gives {tuple(out.shape)} for {len(rows)} rows: "
+                f"it must give ({len(rows)}, {2 * self.size}), "
+                f"the means and the log variances of {self.size} numbers a row"
             )
         loc, log_variance = out.chunk(2, -1)
         return loc, torch.exp(0.5 * log_variance)
+
+    def values(self, codes: Tensor) -> dict[str, Tensor]:
+        """Codes (…, K), in the unconstrained space, as values of the latents, ``{site: (…, *shape of a row)}``."""
+        parts = codes.split([latent.size for latent in self._latents], -1)
+        return {
+            latent.name: biject_to(latent.support)(part.reshape(*codes.shape[:-1], *latent.shape))
+            for latent, part in zip(self._latents, parts, strict=True)
+        }
 
     def _look(self, args: tuple[Any, ...]) -> None:
         """Find the latents of the rows by one run of the model on the first of them."""

@@ -4,7 +4,7 @@ from inference.diagnostics import Diagnosis
 from inference.optimizers import cosine_decay
 from inference.posterior import Posterior, load
 from inference.predict import ClassPrediction, Prediction
-from inference.report import Labels
+from inference.sections import Labels
 from inference.svi import fit
 from inference.watch import Progress, every
 

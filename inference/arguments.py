@@ -23,6 +23,9 @@ __all__ = [
 ]
 
 
+_CHECKED = 2**20  # numbers looked at together
+
+
 def argument_names(model: Callable[..., Any], count: int) -> list[str]:
     """What the model calls its first ``count`` arguments, for messages and for the report."""
     try:
@@ -34,10 +37,13 @@ def argument_names(model: Callable[..., Any], count: int) -> list[str]:
     return [names[i] if i < len(names) else f"argument {i}" for i in range(count)]
 
 
-def as_tensors(data: Sequence[Any], names: Sequence[str], device: torch.device, dtype: torch.dtype) -> tuple[Any, ...]:
+def as_tensors(
+    data: Sequence[Any], names: Sequence[str], device: torch.device, dtype: torch.dtype, *, shared: bool = False
+) -> tuple[Any, ...]:
     """Arrays, frames and tensors as tensors on ``device``; anything else as it is.
 
     Floating-point values become ``dtype``; integers and booleans keep theirs.
+    Arrays are copied, unless they may be ``shared`` for the time of a call.
 
     Raises
     ------
@@ -45,7 +51,7 @@ def as_tensors(data: Sequence[Any], names: Sequence[str], device: torch.device, 
         Naming the argument: not numeric, empty, NaN or infinite, or with
         another number of rows than the first argument.
     """
-    out = tuple(_as_tensor(value, name, device, dtype) for value, name in zip(data, names, strict=True))
+    out = tuple(_as_tensor(value, name, device, dtype, shared) for value, name in zip(data, names, strict=True))
     rows = [(name, len(value)) for name, value in zip(names, out, strict=True) if _has_rows(value)]
     for name, count in rows[1:]:
         if count != rows[0][1]:
@@ -64,11 +70,11 @@ def _has_rows(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
 
 
-def _as_tensor(value: Any, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+def _as_tensor(value: Any, name: str, device: torch.device, dtype: torch.dtype, shared: bool) -> Any:
     if isinstance(value, Tensor):
         tensor = value.detach()
     elif isinstance(value, np.ndarray | list) or hasattr(value, "__array__"):
-        tensor = _from_array(np.asarray(value), name)
+        tensor = _from_array(np.asarray(value), name, shared)
     else:
         return value
     if tensor.is_complex():
@@ -81,7 +87,7 @@ def _as_tensor(value: Any, name: str, device: torch.device, dtype: torch.dtype) 
     return tensor.to(device).contiguous()
 
 
-def _from_array(array: np.ndarray, name: str) -> Tensor:
+def _from_array(array: np.ndarray, name: str, shared: bool) -> Tensor:
     if array.dtype.kind not in "fiubc":
         raise ValueError(f"{name} has dtype {array.dtype}, found {_example(array)!r}: convert it to numbers")
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:
@@ -90,6 +96,8 @@ def _from_array(array: np.ndarray, name: str) -> Tensor:
         array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype == np.longdouble:
         array = array.astype(np.float64)
+    if shared and array.flags.writeable:  # torch warns of memory that it must not write to
+        return torch.from_numpy(np.ascontiguousarray(array))
     return torch.from_numpy(np.array(array, order="C"))
 
 
@@ -98,9 +106,9 @@ def _example(array: np.ndarray) -> Any:
 
 
 def _refuse_non_finite(tensor: Tensor, name: str) -> None:
-    bad = ~torch.isfinite(tensor)
-    if not bad.any():
+    if all(bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(_CHECKED)):
         return
+    bad = ~torch.isfinite(tensor)
     first = bad.nonzero()[0].tolist()
     where = f"row {first[0]}" if first else "the value"
     if len(first) > 1:

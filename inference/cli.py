@@ -17,20 +17,21 @@ from torch import nn
 
 from inference import registry
 from inference.arguments import as_device, positive_integer, positive_number, seed_number
+from inference.autoencoder import Encoding, EvidenceScores, HeldOutRows
 from inference.diagnostics import Diagnosis
 from inference.metrics import ClassScores, HeldOut, Scores
 from inference.optimizers import cosine_decay
 from inference.posterior import Posterior
 from inference.predict import ClassPrediction, Prediction
 from inference.report import write_report
-from inference.runs import Run, Split, check_writable, fingerprint, least_squares_rmse, split_rows
+from inference.runs import Run, Split, check_writable, data_for, fingerprint, least_squares_rmse, split_rows
 from inference.storage import replacing
 from inference.svi import fit as fit_posterior
 
 __all__ = ["main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
-REPORT, USUAL_GUIDE = "report.html", "mean_field_normal"
+REPORT, USUAL_GUIDE, USUAL_LR = "report.html", "mean_field_normal", 0.02
 MANY_ROWS = 10_000
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, as `kiln fit --out` makes it.")]
@@ -70,13 +71,17 @@ def fit(
     ] = None,
     holdout: Annotated[float, typer.Option(help="The share of rows kept back to test the fit on.")] = 0.2,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 5000,
-    lr: Annotated[float, typer.Option(help="Step size at the start.")] = 0.02,
+    lr: Annotated[
+        float | None, typer.Option(help="Step size at the start; the one usual for MODEL, or else 0.02.")
+    ] = None,
     decay: Annotated[bool, typer.Option(help="Let the step size fall to 0 as half a cosine.")] = True,
     optimizer: Annotated[str, typer.Option(help="adam, adamw, clippedadam or sgd.")] = "adam",
     particles: Annotated[int, typer.Option(help="Draws a step.")] = 1,
     anneal: Annotated[int | None, typer.Option(help="Steps over which the target rises to its full height.")] = None,
     restarts: Annotated[int, typer.Option(help="Starts, of which the best ELBO is kept.")] = 1,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a step; all, if left out.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Rows a step; as usual for MODEL, or else all, if left out.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Fixes the split, the start and every draw.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, eager or compiled.")] = "auto",
@@ -98,11 +103,14 @@ def fit(
     )
     built = registry.build_guide(chosen, bound)
     check_writable(out)
+    usual = {"lr": USUAL_LR, "batch_size": None} | getattr(bound, "usual_fit", {})
+    lr = usual["lr"] if lr is None else lr
+    batch_size = usual["batch_size"] if batch_size is None else batch_size
     _hint(len(split.train[0]), batch_size)
     posterior = fit_posterior(
         bound,
         built,
-        *split.train,
+        *data_for(bound, split.train),
         steps=steps,
         lr=cosine_decay(positive_number(lr, "lr"), positive_integer(steps, "steps")) if decay else lr,
         optimizer=optimizer,
@@ -124,7 +132,7 @@ def report(folder: Folder) -> None:
     """Write the report of a run again."""
     run = Run.read(folder)
     split = run.split()
-    posterior = run.posterior(folder, *split.train)
+    posterior = run.posterior(folder, *data_for(run.bind(), split.train))
     print(_write_report(posterior, run, split, folder, _evaluate(posterior, split)))
 
 
@@ -138,7 +146,7 @@ def predict(
     batch_size: Annotated[int | None, typer.Option(help="Rows at a time, which bounds the memory.")] = None,
     seed: Annotated[int, typer.Option(help="Fixes the draws.")] = 0,
 ) -> None:
-    """Predict new rows: mean, standard deviation and interval of each."""
+    """Predict new rows: mean, standard deviation and interval; or their codes, where the model makes whole rows."""
     writers = {".csv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz}
     if out.suffix not in writers:
         raise ValueError(f"--out ends in {out.suffix!r}: give a file that ends in {', '.join(writers)}")
@@ -149,10 +157,14 @@ def predict(
     table = registry.read_table(data, run.target, run.columns)
     if table.x.shape[1] != len(run.columns):
         raise ValueError(f"{data} has {table.x.shape[1]} columns but the fit had {len(run.columns)}: {run.columns}")
-    prediction = run.posterior(folder).predict(table.x, draws=draws, batch_size=batch_size, seed=seed)
+    posterior = run.posterior(folder)
+    if posterior.is_autoencoder:
+        columns = _codes(posterior.encode(table.x, batch_size=batch_size))
+    else:
+        columns = _columns(posterior.predict(table.x, draws=draws, batch_size=batch_size, seed=seed), prob)
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
-        writers[out.suffix](pd.DataFrame(_columns(prediction, prob)), partial)
+        writers[out.suffix](pd.DataFrame(columns), partial)
     print(out)
 
 
@@ -160,7 +172,7 @@ def predict(
 def diagnose(folder: Folder) -> None:
     """Say whether a run can be trusted, with numbers and reasons."""
     run = Run.read(folder)
-    _print_verdict(run.posterior(folder, *run.split().train).diagnose())
+    _print_verdict(run.posterior(folder, *data_for(run.bind(), run.split().train)).diagnose())
 
 
 @app.command(name="list")
@@ -206,11 +218,16 @@ def _hint(rows: int, batch_size: int | None) -> None:
         print(f"each step takes all {rows:,} rows; --batch-size 500 would make it faster", file=sys.stderr)
 
 
-def _evaluate(posterior: Posterior, split: Split) -> HeldOut | None:
-    return posterior.evaluate(*split.test) if len(split.test[0]) else None
+def _evaluate(posterior: Posterior, split: Split) -> HeldOut | HeldOutRows | None:
+    return posterior.evaluate(*data_for(posterior.program.model, split.test)) if len(split.test[0]) else None
 
 
-def _print_scores(scores: Scores | ClassScores, split: Split) -> None:
+def _print_scores(scores: Scores | ClassScores | EvidenceScores, split: Split) -> None:
+    if isinstance(scores, EvidenceScores):
+        print(f"  ELBO a row                {scores.elbo:10.2f} nats")
+        print(f"  log p(x) a row, at least  {scores.log_evidence:10.2f} nats ({scores.samples} draws)")
+        print(f"  active numbers of a code  {scores.active:10d} of {scores.size}")
+        return
     if isinstance(scores, ClassScores):
         print(f"  share predicted rightly   {scores.accuracy:10.3f}")
         print(f"  calibration error         {scores.calibration_error:10.3f}")
@@ -234,10 +251,19 @@ def _print_verdict(diagnosis: Diagnosis) -> None:
         print(f"  try: {advice}")
 
 
-def _write_report(posterior: Posterior, run: Run, split: Split, folder: Path, held_out: HeldOut | None) -> Path:
+def _write_report(
+    posterior: Posterior, run: Run, split: Split, folder: Path, held_out: HeldOut | HeldOutRows | None
+) -> Path:
     measured = held_out is not None and isinstance(held_out.scores, Scores)
     baselines = {"least squares": least_squares_rmse(split)} if measured else {}
-    return write_report(posterior, folder / REPORT, held_out=held_out, labels=run.labels(), baselines=baselines)
+    groups = (split.train if held_out is None else split.test)[1] if posterior.is_autoencoder else None
+    options: dict[str, Any] = {"labels": run.labels(), "baselines": baselines, "groups": groups}
+    return write_report(posterior, folder / REPORT, held_out=held_out, **options)
+
+
+def _codes(code: Encoding) -> dict[str, np.ndarray]:
+    means = {f"z{i}": column.numpy() for i, column in enumerate(code.mean.unbind(1))}
+    return means | {f"z{i}_std": column.numpy() for i, column in enumerate(code.std.unbind(1))}
 
 
 def _columns(prediction: Prediction | ClassPrediction, prob: float) -> dict[str, np.ndarray]:

@@ -49,21 +49,36 @@ def _panel(width: float = 7.2, height: float = 3.4) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def elbo_curve(losses: np.ndarray) -> str:
-    """The ELBO (+, in nats) by step: every step faint, a running mean on top."""
+def elbo_curve(losses: np.ndarray, kl: np.ndarray) -> str:
+    """The ELBO (+, in nats) by step and below it its parts: every step faint, a running mean on top."""
+    elbo, divergence = -np.asarray(losses, dtype=float), np.asarray(kl, dtype=float)
+    whole = np.isfinite(divergence).all()
     with rc_context(STYLE):
-        figure, axes = _panel()
-        elbo, steps = -np.asarray(losses, dtype=float), np.arange(1, len(losses) + 1)
-        shown = slice(None, None, max(1, len(elbo) // 2000))
-        axes.plot(steps[shown], elbo[shown], color=BLUE, alpha=0.25, lw=0.6, label="one step")
-        window = max(1, len(elbo) // 50)
-        smooth = np.convolve(elbo, np.ones(window) / window, mode="valid")
-        axes.plot(steps[window - 1 :][shown], smooth[shown], color=ORANGE, lw=1.6, label=f"mean of {window} steps")
-        settled = elbo[len(elbo) // 20 :]
-        axes.set_ylim(*_padded(np.quantile(settled, 0.002), settled.max()))
-        axes.set(xlabel="step", ylabel="ELBO (nats)")
-        axes.legend(loc="lower right")
+        figure = Figure(figsize=(7.2, 4.8 if whole else 3.4), layout="constrained")
+        panels = figure.subplots(2 if whole else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 2][: 1 + whole])
+        _curve(panels[0, 0], elbo, (BLUE, ORANGE), "one step", "mean of {} steps")
+        panels[0, 0].set(ylabel="ELBO (nats)")
+        if whole:
+            _curve(panels[1, 0], elbo + divergence, (BLUE, BLUE), None, "log likelihood")
+            twin = panels[1, 0].twinx()
+            _curve(twin, divergence, (GREY, INK), None, "KL")
+            panels[1, 0].set_ylabel("log likelihood", color=BLUE)
+            twin.set_ylabel("KL, guide to prior", color=INK)
+            twin.spines["right"].set_visible(True)
+        panels[0, 0].legend(loc="lower right")
+        panels[-1, 0].set_xlabel("step")
         return as_svg(figure)
+
+
+def _curve(axes: Axes, values: np.ndarray, colours: tuple[str, str], faint: str | None, bold: str) -> None:
+    steps = np.arange(1, len(values) + 1)
+    shown = slice(None, None, max(1, len(values) // 2000))
+    window = max(1, len(values) // 50)
+    smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+    axes.plot(steps[shown], values[shown], color=colours[0], alpha=0.25, lw=0.6, label=faint)
+    axes.plot(steps[window - 1 :][shown], smooth[shown], color=colours[1], lw=1.6, label=bold.format(window))
+    settled = values[len(values) // 20 :]
+    axes.set_ylim(*_padded(np.quantile(settled, 0.002), np.quantile(settled, 0.999)))
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:

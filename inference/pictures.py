@@ -1,4 +1,4 @@
-"""Images in a figure: those that a classifier is surest and least sure of."""
+"""Images in a figure: as tiles, and those that a classifier is surest and least sure of."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from inference.figures import ORANGE, STYLE
 from inference.predict import ClassPrediction
 
-__all__ = ["as_images", "entropy_grids"]
+__all__ = ["as_images", "entropy_grids", "show_tiles"]
 
 COLUMNS = 10
 MOST_CLASSES = 20
@@ -57,21 +57,21 @@ def entropy_grids(
             for axes, chosen, name in zip(
                 row, (ordered[:few], ordered[::-1][:few]), ("surest", "least sure"), strict=True
             ):
-                _mosaic(axes, images[chosen], wrong[chosen])
+                show_tiles(axes, images[chosen], framed=wrong[chosen])
                 low, high = entropy[chosen].min(), entropy[chosen].max()
                 axes.set_title(f"{label}, {name}: {low:.2g} to {high:.2g} nats", fontsize=9)
         return figure
 
 
-def _mosaic(axes: Axes, images: np.ndarray, wrong: np.ndarray) -> None:
-    """Dark on light, ten to a line; wrong ones have a frame."""
+def show_tiles(axes: Axes, images: np.ndarray, *, columns: int = COLUMNS, framed: np.ndarray | None = None) -> None:
+    """Images as :func:`as_images` gives them, dark on light, line by line; some have a frame."""
     gap = max(1, images.shape[1] // 14)
     height, width = (side + 2 * gap for side in images.shape[1:3])
-    lines = -(-len(images) // COLUMNS)
-    sheet = np.ones((lines * height, COLUMNS * width, 3))
+    lines = -(-len(images) // columns)
+    sheet = np.ones((lines * height, columns * width, 3))
     for i, image in enumerate(images):
-        top, left = (i // COLUMNS) * height, (i % COLUMNS) * width
-        if wrong[i]:
+        top, left = (i // columns) * height, (i % columns) * width
+        if framed is not None and framed[i]:
             sheet[top : top + height, left : left + width] = to_rgb(ORANGE)
         tile = image if image.ndim == 3 else 1 - image[..., None]
         sheet[top + gap : top + height - gap, left + gap : left + width - gap] = tile

@@ -28,7 +28,7 @@ from inference.arguments import (
     seed_number,
 )
 from inference.arviz_export import to_arviz
-from inference.autoencoder import Autoencoder, Encoding
+from inference.autoencoder import Autoencoder, EncodingCalls, HeldOutRows, evidence_scores
 from inference.density import as_points, log_density
 from inference.diagnostics import Diagnosis, NoWeights, diagnose
 from inference.isolation import RandomStream
@@ -37,13 +37,15 @@ from inference.metrics import HeldOut, class_scores, scores
 from inference.objective import Model, log_weight, traces
 from inference.predict import ClassPrediction, Prediction, joined, log_likelihood, predictive
 from inference.program import Program, clone, device_for, name_of, named_failure, set_training
-from inference.report import Labels, write_report
+from inference.report import write_report
+from inference.sections import Labels
 from inference.sites import observed_nodes
 from inference.vectorized import affordable, draws_together, for_each_draw
 
 __all__ = ["FitRecord", "Posterior", "load"]
 
 T = TypeVar("T")
+MOST_LATENTS = 10_000  # of all rows together, beyond which one row's misfit drowns in the others' noise
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class FitRecord:
     starts: tuple[float, ...] = ()
 
 
-class Posterior:
+class Posterior(EncodingCalls):
     """q(z), fitted: sample it, predict with it, check it, save it.
 
     Made by :func:`inference.fit` or :func:`inference.load`. Calls that draw take
@@ -227,6 +229,12 @@ class Posterior:
         """The posterior predictive at the rows of the fit, for posterior-predictive checks."""
         return self._predictive(self.data, draws, seed, site, batch_size, False, progress)
 
+    @property
+    def is_autoencoder(self) -> bool:
+        """Whether the model observes what the guide encodes, so that rows are remade rather than predicted."""
+        sites = self._program.observed
+        return hasattr(self._program.guide, "encode") and len(sites) == 1 and sites[0].argument == 0
+
     def evaluate(
         self,
         *test: Any,
@@ -234,8 +242,11 @@ class Posterior:
         seed: int = 0,
         batch_size: int | None = None,
         progress: bool = True,
-    ) -> HeldOut:
+    ) -> HeldOut | HeldOutRows:
         """Predict held-out rows, given in the order of the fit as ``evaluate(x_test, y_test)``, and score it.
+
+        Of an autoencoder, ``evaluate(x_test)`` is how probable the rows are
+        under the model: :class:`~inference.autoencoder.EvidenceScores`.
 
         Parameters
         ----------
@@ -252,55 +263,17 @@ class Posterior:
         *inputs, observed = test
         if draws is None:
             _, draws = affordable(max(1, len(observed)), self._program.params.size, 1000)
+        if self.is_autoencoder:
+            code = self.encode(*test, batch_size=batch_size)
+            with self._autoencoding(seed, batch_size) as autoencoder:
+                bounds = autoencoder.evidence(self._new_arguments(test), _count(draws), progress)
+            return HeldOutRows(code, torch.as_tensor(np.asarray(test[0])), evidence_scores(code, *bounds, draws))
         prediction = self.predict(*inputs, draws=draws, seed=seed, batch_size=batch_size, progress=progress)
         y = torch.as_tensor(np.asarray(observed))
         if isinstance(prediction, ClassPrediction):
             return HeldOut(prediction, y, class_scores(prediction, y), tuple(inputs))
         likelihood = self.log_likelihood(*test, draws=draws, seed=seed, batch_size=batch_size)[self.observed_site]
         return HeldOut(prediction, y, scores(prediction, y, likelihood), tuple(inputs))
-
-    def encode(self, *data: Any, batch_size: int | None = None) -> Encoding:
-        """Means and standard deviations of q(z | x) at new rows, for a guide of :func:`~guides.amortized_encoder`."""
-        args = self._new_arguments(data)
-        with self._running(0):
-            return self._autoencoder(batch_size).encode(args)
-
-    def decode(self, z: Any, *, batch_size: int | None = None, seed: int = 0) -> Tensor:
-        """E[x | z], (M, …), for values (M, …) of the latent that each row has of its own."""
-        with self._running(seed):
-            return self._autoencoder(batch_size).decode(z)
-
-    def reconstruct(self, *data: Any, batch_size: int | None = None) -> Tensor:
-        """E[x | z] at the mean of q(z | x): new rows as the few numbers of z remember them."""
-        return self.decode(self.encode(*data, batch_size=batch_size).mean, batch_size=batch_size)
-
-    def interpolate(self, first: Any, last: Any, *, steps: int = 10) -> Tensor:
-        """What lies between rows: E[x | z] on straight lines between their codes, (rows, steps, …)."""
-        ends = (self.encode(first).mean, self.encode(last).mean)
-        places = torch.linspace(0, 1, positive_integer(steps, "steps"))
-        lines = torch.stack([torch.lerp(*ends, float(place)) for place in places], 1)
-        found = self.decode(lines.flatten(0, 1))
-        return found.reshape(*lines.shape[:2], *found.shape[1:])
-
-    def generate(self, rows: int, *, seed: int = 0, batch_size: int | None = None) -> Tensor:
-        """Rows that the fitted model makes, E[x | z] at z from its prior, (rows, …)."""
-        with self._running(seed):
-            found = self._autoencoder(batch_size).generate(positive_integer(rows, "rows"))
-        return found.draws[0]
-
-    def log_evidence(self, *data: Any, samples: int = 1000, batch_size: int | None = None, seed: int = 0) -> Tensor:
-        """A lower bound of log p(xₙ) in nats for each row, (N,), which rises to it with ``samples``.
-
-        log (1/k) Σᵢ p(xₙ, zᵢ)/q(zᵢ | xₙ) over k draws, for a model whose
-        latents are all of single rows; k = 1 is the ELBO of the row.
-
-        References
-        ----------
-        Burda, Grosse, Salakhutdinov (2016), Importance weighted autoencoders.
-        """
-        args = self._new_arguments(data)
-        with self._running(seed):
-            return self._autoencoder(batch_size).log_evidence(args, positive_integer(samples, "samples"))
 
     def prior(self, draws: int = 1000, *, seed: int = 0, rows: int | None = None) -> dict[str, Tensor]:
         """Draw latents and observations from the model before the data, ``{site: (S, *site shape)}``.
@@ -381,6 +354,11 @@ class Posterior:
             return NoWeights(
                 "the guide is a point estimate: it has a best value but no uncertainty", "fit a guide with a spread"
             )
+        if self.is_autoencoder and sum(math.prod(site.shape) for site in self._program.latents) > MOST_LATENTS:
+            return NoWeights(
+                f"{len(self.data[0]):,} rows have latents of their own, too many for weights of all together",
+                "compare the ELBO of held-out rows with log_evidence: posterior.evaluate(x_test)",
+            )
         reason = getattr(self._program.guide, "no_common_density", None)
         return NoWeights(reason, "judge it by rows that were held out: posterior.evaluate(x, y)") if reason else None
 
@@ -395,11 +373,13 @@ class Posterior:
         test: tuple[Any, ...] | None = None,
         labels: Labels | None = None,
         baselines: Mapping[str, float] | None = None,
+        groups: Any = None,
         progress: bool = True,
     ) -> Path:
         """Write one self-contained HTML file, with held-out ``test`` data if given; see :func:`write_report`."""
         held_out = self.evaluate(*test) if test is not None else None
-        return write_report(self, Path(path), held_out=held_out, labels=labels, baselines=baselines, progress=progress)
+        options = {"labels": labels, "baselines": baselines, "groups": groups, "progress": progress}
+        return write_report(self, Path(path), held_out=held_out, **options)
 
     def save(self, path: str | Path) -> Path:
         """Write parameters and record into the folder ``path``, without data, model code or pickle."""
@@ -424,8 +404,10 @@ class Posterior:
         with torch.no_grad(), self._program.running(self._flat, RandomStream.seeded(seed_number(seed))):
             yield
 
-    def _autoencoder(self, batch_size: int | None) -> Autoencoder:
-        return Autoencoder(self._program, self._args, self.observed_site, self._batch_size(batch_size))
+    @contextmanager
+    def _autoencoding(self, seed: int, batch_size: int | None) -> Iterator[Autoencoder]:
+        with self._running(seed):
+            yield Autoencoder(self._program, self._args, self.observed_site, self._batch_size(batch_size))
 
     def _batch_size(self, given: int | None) -> int | None:
         """The most rows to run at a time: what was asked for, else that of the fit, else all."""
@@ -473,7 +455,7 @@ class Posterior:
     def _new_arguments(self, data: tuple[Any, ...]) -> tuple[Any, ...]:
         """``data`` as the model takes it, checked against the fit, what is missing given as None."""
         names = self.argument_names[: len(data)] + [f"argument {i}" for i in range(len(self.argument_names), len(data))]
-        args = as_tensors(data, names, self._program.device, self._program.dtype)
+        args = as_tensors(data, names, self._program.device, self._program.dtype, shared=True)
         check_new_shapes(args, self.argument_names, [_shape(value) for value in self._args])
         for site in self._program.observed:
             if site.argument is not None and site.argument < len(args) and args[site.argument] is not None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
@@ -18,50 +18,32 @@ from tqdm.auto import tqdm
 
 from inference import figures
 from inference.arguments import row_count
+from inference.autoencoder import HeldOutRows
+from inference.code_report import code_sections
 from inference.diagnostics import Diagnosis
 from inference.metrics import ClassScores, HeldOut, Scores
 from inference.pictures import as_images, entropy_grids
 from inference.predict import ClassPrediction, Prediction
+from inference.sections import Labels, Section
 from inference.storage import replacing, versions
 from inference.vectorized import affordable
 
 if TYPE_CHECKING:
     from inference.posterior import Posterior
 
-__all__ = ["Labels", "write_report"]
+__all__ = ["write_report"]
 
 MAX_PANELS, MAX_ROWS = 12, 40
-
-
-@dataclass(frozen=True)
-class Labels:
-    """How the report names things: the data set, the input columns, the target, and the title."""
-
-    title: str | None = None
-    data: str | None = None
-    columns: Sequence[str] = ()
-    target: str | None = None
-
-
-@dataclass(frozen=True)
-class Section:
-    """One figure or table with the sentence that says how to read it."""
-
-    title: str
-    reading: str
-    figure: str | None = None
-    rows: Sequence[Sequence[str]] = ()
-    head: Sequence[str] = ()
-    figure_label: str = field(default="")
 
 
 def write_report(
     posterior: Posterior,
     path: Path,
     *,
-    held_out: HeldOut | None = None,
+    held_out: HeldOut | HeldOutRows | None = None,
     labels: Labels | None = None,
     baselines: Mapping[str, float] | None = None,
+    groups: Any = None,
     draws: int = 1000,
     progress: bool = True,
 ) -> Path:
@@ -75,6 +57,9 @@ def write_report(
         Names for the reader, see :class:`Labels`.
     baselines
         Test RMSE of other methods on the same rows, by name.
+    groups
+        Of an autoencoder: a label for each held-out row (or each row of the
+        fit, if none was held out), which colours the map of codes.
     draws
         Draws of the posterior behind each figure.
     progress
@@ -86,15 +71,13 @@ def write_report(
         If the posterior was loaded without its data.
     """
     names = labels or Labels()
-    shown = _shown(posterior, draws) if len(posterior.program.observed) == 1 else None
-    parts = (
-        lambda: _held_out(held_out, baselines or {}, names),
-        lambda: _images(posterior, held_out, shown),
-        lambda: [_elbo(posterior)],
-        lambda: _predictive(posterior, shown, draws, names),
-        lambda: _replications(posterior, shown, draws, names),
-        lambda: _posterior(posterior, draws),
-    )
+    parts: list[Callable[[], Iterable[Section]]]
+    if posterior.is_autoencoder:
+        rows = held_out if isinstance(held_out, HeldOutRows) else None
+        parts = [lambda: code_sections(posterior, rows, groups), lambda: [_elbo(posterior)]]
+    else:
+        predicted = held_out if isinstance(held_out, HeldOut) else None
+        parts = _of_predictions(posterior, predicted, baselines or {}, names, draws)
     bar = tqdm(parts, desc="report", unit="part", disable=not progress, leave=False)
     sections = [section for part in bar for section in part()]
     diagnosis = posterior.diagnose()
@@ -111,6 +94,20 @@ def write_report(
     with replacing(path) as partial:
         partial.write_text(page, encoding="utf-8")
     return path
+
+
+def _of_predictions(
+    posterior: Posterior, held_out: HeldOut | None, baselines: Mapping[str, float], names: Labels, draws: int
+) -> list[Callable[[], Iterable[Section]]]:
+    shown = _shown(posterior, draws) if len(posterior.program.observed) == 1 else None
+    return [
+        lambda: _held_out(held_out, baselines, names),
+        lambda: _images(posterior, held_out, shown),
+        lambda: [_elbo(posterior)],
+        lambda: _predictive(posterior, shown, draws, names),
+        lambda: _replications(posterior, shown, draws, names),
+        lambda: _posterior(posterior, draws),
+    ]
 
 
 def _template() -> jinja2.Template:
@@ -178,9 +175,11 @@ def _provenance(posterior: Posterior) -> list[tuple[str, str]]:
 def _elbo(posterior: Posterior) -> Section:
     reading = (
         "The evidence lower bound, which fitting pushes up: a curve that is flat at its right end has settled, "
-        "one that still climbs wants more steps."
+        "one that still climbs wants more steps. It is the log likelihood of the data, less the KL divergence between "
+        "guide and prior, which is what the latents cost."
     )
-    return Section("Did the fit settle?", reading, figures.elbo_curve(posterior.losses), figure_label="ELBO by step")
+    picture = figures.elbo_curve(posterior.losses, posterior.kl)
+    return Section("Did the fit settle?", reading, picture, figure_label="ELBO by step, and its two parts")
 
 
 def _held_out(held_out: HeldOut | None, baselines: Mapping[str, float], names: Labels) -> Iterator[Section]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +14,9 @@ from sklearn.model_selection import train_test_split
 
 from inference import registry, storage
 from inference.posterior import Posterior, load
-from inference.report import Labels
+from inference.sections import Labels
 
-__all__ = ["Run", "Split", "check_writable", "fingerprint", "least_squares_rmse", "split_rows"]
+__all__ = ["Run", "Split", "check_writable", "data_for", "fingerprint", "least_squares_rmse", "split_rows"]
 
 MANIFEST = "run.json"
 
@@ -107,6 +108,14 @@ def split_rows(table: Any, holdout: float, seed: int) -> Split:
         test = train_test_split(rows, test_size=count, random_state=seed)[1]
     train = np.setdiff1d(rows, test)
     return Split((table.x[train], table.y[train]), (table.x[test], table.y[test]))
+
+
+def data_for(model: Any, rows: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, ...]:
+    """(x, y) for a model that takes both, x alone for one of the rows themselves."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(getattr(model, "forward", model)).parameters.values()
+    many = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
+    return rows if many or sum(p.kind in kinds for p in parameters) > 1 else rows[:1]
 
 
 def fingerprint(x: np.ndarray, y: np.ndarray) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pyro import poutine
@@ -22,6 +22,9 @@ __all__ = [
     "score_sites",
     "site_is_draw",
 ]
+
+
+_CHECKED = 4096  # rows looked at together
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,13 @@ class Site:
         """Raise a ValueError that names the first row of ``values`` which this site cannot observe."""
         if self.support is None:
             return
-        inside = self.support.check(values)
-        if inside.all():
-            return
-        row = int((~inside).nonzero()[0][0]) if inside.dim() else 0
+        parts = values.split(_CHECKED) if values.dim() > self.support.event_dim else (values,)
+        for i, part in enumerate(parts):
+            inside = self.support.check(part)
+            if not inside.all():
+                self._refuse(values, i * _CHECKED + int((~inside).nonzero()[0][0]) if inside.dim() else 0)
+
+    def _refuse(self, values: Tensor, row: int) -> NoReturn:
         bad = values[row] if values.dim() else values
         found = f"{bad.item():g}" if bad.numel() == 1 else f"numbers from {bad.min().item():g} to {bad.max().item():g}"
         raise ValueError(

@@ -13,7 +13,7 @@ import numpy as np
 from ppl_models.download import data_folder, fetched
 from ppl_models.tables import Table, load_npz
 
-__all__ = ["cosine", "diabetes", "digits", "fashion_mnist", "mnist", "read_idx", "uci"]
+__all__ = ["cosine", "diabetes", "digits", "fashion_mnist", "mnist", "mnist_bits", "read_idx", "uci"]
 
 
 def cosine(rows: int = 40, noise: float = 0.05, seed: int = 0) -> Table:
@@ -62,6 +62,12 @@ def mnist(part: str = "both") -> Table:
     train, test = (_idx_images("mnist", name, "digit") for name in ("train", "t10k"))
     x, y = (np.concatenate([getattr(t, name) for t in (train, test)]) for name in ("x", "y"))
     return Table(x, y, train.columns, train.target, np.arange(len(train.x), len(x)))
+
+
+def mnist_bits(part: str = "both") -> Table:
+    """:func:`mnist` with pixels above half of white as 1 and the others as 0, float32, for Bernoulli likelihoods."""
+    table = mnist(part)
+    return Table((table.x > 127).astype(np.float32), table.y, table.columns, table.target, table.test_rows)
 
 
 def fashion_mnist() -> Table:

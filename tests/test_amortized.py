@@ -1,6 +1,8 @@
 """An encoder for the latents of rows: any support, new rows, batches, and what it refuses."""
 
 import math
+import subprocess
+import sys
 
 import pyro
 import pyro.distributions as dist
@@ -12,16 +14,20 @@ from torch import nn
 
 from guides import amortized_encoder
 from inference import fit, load
+from inference.draws import Replay
+from inference.isolation import RandomStream
+from inference.minibatch import MiniBatch
+from inference.objective import loss
+from inference.program import Program
 from ppl_models import VAE
-from ppl_models.vae import decoder, encoder
 
 X = (torch.rand(60, 12, generator=torch.Generator().manual_seed(0)) < 0.3).float()
 
 
 def small_vae(**options):
     torch.manual_seed(0)
-    model = VAE(decoder(12, latent=2, hidden=[8]), latent=2, **options)
-    return model, amortized_encoder(model, encoder(12, latent=2, hidden=[8]))
+    model = VAE(12, latent=2, hidden=[8], **options)
+    return model, amortized_encoder(model)
 
 
 def fitted(x=X, **options):
@@ -77,8 +83,8 @@ def test_a_posterior_that_was_saved_encodes_the_same_in_a_new_object(tmp_path):
     posterior = fitted()
     posterior.save(tmp_path / "run")
     torch.manual_seed(5)
-    model = VAE(decoder(12, latent=2, hidden=[8]), latent=2)
-    loaded = load(tmp_path / "run", model, amortized_encoder(model, encoder(12, latent=2, hidden=[8])))
+    model = VAE(12, latent=2, hidden=[8])
+    loaded = load(tmp_path / "run", model, amortized_encoder(model))
     new = X[:9]
     torch.testing.assert_close(loaded.predict(new, draws=5).draws, posterior.predict(new, draws=5).draws)
 
@@ -162,7 +168,7 @@ def test_encode_decode_and_what_lies_between():
     assert made.shape == (23, 12)
     assert not torch.equal(made, posterior.generate(23, seed=2))
     torch.testing.assert_close(made, posterior.generate(23, seed=1))
-    with pytest.raises(ValueError, match=r"z has shape \(60, 3\): give values of 'z', shape \(M, 2\)"):
+    with pytest.raises(ValueError, match=r"z has shape \(60, 3\): give codes of shape \(M, 2\)"):
         posterior.decode(torch.zeros(60, 3))
 
 
@@ -203,3 +209,131 @@ def test_log_evidence_is_for_latents_of_rows():
     posterior = fit(shared, AutoNormal(shared), X[:, :1], steps=5, progress=False)
     with pytest.raises(ValueError, match=r"all rows share the latents \['w'\]"):
         posterior.log_evidence(X[:, :1])
+
+
+def test_pixels_that_are_not_finite_are_named():
+    broken = X.clone()
+    broken[5, 3] = float("nan")
+    for ask in (fitted, fitted().encode, fitted().reconstruct):
+        with pytest.raises(ValueError, match=r"x has 1 values that are NaN or infinite.*row 5, column 3"):
+            ask(broken)
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_the_mean_elbo_of_an_epochs_batches_is_that_of_all_rows(scaled):
+    """With the same noise for each row; without the scale N/B it is not, by far."""
+    model, guide = (part.double() for part in small_vae())
+    x, noise = X.double(), torch.randn(60, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def elbo(rows):
+        """−loss of the batch ``rows``, with the noise of these rows."""
+        batch = MiniBatch(60, len(rows))
+        stream = RandomStream.seeded(0)
+        program = Program.start(model, guide, (x,), stream, torch.device("cpu"), torch.float64)
+        with program.running(program.params.flatten(), stream), torch.no_grad():
+            chosen = [] if len(rows) == 60 else [rows]  # nothing is drawn to choose all
+            with Replay([*chosen, noise[rows]]), poutine.scale(scale=1.0 if scaled else len(rows) / 60):
+                return -float(loss(batch(program.model), batch(program.guide), (x,), 1, True)[0])
+
+    whole = elbo(torch.arange(60))
+    parts = [elbo(rows) for rows in torch.randperm(60).split(12)]
+    close = pytest.approx(whole, rel=1e-6)
+    assert (sum(parts) / 5 == close) == scaled
+
+
+def linear_vae(pixels=20, latent=3, noise=0.5):
+    """A decoder that is a matrix W: x ~ N(0, WWᵀ + σ²I), and an encoder with the exact posterior of each row."""
+    weights = torch.randn(pixels, latent, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    decode = nn.Linear(latent, pixels, bias=False).double()
+    encode = nn.Linear(pixels, 2 * latent).double()
+    precision = torch.eye(latent, dtype=torch.float64) + weights.T @ weights / noise**2
+    with torch.no_grad():
+        # A rotation of z makes the exact posterior one of independent numbers.
+        rotation = torch.linalg.eigh(precision).eigenvectors
+        decode.weight.copy_(weights @ rotation)
+        variance = 1 / torch.diagonal(rotation.T @ precision @ rotation)
+        encode.weight.copy_(
+            torch.cat([variance[:, None] * (weights @ rotation).T / noise**2, torch.zeros(latent, pixels)])
+        )
+        encode.bias.copy_(torch.cat([torch.zeros(latent), variance.log()]))
+    model = VAE(pixels, latent=latent, noise=noise, decoder=decode)
+    covariance = weights @ weights.T + noise**2 * torch.eye(pixels, dtype=torch.float64)
+    return model, encode, dist.MultivariateNormal(torch.zeros(pixels, dtype=torch.float64), covariance)
+
+
+@pytest.mark.parametrize("off", [0.0, 0.4])
+def test_on_a_linear_vae_the_bound_rises_to_the_known_evidence(off):
+    """With the exact encoder all are log p(x); with log variances that are too large by ``off`` they rise to it."""
+    model, encode, truth = linear_vae()
+    with torch.no_grad():
+        encode.bias[3:] += off
+    x = truth.sample((300,))
+    options = {"steps": 1, "lr": 1e-12, "dtype": torch.float64, "progress": False}
+    posterior = fit(model, amortized_encoder(model, encode), x, **options)
+    known = truth.log_prob(x)
+    gaps = [posterior.log_evidence(x, samples=k, progress=False) - known for k in (1, 10, 100, 1000)]
+    means, errors = ([float(f(gap)) for gap in gaps] for f in (torch.mean, lambda gap: gap.std() / math.sqrt(300)))
+    assert abs(means[-1]) < 0.01
+    elbo = -3 * (math.exp(off) - 1 - off) / 2  # −KL of Normals that are too wide
+    assert means[0] == pytest.approx(elbo, abs=5 * errors[0] + 1e-6)
+    if off:
+        assert means == sorted(means)
+        assert all(mean > elbo - 5 * error for mean, error in zip(means, errors, strict=True))
+        assert means[0] < -0.05
+    else:
+        assert max(abs(gap).max() for gap in gaps) < 1e-6
+
+
+def test_codes_of_a_latent_with_a_constraint_decode_in_the_same_space():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            rows = pyro.subsample(x, event_dim=1)
+            size = pyro.sample("size", dist.Gamma(2.0, torch.ones(len(rows), 1)).to_event(1))
+            shift = pyro.sample("shift", dist.Normal(torch.zeros(len(rows)), 1.0))
+            pyro.sample("x", dist.Normal(size + shift[:, None], 0.1).expand([len(rows), 4]).to_event(1), obs=rows)
+
+    x = torch.rand(30, 4) + 1
+    posterior = fit(model, amortized_encoder(model, nn.Linear(4, 4)), x, steps=20, progress=False)
+    code = posterior.encode(x)
+    assert code.mean.shape == (30, 2)
+    expected = code.mean[:, :1].exp() + code.mean[:, 1:]
+    torch.testing.assert_close(posterior.decode(code.mean), expected.expand(30, 4))
+
+
+def test_held_out_rows_are_scored_by_how_probable_they_are():
+    model, encode, truth = linear_vae()
+    x = truth.sample((400,))
+    options = {"steps": 1, "lr": 1e-12, "dtype": torch.float64, "progress": False}
+    posterior = fit(model, amortized_encoder(model, encode), x[:200], **options)
+    assert posterior.is_autoencoder
+    found = posterior.evaluate(x[200:], progress=False)
+    expected = float(truth.log_prob(x[200:]).mean())
+    assert (found.scores.rows, found.scores.size) == (200, 3)
+    assert found.scores.elbo == pytest.approx(expected, abs=1e-6)
+    assert found.scores.log_evidence == pytest.approx(expected, abs=1e-6)
+    assert found.code.mean.shape == (200, 3)
+
+
+ENCODE_ALL = """
+import resource, sys, torch
+from guides import amortized_encoder
+from inference import fit
+from ppl_models import VAE
+rows = int(sys.argv[1])
+x = (torch.rand(rows, 784) < 0.3).float()
+model = VAE(hidden=(100,), latent=4)
+posterior = fit(model, amortized_encoder(model), x[:500], steps=2, batch_size=100, engine="eager", progress=False)
+posterior.encode(x[:200]), posterior.reconstruct(x[:200])
+for _ in range(2):  # the first may grow the allocator's pools
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    code = posterior.encode(x.numpy())
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    print(grown, code.mean.nbytes + code.std.nbytes)
+"""
+
+
+def test_encoding_takes_the_memory_of_a_batch_and_the_result():
+    ran = subprocess.run([sys.executable, "-c", ENCODE_ALL, "60000"], capture_output=True, text=True, check=True)
+    (first, result), _ = (map(int, line.split()) for line in ran.stdout.splitlines())
+    data = 60_000 * 784 * 4
+    assert first < 2 * result + 0.1 * data  # far less than a copy of the rows

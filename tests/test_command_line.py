@@ -574,3 +574,27 @@ def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     printed = capsys.readouterr().out
     assert [name for name in ("fit", "report", "predict", "diagnose", "list") if name not in printed] == []
+
+
+def test_an_autoencoder_is_fitted_on_rows_alone_scored_and_asked_for_codes(here, capsys):
+    """Its target column is kept apart, and colours the map."""
+    random = np.random.default_rng(0)
+    kind = random.integers(0, 2, 1000)
+    x = (random.random((1000, 64)) < np.where(kind[:, None], 0.8, 0.2)).astype(np.float32)
+    np.savez(here / "bits.npz", x=x, y=kind)
+    arguments = fit_arguments("bits.npz", "run", "vae", target=None, steps=800)
+    status = main([*arguments, "--set", "latent=3", "--set", "hidden=[20]"])
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    lines = printed.out.splitlines()
+    assert lines[0] == "vae on bits.npz: 800 rows to fit, 200 held out"
+    # The two kinds known, a row costs 64 · H(0.2) = 32.0 nats and ln 2 for its kind; not known, 44.4.
+    assert -36 < float(lines[1].split()[3]) <= float(lines[2].split()[6].rstrip("nats")) < -28
+    page = Path("run/report.html").read_text()
+    for title in ("What do its codes remember?", "What does the model make?", "Where do the codes lie?"):
+        assert title in page
+    assert main(["diagnose", "run"]) == 0
+    codes = predict(Path("run"), "bits.npz", here / "codes.csv")
+    assert list(codes.columns) == [*(f"z{i}" for i in range(3)), *(f"z{i}_std" for i in range(3))]
+    assert len(codes) == 1000
+    assert max(abs(np.corrcoef(codes[f"z{i}"], kind)[0, 1]) for i in range(3)) > 0.8

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from examples import mc_dropout, planar_flow
+from examples import mc_dropout, planar_flow, vae
 from examples.bayesian_nn import run
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +67,26 @@ def test_the_dropout_script_runs_on_digits_where_there_is_no_mnist(tmp_path):
     assert "expected calibration error" in said
     for name in ("mc_dropout.png", "mc_dropout_one.png"):
         assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_the_autoencoder_script_runs_on_digits_where_there_is_no_mnist(tmp_path):
+    command = [sys.executable, ROOT / "examples" / "vae.py", "--digits", "--epochs", "3", "--out", tmp_path]
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "ELBO of test images" in said
+    assert (tmp_path / "vae.png").stat().st_size > 50_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("KILN_DATA" not in os.environ, reason="needs MNIST")
+def test_two_epochs_of_the_autoencoder_on_mnist():
+    """The ELBO of test images is above −105 nats (an untrained one's is −550), and its curve was followed."""
+    data = vae.Images.read()
+    posterior, curves = vae.run(data, 2, progress=False)
+    assert len(curves.test) == len(curves.training) == 2
+    assert curves.test[0] < curves.test[1]
+    assert curves.test[1] > -105
+    code = posterior.encode(data.x_test)
+    assert 10 < int(code.active().sum()) < 40
 
 
 @pytest.mark.slow

@@ -9,10 +9,10 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
 
-from guides import mean_field_normal
-from inference import ClassPrediction, Labels, fit
+from guides import amortized_encoder, mean_field_normal
+from inference import ClassPrediction, Labels, figures, fit
 from inference.pictures import entropy_grids
-from ppl_models import linear_regression
+from ppl_models import VAE, linear_regression
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 
@@ -177,3 +177,24 @@ def test_the_grids_are_ordered_by_entropy_and_frame_what_is_wrong():
     framed = [sheet[0, 16 * i, 2] < 0.5 for sheet in (surest, least) for i in range(2)]
     assert framed == [False, False, False, True]
     assert "0.056 to 0.33 nats" in figure.axes[0].get_title()
+
+
+@pytest.mark.parametrize("image_shape", [None, (8, 8)])
+def test_an_autoencoder_shows_its_codes_and_images_only_where_rows_are_images(tmp_path, image_shape):
+    x = (torch.rand(80, 64, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    model = VAE(64, latent=3, hidden=[8], image_shape=image_shape)
+    posterior = fit(model, amortized_encoder(model), x, steps=30, progress=False)
+    path = posterior.report(tmp_path / "r.html", test=(x[:30],), groups=np.arange(30) % 3, progress=False)
+    page = path.read_text()
+    assert "How well does it describe new rows?" in page
+    assert "Where do the codes lie?" in page
+    for title in ("What do its codes remember?", "What does the model make?", "What does each number do?"):
+        assert (title in page) == (image_shape is not None)
+    assert "Posterior table" not in page
+    whole = posterior.report(tmp_path / "s.html", progress=False).read_text()
+    assert "rows of the fit" in whole
+
+
+def test_the_curve_of_the_elbo_has_its_two_parts(page):
+    picture = base64.b64decode(re.findall(r"base64,([A-Za-z0-9+/=]+)", page)[1]).decode()
+    assert figures.elbo_curve(np.ones(400), np.full(400, np.nan)).count("<g ") < picture.count("<g ")
