@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import isqrt, prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -50,6 +50,8 @@ class DropoutCNN(DropoutNetwork):
     >>> posterior.predict(data.x, draws=3).draws.shape
     torch.Size([3, 1797, 10])
     """
+
+    usual_fit: ClassVar[dict[str, Any]] = {"lr": 1e-3, "batch_size": 200}
 
     def __init__(
         self,

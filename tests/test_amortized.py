@@ -10,10 +10,11 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from guides import amortized_encoder
-from inference import fit, load
+from inference import fit
 from inference.draws import Replay
 from inference.isolation import RandomStream
 from inference.minibatch import MiniBatch
@@ -79,14 +80,33 @@ def test_new_rows_of_any_count_in_batches_of_any_size():
     torch.testing.assert_close(whole, parts, atol=5 * 0.5 / math.sqrt(500), rtol=0)
 
 
-def test_a_posterior_that_was_saved_encodes_the_same_in_a_new_object(tmp_path):
+IN_ANOTHER_PROCESS = """
+import sys, torch
+from safetensors.torch import load_file, save_file
+from guides import amortized_encoder
+from inference import load
+from ppl_models import VAE
+folder = sys.argv[1]
+model = VAE(12, latent=2, hidden=[8])
+posterior = load(f"{folder}/run", model, amortized_encoder(model))
+x = load_file(f"{folder}/x.safetensors")["x"].clone()
+code = posterior.encode(x)
+draws = posterior.predict(x, draws=5).draws
+save_file({"mean": code.mean, "std": code.std, "made": posterior.generate(6, seed=3), "draws": draws}, f"{folder}/y")
+"""
+
+
+def test_saved_and_loaded_in_another_process_it_encodes_and_generates_the_same(tmp_path):
     posterior = fitted()
     posterior.save(tmp_path / "run")
-    torch.manual_seed(5)
-    model = VAE(12, latent=2, hidden=[8])
-    loaded = load(tmp_path / "run", model, amortized_encoder(model))
-    new = X[:9]
-    torch.testing.assert_close(loaded.predict(new, draws=5).draws, posterior.predict(new, draws=5).draws)
+    save_file({"x": X[:9]}, tmp_path / "x.safetensors")
+    subprocess.run([sys.executable, "-c", IN_ANOTHER_PROCESS, tmp_path], check=True)
+    found, code = load_file(tmp_path / "y"), posterior.encode(X[:9])
+    assert torch.equal(found["mean"], code.mean)
+    assert torch.equal(found["std"], code.std)
+    assert torch.equal(found["made"], posterior.generate(6, seed=3))
+    assert torch.equal(found["draws"], posterior.predict(X[:9], draws=5).draws)
+    assert not torch.equal(found["made"], posterior.generate(6, seed=4))
 
 
 def test_latents_with_a_constraint_and_latents_that_all_rows_share():
