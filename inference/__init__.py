@@ -1,6 +1,7 @@
 """Fit a Pyro model by SVI, then sample, predict, diagnose, report and save."""
 
 from inference.diagnostics import Diagnosis
+from inference.fresh import fresh
 from inference.optimizers import cosine_decay
 from inference.posterior import Posterior, load
 from inference.predict import ClassPrediction, Prediction
@@ -18,5 +19,6 @@ __all__ = [
     "cosine_decay",
     "every",
     "fit",
+    "fresh",
     "load",
 ]

@@ -71,7 +71,8 @@ class CompiledEngine:
             raise Untraceable(f"it changes {changed} while it runs and computes with it, which a graph cannot")
 
     def _outside(self) -> dict[str, object]:
-        return outside_values((self.task.model, self.task.guide, self.task.args))
+        draw = self.task.feed.draw if self.task.feed else None
+        return outside_values((self.task.model, self.task.guide, self.task.args, draw))
 
     def _recorded(self) -> Step:
         return trace_step(self.task, self.update, self.stream)

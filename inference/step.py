@@ -107,6 +107,8 @@ def trace_step(task: Task, update: Update, stream: RandomStream) -> Step:
             f"the guide's sites {list(program.scored)} have no reparameterised gradient (Trace_ELBO's score-function "
             "terms need a baseline kept between steps)"
         )
+    if task.feed is not None and not task.feed.by_torch:
+        raise Untraceable("its fresh data are not drawn by torch's random numbers alone, which a graph could repeat")
     theta = program.params.flatten().to(program.device)
     with program.running(theta.clone(), RandomStream(dict(stream.state))):
         before = _other_randomness()

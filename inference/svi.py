@@ -26,6 +26,7 @@ from inference.arguments import (
 )
 from inference.compiled import CompiledEngine
 from inference.engines import Engine, choose
+from inference.fresh import Feed, Fresh
 from inference.isolation import RandomStream
 from inference.objective import Model
 from inference.optimizers import LearningRate
@@ -72,7 +73,8 @@ def fit(
         the object itself stays as it was.
     data
         Arrays, tensors or frames with one row an observation, usually ``x, y``.
-        Other objects are handed on unchanged.
+        Other objects are handed on unchanged. Or :func:`~inference.fresh`, with
+        a function that draws them anew at each step.
     steps
         Optimiser steps.
     lr
@@ -149,9 +151,8 @@ def fit(
     if engine not in ("auto", "eager", "compiled"):
         raise ValueError(f"engine is {engine!r}: pass 'auto', 'eager' or 'compiled'")
     where, kind = device_for(device, model, guide), as_dtype(dtype)
-    names = argument_names(model, len(data))
-    args = as_tensors(data, names, where, kind)
-    options: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "particles": particles, "anneal": power}
+    args, names, feed = _data(model, data, where, kind, seed_number(seed))
+    options: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "particles": particles, "anneal": power, "feed": feed}
     said = {
         "steps": steps,
         "lr": f"{_name(lr)} from {lr(0):g}" if callable(lr) else lr,
@@ -176,6 +177,20 @@ def fit(
 
     best, starts = _best(start, restarts)
     return best.posterior(best.flat, best.losses, time.perf_counter() - started, starts)
+
+
+def _data(
+    model: Model, data: tuple[Any, ...], device: torch.device, dtype: torch.dtype, seed: int
+) -> tuple[tuple[Any, ...], list[str], Feed | None]:
+    """The arguments of the model, what it calls them, and what draws them anew, if anything does."""
+    if not any(isinstance(value, Fresh) for value in data):
+        names = argument_names(model, len(data))
+        return as_tensors(data, names, device, dtype), names, None
+    if len(data) > 1:
+        raise ValueError(f"fresh data stand alone, found {len(data)} arguments: let the function draw all of them")
+    names = argument_names(model, 100)
+    feed = Feed(data[0], names, device, dtype, seed)
+    return feed.first, names[: len(feed.first)], feed
 
 
 @dataclass

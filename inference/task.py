@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from inference.annealing import Power
 from inference.arguments import row_count
+from inference.fresh import Feed
 from inference.isolation import RandomStream
 from inference.minibatch import MiniBatch
 from inference.objective import Model, traces
@@ -23,7 +24,8 @@ __all__ = ["Task"]
 class Task:
     """A program with its data and the options of its optimisation; ``model`` and ``guide`` take mini-batches.
 
-    ``anneal`` is β by step, the power that the target is raised to.
+    ``anneal`` is β by step, the power that the target is raised to; a ``feed``
+    draws the data of each step.
     """
 
     program: Program
@@ -34,10 +36,11 @@ class Task:
     lr: LearningRate = 0.01
     particles: int = 1
     anneal: Power | None = None
+    feed: Feed | None = None
 
     @classmethod
     def of(cls, program: Program, args: tuple[Any, ...], batch_size: int | None = None, **options: Any) -> Task:
-        """The task of fitting ``program``, with ``batch_size`` rows a step where one is given.
+        """The task of fitting ``program``, with ``batch_size`` rows a step or fresh data where either is given.
 
         Raises
         ------
@@ -50,6 +53,11 @@ class Task:
                 f"anneal needs a guide whose draws are reparameterised, which its sites {list(program.scored)} are not"
             )
         set_training(program.guide, True)
+        feed: Feed | None = options.get("feed")
+        if feed is not None:
+            if batch_size is not None:
+                raise ValueError("batch_size is for data given as arrays: let the function draw fewer rows")
+            return cls(program, feed.model(program.model), feed.guide(program.guide), args, **options)
         if batch_size is None:
             return cls(program, program.model, program.guide, args, **options)
         rows = row_count(args)

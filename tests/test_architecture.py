@@ -13,6 +13,7 @@ LEVELS = [
         "annealing",
         "draws",
         "executable",
+        "fresh",
         "minibatch",
         "native",
         "objective",
@@ -99,6 +100,7 @@ def test_the_public_names():
             "cosine_decay",
             "every",
             "fit",
+            "fresh",
             "load",
         },
         "guides": {
