@@ -117,6 +117,7 @@ def test_the_public_names():
             "bnn_regression",
             "exact_linear_regression",
             "linear_regression",
+            "mlp_regression",
             "u1",
             "u2",
             "u3",
