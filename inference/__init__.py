@@ -1,6 +1,7 @@
 """Fit a Pyro model by SVI, then sample, predict, diagnose, report and save."""
 
 from inference.diagnostics import Diagnosis
+from inference.gradients import GradientCheck, check_gradients
 from inference.optimizers import cosine_decay
 from inference.posterior import Posterior, load
 from inference.predict import ClassPrediction, Prediction
@@ -10,10 +11,12 @@ from inference.svi import Progress, fit
 __all__ = [
     "ClassPrediction",
     "Diagnosis",
+    "GradientCheck",
     "Labels",
     "Posterior",
     "Prediction",
     "Progress",
+    "check_gradients",
     "cosine_decay",
     "fit",
     "load",
