@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
@@ -205,32 +206,27 @@ def _compare(slopes: _Slopes, flat: Tensor, most: int, tolerance: float) -> Grad
     value = slopes.loss(flat, grad)
     if not math.isfinite(value):
         raise ValueError(f"the loss is {value} where the gradient was to be checked: pass at= with other parameters")
-    owners = [(name, i) for name, leaf in zip(params.names, params.leaves, strict=True) for i in range(leaf.numel())]
+    places = [(name, tuple(i)) for name, leaf in params.named(flat).items() for i in np.ndindex(*leaf.shape)]
     chosen = _choose([leaf.numel() for leaf in params.leaves], most, slopes.seed)
-    found = {i: slopes.difference(flat, i, _FIRST, False) for i in chosen}
-    steepest = max(max(abs(d) for d in found.values()), grad.abs().max().item())
-    floor = max(_SMALL * steepest, _ROUNDING * max(1.0, abs(value)))
-
-    def error(i: int, d: float) -> float:
-        g = grad[i].item()
-        off = abs(g - d) / max(abs(g), abs(d), floor)
-        return off if math.isfinite(off) else math.inf
-
+    first = {i: slopes.difference(flat, i, _FIRST, False) for i in chosen}
+    steepest = max(grad.abs().max().item(), *(abs(d) for d in first.values()))
+    floor = max(_SMALL * steepest, _ROUNDING * abs(value), _ROUNDING)
     worst: dict[str, GradientEntry] = {}
-    for i, d in found.items():
-        for step, extrapolate in _AGAIN:
-            if error(i, d) <= tolerance:
-                break
-            d = min(d, slopes.difference(flat, i, step, extrapolate), key=lambda d: error(i, d))
-        name, place = owners[i]
-        shape = params.leaves[params.names.index(name)].shape
-        index = tuple(int(n) for n in torch.unravel_index(torch.tensor(place), shape)) if shape else ()
-        entry = GradientEntry(name, index, grad[i].item(), d, error(i, d))
-        if name not in worst or entry.error > worst[name].error:
-            worst[name] = entry
-    silent = {name for name, view in zip(params.names, params.views(grad), strict=True) if not view.any()}
+    for i, d in first.items():
+        entry = _entry(*places[i], grad[i].item(), d, floor)
+        for step in _AGAIN:
+            if entry.error > tolerance:
+                other = _entry(*places[i], grad[i].item(), slopes.difference(flat, i, *step), floor)
+                entry = min(entry, other, key=lambda e: e.error)
+        worst[entry.name] = max(entry, worst.get(entry.name, entry), key=lambda e: e.error)
+    silent = {name for name, view in params.named(grad).items() if not view.any()}
     detached = tuple(name for name, entry in worst.items() if name in silent and entry.error > tolerance)
     return GradientCheck(worst, detached, tolerance, len(chosen), len(flat))
+
+
+def _entry(name: str, index: tuple[int, ...], g: float, d: float, floor: float) -> GradientEntry:
+    error = abs(g - d) / max(abs(g), abs(d), floor)
+    return GradientEntry(name, index, g, d, error if math.isfinite(error) else math.inf)
 
 
 def _choose(sizes: list[int], most: int, seed: int) -> list[int]:
@@ -263,8 +259,8 @@ def _refuse_other_gradients(task: Task, flat: Tensor, stream: RandomStream) -> N
     with task.program.running(flat, stream):
         _, guide_trace = traces(task.model, task.guide, task.args)
     for name, site in guide_trace.nodes.items():
-        fn = site.get("fn") if site["type"] == "sample" else None
-        while hasattr(fn, "base_dist"):
+        fn = site.get("fn")
+        while fn is not None and hasattr(fn, "base_dist"):
             fn = fn.base_dist
         if isinstance(fn, _IMPLICIT) and any(getattr(fn, p).requires_grad for p in fn.arg_constraints):
             raise ValueError(
