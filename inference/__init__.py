@@ -1,5 +1,6 @@
 """Fit a Pyro model by SVI, then sample, predict, diagnose, report and save."""
 
+from inference.contour import plot_loss_contour
 from inference.diagnostics import Diagnosis
 from inference.gradients import GradientCheck, check_gradients
 from inference.optimizers import cosine_decay
@@ -20,4 +21,5 @@ __all__ = [
     "cosine_decay",
     "fit",
     "load",
+    "plot_loss_contour",
 ]

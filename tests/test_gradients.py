@@ -1,12 +1,13 @@
 """Every gradient is the slope of its loss, and one that is not is named."""
 
+import math
 from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_value
 from torch import nn
 from torch.distributions import constraints
 
@@ -257,3 +258,49 @@ def drawn_from(make):
 def test_what_cannot_be_checked_is_refused_with_the_reason(parts, message):
     with pytest.raises(ValueError, match=message):
         check_gradients(*parts, Y, at={"a": -1.0} if "nan" in message else None)
+
+
+def line_with_parameters(x, t=None):
+    """−log p is (y − t)² up to a constant, y = Wx + b."""
+    weight, bias = pyro.param("W", torch.tensor(0.5)), pyro.param("b", torch.tensor(-0.3))
+    with pyro.plate("data", len(x)):
+        pyro.sample("t", dist.Normal(weight * x + bias, 0.5**0.5), obs=t)
+
+
+def line_with_flat_priors(x, t=None):
+    weight, bias = (pyro.sample(n, dist.ImproperUniform(constraints.real, (), ())) for n in ("W", "b"))
+    with pyro.plate("data", len(x)):
+        pyro.sample("t", dist.Normal(weight * x + bias, 0.5**0.5), obs=t)
+
+
+LINES = {
+    "parameters": (line_with_parameters, lambda x, t=None: None, ""),
+    "AutoDelta": (
+        line_with_flat_priors,
+        AutoDelta(
+            line_with_flat_priors,
+            init_loc_fn=init_to_value(
+                values={n: torch.tensor(v, dtype=torch.float64) for n, v in (("W", 0.5), ("b", -0.3))}
+            ),
+        ),
+        "AutoDelta.",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("line", "engine"), [("parameters", "eager"), ("parameters", "compiled"), ("AutoDelta", "eager")]
+)
+def test_five_steps_of_descent_are_those_done_by_hand(line, engine):
+    """W ← W − α 2(y − t)x, b ← b − α 2(y − t), at one point."""
+    model, guide, prefix = LINES[line]
+    x, t, rate, w, b = 2.0, 3.0, 0.05, 0.5, -0.3
+    for steps in range(1, 6):
+        error = w * x + b - t
+        w, b = w - rate * 2 * error * x, b - rate * 2 * error
+        data = (torch.tensor([x]), torch.tensor([t]))
+        options = {"optimizer": "sgd", "dtype": torch.float64, "engine": engine, "progress": False}
+        posterior = fit(model, guide, *data, steps=steps, lr=rate, **options)
+        found = [posterior.unconstrained_params[prefix + name].item() for name in ("W", "b")]
+        assert found == pytest.approx([w, b], abs=5e-15)
+        assert posterior.losses[-1] == pytest.approx(error**2 + 0.5 * math.log(math.pi), abs=5e-14)
