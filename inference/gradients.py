@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from inference.arguments import argument_names, as_tensors, positive_integer, positive_number, seed_number
 from inference.isolation import RandomStream
@@ -27,6 +28,8 @@ _AGAIN = ((1e-3, True), (1e-4, True), (1e-6, False), (1e-7, False))
 _JITTER = 0.1
 _SMALL = 1e-3  # of the largest slope: errors of smaller ones are relative to this
 _ROUNDING = 1e-6  # of the loss, likewise
+_SINGLE, _DOUBLE = torch.float32, torch.float64
+_OPERATORS = ("__matmul__", "__rmatmul__")
 _IMPLICIT = (dist.Gamma, dist.Beta, dist.Dirichlet, dist.StudentT)
 
 
@@ -161,14 +164,13 @@ def check_gradients(
     stream = RandomStream.seeded(seed_number(seed))
     kind = _own_dtype(model, guide)
     size = None if batch_size is None else positive_integer(batch_size, "batch_size")
-    first = Program.start(model, guide, as_tensors(data, names, where, kind), stream, where, kind, batch_size=size)
-    with _in_double(model, guide, *first.params.leaves):
-        args = as_tensors(data, names, where, torch.float64)
-        program = Program.start(model, guide, args, stream, where, torch.float64, batch_size=size)
-        task = Task.of(program, args, size, particles=positive_integer(particles, "particles"))
-        flat = _place(program, at, stream)
-        _refuse_other_gradients(task, flat, stream)
-        return _compare(_Slopes(task, seed), flat, most, limit)
+    args = as_tensors(data, names, where, kind)
+    program = Program.start(model, guide, args, stream, where, kind, batch_size=size)
+    task = Task.of(program, args, size, particles=positive_integer(particles, "particles"))
+    task = replace(task, program=replace(program, dtype=_DOUBLE), args=as_tensors(data, names, where, _DOUBLE))
+    flat = _place(task.program, at, stream)
+    _refuse_other_gradients(task, flat, stream)
+    return _compare(_Slopes(task, seed), flat, most, limit)
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,8 @@ class _Slopes:
         """ℓ(θ; ε), its gradient written to ``grad`` where one is given."""
         task = self.task
         with task.program.running(flat, RandomStream.seeded(self.seed, 1), grad):
-            value = loss(task.model, task.guide, task.args, task.particles, reparameterized=True)
+            with _InDouble():
+                value = loss(task.model, task.guide, task.args, task.particles, reparameterized=True)
             if grad is not None and value.requires_grad:
                 value.backward()
         return value.item()
@@ -256,7 +259,7 @@ def _refuse_other_gradients(task: Task, flat: Tensor, stream: RandomStream) -> N
             f"the guide draws {list(task.program.scored)} without reparameterisation: their gradient is a "
             "score-function estimate, right on average, which is not the slope of the loss at fixed random numbers"
         )
-    with task.program.running(flat, stream):
+    with task.program.running(flat, stream), _InDouble():
         _, guide_trace = traces(task.model, task.guide, task.args)
     for name, site in guide_trace.nodes.items():
         fn = site.get("fn")
@@ -276,21 +279,19 @@ def _own_dtype(model: Model, guide: Model) -> torch.dtype:
     return kinds[0] if kinds else torch.get_default_dtype()
 
 
-@contextmanager
-def _in_double(model: Model, guide: Model, *leaves: Tensor) -> Iterator[None]:
-    """Networks in double precision until the block ends, then to the bit what they were."""
-    modules = [function for function in (model, guide) if isinstance(function, nn.Module)]
-    tensors = {id(t): t for t in leaves}
-    for module in modules:
-        tensors |= {id(t): t for t in (*module.parameters(), *module.buffers())}
-    held = [(t, t.data, t.grad) for t in tensors.values() if t.is_floating_point() and t.is_leaf]
-    try:
-        for tensor, data, _ in held:
-            tensor.grad = None
-            tensor.data = data.double()
-        yield
-    finally:
-        for tensor, data, grad in held:
-            tensor.grad = None
-            tensor.data = data
-            tensor.grad = grad
+class _InDouble(TorchFunctionMode):
+    """Single-precision constants of model and guide join an operation with double ones as double."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation."""
+        kwargs = kwargs or {}
+        found = {leaf.dtype for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        name = getattr(func, "__name__", "")
+        if _SINGLE not in found or _DOUBLE not in found or (name.endswith("_") and name not in _OPERATORS):
+            return func(*args, **kwargs)
+        args, kwargs = tree_map(_doubled, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _doubled(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.dtype == _SINGLE else value

@@ -232,6 +232,21 @@ def test_nothing_outside_is_touched():
     pyro.clear_param_store()
 
 
+WEIGHTS = torch.tensor([1.0, 2.0])
+
+
+def test_constants_in_single_precision_do_not_stand_in_the_way():
+    """A matrix product needs one type, and a scalar times a vector takes the vector's."""
+
+    def model(x, y=None):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(x @ WEIGHTS + (z * WEIGHTS).sum(), 1.0), obs=y)
+
+    check = check_gradients(model, mean_field_normal(model, init_loc={"z": 1.0}), X, Y)
+    assert check.worst.error < 1e-8
+
+
 def drawn_from(make):
     def model(y):
         rate = pyro.sample("rate", make(torch.tensor(2.0)))
