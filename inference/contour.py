@@ -148,14 +148,26 @@ def draw(surface: LossSurface, steps: Sequence[int] | None = None) -> Figure:
     with rc_context(STYLE):
         figure = Figure(figsize=(7.2, 5.4), layout="constrained")
         axes = figure.subplots()
-        levels = np.unique(np.nanquantile(surface.loss, np.linspace(0, 1, LEVELS + 1)))
+        above = surface.loss - np.nanmin(surface.loss)
+        levels = np.unique(np.nanquantile(above, np.linspace(0, 1, LEVELS + 1)))
         if len(levels) > 2:
             norm = BoundaryNorm(levels.tolist(), 256)
-            bands = axes.contourf(surface.x, surface.y, surface.loss, levels, cmap="Blues", norm=norm)
-            axes.contour(surface.x, surface.y, surface.loss, levels, colors="white", linewidths=0.5)
-            figure.colorbar(bands, ax=axes, label="−ELBO (nats)", format="%.4g", ticks=levels[::2])
+            bands = axes.contourf(surface.x, surface.y, above, levels, cmap="Blues", norm=norm)
+            axes.contour(surface.x, surface.y, above, levels, colors="white", linewidths=0.5)
+            label = f"−ELBO above the lowest, {np.nanmin(surface.loss):.4g} (nats)"
+            figure.colorbar(bands, ax=axes, label=label, format="%.3g", ticks=levels[::2])
         _draw_path(axes, surface, steps)
-        axes.plot(*surface.minimum, "x", color=INK, ms=9, mew=1.8, ls="none", label="lowest on the grid", zorder=5)
+        axes.plot(
+            *surface.minimum,
+            "x",
+            color=INK,
+            ms=9,
+            mew=1.8,
+            ls="none",
+            label="lowest on the grid",
+            zorder=5,
+            clip_on=False,
+        )
         axes.set(xlabel=surface.labels[0], ylabel=surface.labels[1])
         axes.set(xlim=surface.x[[0, -1]], ylim=surface.y[[0, -1]])
         figure.legend(loc="outside lower center", ncols=3)

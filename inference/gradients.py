@@ -146,7 +146,8 @@ def check_gradients(
 
     References
     ----------
-    Gilbert (1993); Griewank, Walther (2008), Evaluating derivatives, chapter 1.
+    Griewank, Walther (2008), Evaluating derivatives, chapter 1 (differences beside derivatives).
+    Glasserman (2003), Monte Carlo methods in financial engineering, section 7.1 (common random numbers).
 
     Examples
     --------
@@ -183,7 +184,7 @@ class _Slopes:
     def loss(self, flat: Tensor, grad: Tensor | None = None) -> float:
         """ℓ(θ; ε), its gradient written to ``grad`` where one is given."""
         task = self.task
-        with task.program.running(flat, RandomStream.seeded(self.seed, 1), grad):
+        with torch.enable_grad(), task.program.running(flat, RandomStream.seeded(self.seed, 1), grad):
             with _InDouble():
                 value = loss(task.model, task.guide, task.args, task.particles, reparameterized=True)
             if grad is not None and value.requires_grad:
@@ -259,7 +260,7 @@ def _refuse_other_gradients(task: Task, flat: Tensor, stream: RandomStream) -> N
             f"the guide draws {list(task.program.scored)} without reparameterisation: their gradient is a "
             "score-function estimate, right on average, which is not the slope of the loss at fixed random numbers"
         )
-    with task.program.running(flat, stream), _InDouble():
+    with torch.enable_grad(), task.program.running(flat, stream), _InDouble():
         _, guide_trace = traces(task.model, task.guide, task.args)
     for name, site in guide_trace.nodes.items():
         fn = site.get("fn")

@@ -33,5 +33,19 @@ def mlp_regression(
     Sites ``w0, b0, w1, b1, …`` and all options are those of
     :func:`~ppl_models.bnn_regression`. With Pyro's AutoDelta the fit is
     least squares with weight decay; a guide with a spread makes it Bayesian.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from pyro.infer.autoguide import AutoDelta, init_to_sample
+    >>> from inference import fit
+    >>> x = torch.linspace(0, 1, 100).reshape(-1, 1)
+    >>> model = partial(mlp_regression, noise=0.001, scaling=Scaling.of(x, x[:, 0].exp()))
+    >>> guide = AutoDelta(model, init_loc_fn=init_to_sample)
+    >>> posterior = fit(model, guide, x, x[:, 0].exp(), steps=900, progress=False)
+    >>> posterior.params["AutoDelta.w1"].shape
+    torch.Size([16, 32])
+    >>> bool(abs(posterior.predict(torch.tensor([[0.2]]), draws=1).mean - 1.2214) < 0.05)
+    True
     """
     return network_regression(x, y, partial(leaky_relu, negative_slope=SLOPE), hidden, weight_prior, noise, scaling)
