@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from pyro.infer.autoguide import init_to_median, init_to_value
+from pyro.infer.autoguide import init_to_median
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -23,8 +23,13 @@ def init_loc_fn(init_loc: InitLoc) -> Callable[..., Tensor]:
     """
     if init_loc is not None and not isinstance(init_loc, Mapping):
         return init_loc
-    given = {name: torch.as_tensor(value, dtype=torch.get_default_dtype()) for name, value in (init_loc or {}).items()}
-    return init_to_value(values=given, fallback=_median_or_middle)
+    given = {name: torch.as_tensor(value) for name, value in (init_loc or {}).items()}
+
+    def start(site: dict[str, Any]) -> Tensor:
+        value = given.get(site["name"])
+        return _median_or_middle(site) if value is None else value.to(torch.get_default_dtype())
+
+    return start
 
 
 def positive(value: Any, name: str) -> float:

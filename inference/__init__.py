@@ -1,7 +1,9 @@
 """Fit a Pyro model by SVI, then sample, predict, diagnose, report and save."""
 
+from inference.contour import plot_loss_contour
 from inference.diagnostics import Diagnosis
 from inference.fresh import fresh
+from inference.gradients import GradientCheck, check_gradients
 from inference.optimizers import cosine_decay
 from inference.posterior import Posterior, load
 from inference.predict import ClassPrediction, Prediction
@@ -12,13 +14,16 @@ from inference.watch import Progress, every
 __all__ = [
     "ClassPrediction",
     "Diagnosis",
+    "GradientCheck",
     "Labels",
     "Posterior",
     "Prediction",
     "Progress",
+    "check_gradients",
     "cosine_decay",
     "every",
     "fit",
     "fresh",
     "load",
+    "plot_loss_contour",
 ]

@@ -65,6 +65,10 @@ class Params:
         pieces = flat.split([leaf.numel() for leaf in self.leaves]) if self.leaves else []
         return [piece.view(leaf.shape) for piece, leaf in zip(pieces, self.leaves, strict=True)]
 
+    def named(self, flat: Tensor) -> dict[str, Tensor]:
+        """Name → the view of ``flat`` that is this parameter, unconstrained."""
+        return dict(zip(self.names, self.views(flat), strict=True))
+
     def constrained(self, flat: Tensor) -> dict[str, Tensor]:
         """Name → value in the user's space, as ``pyro.param`` would return it."""
         parts = zip(self.names, self.constraints, self.views(flat), strict=True)

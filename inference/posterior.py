@@ -104,6 +104,25 @@ class Posterior(EncodingCalls):
         return self._program.params.constrained(self._flat)
 
     @property
+    def unconstrained_params(self) -> dict[str, Tensor]:
+        """The fitted parameters by the same names, as the optimiser moves them: any real numbers.
+
+        Flattened and joined in this order they are θ, shape (P,). A scale σ, for
+        one, is kept as the number whose softplus or exponential it is.
+
+        >>> from guides import mean_field_normal
+        >>> from inference import fit
+        >>> from ppl_models import linear_regression
+        >>> x = torch.linspace(-1, 1, 50).reshape(-1, 1)
+        >>> guide = mean_field_normal(linear_regression)
+        >>> posterior = fit(linear_regression, guide, x, x[:, 0], steps=10, progress=False)
+        >>> name = "AutoNormal.scales.bias"
+        >>> bool(posterior.params[name] > 0), bool(posterior.unconstrained_params[name] > 0)
+        (True, False)
+        """
+        return {name: view.clone() for name, view in self._program.params.named(self._flat).items()}
+
+    @property
     def program(self) -> Program:
         """Model, guide and what one run showed of them."""
         return self._program
@@ -384,7 +403,6 @@ class Posterior(EncodingCalls):
     def save(self, path: str | Path) -> Path:
         """Write parameters and record into the folder ``path``, without data, model code or pickle."""
         program = self._program
-        pieces = dict(zip(program.params.names, program.params.views(self._flat), strict=True))
         manifest = {
             "model": self.model_name,
             "guide": self.guide_name,
@@ -396,7 +414,7 @@ class Posterior(EncodingCalls):
             "starts": [loss if math.isfinite(loss) else None for loss in self.record.starts],
         }
         traces = {"losses": torch.from_numpy(self.losses), "kl": torch.from_numpy(self.kl)}
-        return storage.write(Path(path), pieces, traces, manifest)
+        return storage.write(Path(path), program.params.named(self._flat), traces, manifest)
 
     @contextmanager
     def _running(self, seed: int) -> Iterator[None]:
