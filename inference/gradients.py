@@ -11,10 +11,9 @@ import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from inference.arguments import argument_names, as_tensors, positive_integer, positive_number, seed_number
+from inference.double import InDouble
 from inference.isolation import RandomStream
 from inference.objective import Model, loss, traces
 from inference.program import Program, device_for
@@ -28,8 +27,6 @@ _AGAIN = ((1e-3, True), (1e-4, True), (1e-6, False), (1e-7, False))
 _JITTER = 0.1
 _SMALL = 1e-3  # of the largest slope: errors of smaller ones are relative to this
 _ROUNDING = 1e-6  # of the loss, likewise
-_SINGLE, _DOUBLE = torch.float32, torch.float64
-_OPERATORS = ("__matmul__", "__rmatmul__")
 _IMPLICIT = (dist.Gamma, dist.Beta, dist.Dirichlet, dist.StudentT)
 
 
@@ -168,7 +165,9 @@ def check_gradients(
     args = as_tensors(data, names, where, kind)
     program = Program.start(model, guide, args, stream, where, kind, batch_size=size)
     task = Task.of(program, args, size, particles=positive_integer(particles, "particles"))
-    task = replace(task, program=replace(program, dtype=_DOUBLE), args=as_tensors(data, names, where, _DOUBLE))
+    task = replace(
+        task, program=replace(program, dtype=torch.float64), args=as_tensors(data, names, where, torch.float64)
+    )
     flat = _place(task.program, at, stream)
     _refuse_other_gradients(task, flat, stream)
     return _compare(_Slopes(task, seed), flat, most, limit)
@@ -185,7 +184,7 @@ class _Slopes:
         """ℓ(θ; ε), its gradient written to ``grad`` where one is given."""
         task = self.task
         with torch.enable_grad(), task.program.running(flat, RandomStream.seeded(self.seed, 1), grad):
-            with _InDouble():
+            with InDouble():
                 value = loss(task.model, task.guide, task.args, task.particles, reparameterized=True)[0]
             if grad is not None and value.requires_grad:
                 value.backward()
@@ -260,7 +259,7 @@ def _refuse_other_gradients(task: Task, flat: Tensor, stream: RandomStream) -> N
             f"the guide draws {list(task.program.scored)} without reparameterisation: their gradient is a "
             "score-function estimate, right on average, which is not the slope of the loss at fixed random numbers"
         )
-    with torch.enable_grad(), task.program.running(flat, stream), _InDouble():
+    with torch.enable_grad(), task.program.running(flat, stream), InDouble():
         _, guide_trace = traces(task.model, task.guide, task.args)
     for name, site in guide_trace.nodes.items():
         fn = site.get("fn")
@@ -278,21 +277,3 @@ def _own_dtype(model: Model, guide: Model) -> torch.dtype:
     modules = [function for function in (model, guide) if isinstance(function, nn.Module)]
     kinds = [p.dtype for module in modules for p in module.parameters() if p.is_floating_point()]
     return kinds[0] if kinds else torch.get_default_dtype()
-
-
-class _InDouble(TorchFunctionMode):
-    """Single-precision constants of model and guide join an operation with double ones as double."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operation."""
-        kwargs = kwargs or {}
-        found = {leaf.dtype for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
-        name = getattr(func, "__name__", "")
-        if _SINGLE not in found or _DOUBLE not in found or (name.endswith("_") and name not in _OPERATORS):
-            return func(*args, **kwargs)
-        args, kwargs = tree_map(_doubled, (args, kwargs))
-        return func(*args, **kwargs)
-
-
-def _doubled(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.dtype == _SINGLE else value

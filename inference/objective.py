@@ -16,7 +16,7 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-__all__ = ["Model", "log_weight", "loss", "traces", "traces_with_plates"]
+__all__ = ["Model", "log_density", "log_weight", "loss", "traces", "traces_with_plates"]
 
 Model = Callable[..., Any]
 
@@ -41,7 +41,12 @@ def traces_with_plates(model: Model, guide: Model, args: tuple[Any, ...]) -> tup
 
 def log_weight(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
     """log w = log p(x, z) − log q(z), a scalar in nats, scales and masks included."""
-    return _log_density(_samples(model_trace)) - _log_density(_samples(guide_trace))
+    return log_density(model_trace) - log_density(guide_trace)
+
+
+def log_density(trace: poutine.Trace) -> Tensor:
+    """The sum of log densities over all sites of a trace, a scalar in nats, scales and masks included."""
+    return _log_density(_samples(trace))
 
 
 def _estimate(model_trace: poutine.Trace, guide_trace: poutine.Trace, beta: float | Tensor | None) -> Tensor:

@@ -17,6 +17,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from inference.arguments import as_device, row_count
+from inference.flat_priors import let_flat_priors_start
 from inference.isolation import RandomStream, environment
 from inference.minibatch import MiniBatch
 from inference.objective import Model, traces_with_plates
@@ -81,6 +82,7 @@ class Program:
             if a density is not finite at the first draw.
         """
         guide = clone(guide)
+        let_flat_priors_start(guide)
         set_training(guide, False)
         few = _few_rows(guide, args, batch_size)
         with stream.active(), environment(device, dtype, validate=check_values):
