@@ -99,6 +99,11 @@ class LogJoint:
             trace = poutine.trace(DrawableFlats(spread=True)(self.program.model)).get_trace(*self.args)
             return torch.cat([place.inverse(trace.nodes[place.name]["value"]) for place in self._places])
 
+    def noise(self, count: int) -> Tensor:
+        """N(0, 1) numbers, (count, D)."""
+        with self._running():
+            return torch.randn(count, self.size)
+
     def prototype(self) -> Tensor:
         """U where the guide's own start is, (D,)."""
         nodes = self.program.guide.prototype_trace.nodes  # type: ignore[attr-defined]
