@@ -10,14 +10,13 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
-from torch.distributions import biject_to
 
 from inference.double import InDouble
 from inference.flat_priors import DrawableFlats
 from inference.isolation import RandomStream
 from inference.objective import log_density
+from inference.places import Places
 from inference.program import Program
 
 __all__ = ["LogJoint"]
@@ -38,6 +37,7 @@ class LogJoint:
     stream: RandomStream
     jacobian: bool = True
     evaluations: int = 0
+    places: Places = field(init=False)
     _flat: Tensor = field(init=False)
     _all_double: bool = field(init=False, default=False)
 
@@ -45,14 +45,12 @@ class LogJoint:
         self.program = replace(self.program, dtype=torch.float64)
         self.args = tuple(_double(value) for value in self.args)
         self._flat = self.program.params.flatten().double()
-        guide = self.program.guide
-        nodes = guide.prototype_trace.iter_stochastic_nodes() if isinstance(guide, AutoGuide) else ()
-        self._places = [_Place.of(name, site) for name, site in nodes]
+        self.places = Places.of(self.program.guide)
 
     @property
     def size(self) -> int:
         """D, the numbers in u."""
-        return sum(place.size for place in self._places)
+        return self.places.size
 
     def value(self, u: Tensor) -> float:
         """The log joint, −∞ where it is not a number."""
@@ -97,7 +95,7 @@ class LogJoint:
         """U of a draw from the prior, (D,); N(0, 1) where that is flat."""
         with torch.no_grad(), self._running(), poutine.block():
             trace = poutine.trace(DrawableFlats(spread=True)(self.program.model)).get_trace(*self.args)
-            return torch.cat([place.inverse(trace.nodes[place.name]["value"]) for place in self._places])
+            return self.places.joined(trace)
 
     def noise(self, count: int) -> Tensor:
         """N(0, 1) numbers, (count, D)."""
@@ -106,29 +104,14 @@ class LogJoint:
 
     def prototype(self) -> Tensor:
         """U where the guide's own start is, (D,)."""
-        nodes = self.program.guide.prototype_trace.nodes  # type: ignore[attr-defined]
-        return torch.cat([place.inverse(nodes[place.name]["value"]) for place in self._places])
-
-    def named(self, u: Tensor) -> dict[str, Tensor]:
-        """Unconstrained value by site, in the shape that a guide has for it."""
-        pieces = u.split([place.size for place in self._places])
-        return {p.name: piece.view(p.shape) for p, piece in zip(self._places, pieces, strict=True)}
-
-    def constrained(self, u: Tensor) -> dict[str, Tensor]:
-        """Value by site in the model's own space."""
-        named = self.named(u)
-        return {place.name: place.transform(named[place.name]) for place in self._places}
+        return self.places.joined(self.program.guide.prototype_trace)  # type: ignore[attr-defined]
 
     def _at(self, u: Tensor) -> Tensor:
         guard = nullcontext() if self._all_double else InDouble()
         with guard as doubled:
-            named = self.named(u)
-            values = {place.name: place.transform(named[place.name]) for place in self._places}
+            values, change = self.places.values(u)
             trace = poutine.trace(poutine.condition(self.program.model, data=values)).get_trace(*self.args)
-            total = log_density(trace)
-            if self.jacobian:
-                changes = [p.transform.log_abs_det_jacobian(named[p.name], values[p.name]).sum() for p in self._places]
-                total = total + torch.stack(changes).sum()
+            total = log_density(trace) + change if self.jacobian else log_density(trace)
         self._all_double = doubled is None or not doubled.met
         return total
 
@@ -136,26 +119,6 @@ class LogJoint:
     def _running(self) -> Iterator[None]:
         with self.program.running(self._flat, self.stream):
             yield
-
-
-@dataclass(frozen=True)
-class _Place:
-    name: str
-    transform: Any
-    shape: torch.Size
-
-    @property
-    def size(self) -> int:
-        return self.shape.numel()
-
-    @classmethod
-    def of(cls, name: str, site: dict[str, Any]) -> _Place:
-        transform = biject_to(site["fn"].support)
-        return cls(name, transform, transform.inv(site["value"]).shape)
-
-    def inverse(self, value: Tensor) -> Tensor:
-        flat: Tensor = self.transform.inv(value.detach().double()).reshape(-1)
-        return flat
 
 
 def _rows(grad: Tensor, at: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +78,14 @@ class Params:
         """The flat vector, shape (P,), of values in the user's space (inverse of :meth:`constrained`)."""
         parts = zip(self.names, self.constraints, strict=True)
         return torch.cat([transform_to(kind).inv(values[name]).detach().reshape(-1) for name, kind in parts])
+
+    def replaced(self, flat: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """``flat`` with some parameters at other values, given by name in the user's space."""
+        other = flat.clone()
+        for name, kind, view in zip(self.names, self.constraints, self.views(other), strict=True):
+            if name in values:
+                view.copy_(transform_to(kind).inv(values[name]).reshape(view.shape))
+        return other
 
     @contextmanager
     def bound(self, flat: Tensor, grad: Tensor | None = None) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Where a fit begins: the mode of the unconstrained log joint and the curvature there, or the best Normal on the way."""
+"""Where a fit begins: the mode of the log joint and the curvature there, or the best Normal on the way to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ __all__ = ["NoStart", "Start", "find_start"]
 _MOST = 5000  # latents
 _DENSE = 300  # latents with a full covariance
 _FEW = 50  # latents up to which a search from several starts is cheap
-_STEPS, _NEWTON = 60, 12
+_STEPS, _NEWTON = (40, 60), (12, 3)  # up to that many, and above
+_RISING = 2.0  # nats that the next step would gain where a path ended: it is not near a mode
 _PROBES, _DRAWS = 30, 30
 _THINNED, _ROUGH, _FINE = 10, 5, 3  # iterates of a path that Pathfinder looks at, draws for each, and how many it keeps
 _GAP = 1.0  # nats between the Laplace approximation's evidence and its ELBO, above which other Normals are tried
@@ -62,11 +63,12 @@ class NoStart:
 
 
 def find_start(program: Program, args: tuple[Any, ...], stream: RandomStream, tries: int = 4) -> Start | NoStart:
-    """Search the mode of log p(x, z(u)) + log |dz/du| from ``tries`` points: the guide's own, 0, and draws of the prior.
+    """Search the mode of log p(x, z(u)) + log |dz/du| from the guide's own start, from 0 and draws of the prior.
 
-    L-BFGS from each, Newton's steps from the best end. Where Laplace's Normal
-    there has an ELBO more than a nat below its own evidence, as in a funnel
-    that has no mode, the Normals of all iterates are compared by their ELBO.
+    L-BFGS from ``tries`` of them (two above 50 latents), Newton's steps from the
+    best end. Where that is no mode, as in a funnel, or Laplace's Normal has an
+    ELBO more than a nat (and D/10) below its own evidence, the Normals of the
+    iterates are compared by their ELBO.
     For AutoDelta, whose mode is that of log p(x, z), the second term is left out.
 
     Returns
@@ -113,7 +115,8 @@ def _search(density: LogJoint, tries: int) -> Start | NoStart:
         return NoStart("log p(x, z) is finite at none of the starts")
     if density.value(begins[-1]) != density.value(begins[-1]):
         return NoStart("log p(x, z) is another number each time: the model draws numbers beside its latents")
-    paths = [ascend(density, begin, _metric(density, begin), _STEPS) for begin in begins]
+    steps = _STEPS[density.size > _FEW]
+    paths = [ascend(density, begin, _metric(density, begin), steps) for begin in begins]
     paths = [path for path in paths if path]
     if not paths:
         return NoStart("log p(x, z) has no finite gradient at any of the starts")
@@ -123,7 +126,7 @@ def _search(density: LogJoint, tries: int) -> Start | NoStart:
         found = [_diagonal(density, top, noise)]
     else:
         found = [_laplace(density, top, noise)]
-        if not (found[0].is_mode and found[0].elbo > _evidence(found[0]) - _GAP):
+        if not (found[0].is_mode and found[0].elbo > _evidence(found[0]) - _GAP * max(1, density.size / 10)):
             found += _pathfinder(density, paths, noise)
     best = max(found, key=lambda start: start.elbo)
     if not math.isfinite(best.elbo):
@@ -159,7 +162,8 @@ def _variances(density: LogJoint, u: Tensor) -> Tensor:
 
 
 def _laplace(density: LogJoint, top: Iterate, noise: Tensor) -> Start:
-    end = climb(density, top.u, _NEWTON if density.size <= _FEW else _NEWTON // 3)
+    rising = top.grad @ top.covariance(top.grad) > _RISING
+    end = climb(density, top.u, 0 if rising else _NEWTON[density.size > _FEW])
     covariance = absolute_inverse(torch.nan_to_num(end.hessian, 0.0, 0.0, 0.0), 1e-12 if end.is_mode else 1e-6)
     return _scored(density, end.u, covariance, noise, end.is_mode, end.value)
 
@@ -170,17 +174,17 @@ def _diagonal(density: LogJoint, top: Iterate, noise: Tensor) -> Start:
 
 
 def _pathfinder(density: LogJoint, paths: list[list[Iterate]], noise: Tensor) -> list[Start]:
-    """The iterates with the best ELBO: with the covariance of L-BFGS, and with |H|⁻¹ there."""
+    """Normals at the iterates with the best ELBO, by the covariance of L-BFGS, and at the best by |H|⁻¹ too."""
     points = [path[i * len(path) // _THINNED] for path in paths for i in range(min(_THINNED, len(path)))]
     eye = torch.eye(density.size, dtype=torch.float64, device=noise.device)
     rough = [(_scored(density, p.u, p.covariance(eye), noise[:_ROUGH], False, p.value), p) for p in points]
     rough.sort(key=lambda pair: -pair[0].elbo)
-    found = []
-    for start, point in rough[:_FINE]:
-        if math.isfinite(start.elbo):
-            found.append(_scored(density, point.u, point.covariance(eye), noise, False, point.value))
-            found.append(_scored(density, point.u, _metric(density, point.u), noise, False, point.value))
-    return found
+    finite = [pair for pair in rough[:_FINE] if math.isfinite(pair[0].elbo)]
+    found = [(_scored(density, p.u, p.covariance(eye), noise, False, p.value), p) for _, p in finite]
+    if found:
+        point = max(found, key=lambda pair: pair[0].elbo)[1]
+        found.append((_scored(density, point.u, _metric(density, point.u), noise, False, point.value), point))
+    return [start for start, _ in found]
 
 
 def _scored(

@@ -19,6 +19,7 @@ LEVELS = [
         "mode",
         "optimizers",
         "params",
+        "places",
         "sites",
     },
     {
@@ -38,7 +39,7 @@ LEVELS = [
     {"density", "log_joint", "task"},
     {"gradients", "latents", "start", "step", "surface"},
     {"programs"},
-    {"arviz_export", "autoencoder", "compiled", "eager", "figures", "metrics", "sections"},
+    {"arviz_export", "autoencoder", "placing", "compiled", "eager", "figures", "metrics", "sections"},
     {"engines", "pictures"},
     {"code_pictures"},
     {"code_report"},
