@@ -93,7 +93,7 @@ class LogJoint:
 
     def drawn(self) -> Tensor:
         """U of a draw from the prior, (D,); N(0, 1) where that is flat."""
-        with torch.no_grad(), self._running(), poutine.block():
+        with torch.no_grad(), self._running(), InDouble(), poutine.block():
             trace = poutine.trace(DrawableFlats(spread=True)(self.program.model)).get_trace(*self.args)
             return self.places.joined(trace)
 

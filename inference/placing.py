@@ -25,13 +25,17 @@ def apply_start(program: Program, start: Start) -> Tensor:
 
     Every family gets μ = ``loc``. Independent Normals and the μ, σ of a flow
     get σ = ``sd``, the optimum of KL(q ‖ p) where p is the start's Normal; a
-    full-rank Normal its Cholesky factor; a low-rank one s = ``sd`` and, in F,
-    the leading eigenvectors of Σ with s divided out.
+    full-rank Normal its Cholesky factor; a low-rank one the leading
+    eigenvectors of Σ, in units of ``sd``, and what is left in its s.
 
     Raises
     ------
     ValueError
         If the guide is of another family.
+
+    References
+    ----------
+    Tipping, Bishop (1999), Probabilistic principal component analysis (low rank).
     """
     guide = program.guide
     places = Places.of(guide)
@@ -57,14 +61,19 @@ def _spread(guide: AutoContinuous, start: Start) -> dict[str, Tensor]:
         tril = start.sd.diag() if start.scale_tril is None else start.scale_tril
         return {"scale": tril.diagonal(), "scale_tril": tril / tril.diagonal()[:, None]}
     if isinstance(guide, AutoLowRankMultivariateNormal):
-        return {"scale": start.sd, "cov_factor": _factor(start, guide.rank)}
+        return _low_rank(start, guide.rank)
     return {"scale": start.sd}
 
 
-def _factor(start: Start, rank: int) -> Tensor:
-    """F, (D, rank): FFᵀ is the best such approximation of Σ/(s sᵀ) − I."""
+def _low_rank(start: Start, rank: int) -> dict[str, Tensor]:
+    """S, (D,), and F, (D, rank), from the eigenvalues of Σ/(sd sdᵀ): the largest, and the harmonic mean of the rest."""
+    size = len(start.sd)
     if start.scale_tril is None:
-        return torch.zeros(len(start.sd), rank, dtype=torch.float64)
+        return {"scale": start.sd, "cov_factor": torch.zeros(size, rank, dtype=torch.float64)}
     scaled = start.scale_tril / start.sd[:, None]
     values, axes = torch.linalg.eigh(scaled @ scaled.T)
-    return (axes * (values - 1).clamp_min(0).sqrt()).flip(-1)[:, :rank]
+    kept = min(rank, size - 1)
+    rest = 1 / (1 / values[: size - kept]).mean()
+    factor = axes.new_zeros(size, rank)
+    factor[:, :kept] = axes[:, size - kept :] * (values[size - kept :] / rest - 1).clamp_min(0).sqrt()
+    return {"scale": start.sd * rest.sqrt(), "cov_factor": factor}

@@ -20,6 +20,7 @@ __all__ = ["NoStart", "Start", "find_start"]
 _MOST = 5000  # latents
 _DENSE = 300  # latents with a full covariance
 _FEW = 50  # latents up to which a search from several starts is cheap
+_ATTEMPTS = 20
 _STEPS, _NEWTON = (40, 60), (12, 3)  # up to that many, and above
 _RISING = 2.0  # nats that the next step would gain where a path ended: it is not near a mode
 _PROBES, _DRAWS = 30, 30
@@ -34,7 +35,8 @@ class Start:
     ``loc`` is (D,); ``scale_tril``, (D, D), the Cholesky factor of its
     covariance, None above 300 latents; ``sd`` = 1/√(−H_ii), (D,), the spread of
     each latent given the others. ``log_joint`` is the log density at ``loc``
-    and ``elbo`` the Normal's own, estimated from 30 draws, both in nats.
+    and ``elbo`` the Normal's own, estimated from 30 draws, both in nats; −∞ where
+    the density ends within its reach.
     ``is_mode`` says that ``loc`` is a mode and the Normal Laplace's; else it is
     an iterate of the search, Pathfinder's answer. ``evaluations`` counts
     densities, gradients and Hessian-vector products.
@@ -129,7 +131,7 @@ def _search(density: LogJoint, tries: int) -> Start | NoStart:
         if not (found[0].is_mode and found[0].elbo > _evidence(found[0]) - _GAP * max(1, density.size / 10)):
             found += _pathfinder(density, paths, noise)
     best = max(found, key=lambda start: start.elbo)
-    if not math.isfinite(best.elbo):
+    if not math.isfinite(best.elbo) and not best.is_mode:
         return NoStart("no Normal around the points of the search has a finite ELBO")
     return replace(best, evaluations=density.evaluations)
 
@@ -137,11 +139,12 @@ def _search(density: LogJoint, tries: int) -> Start | NoStart:
 def _begins(density: LogJoint, tries: int) -> list[Tensor]:
     """Points at which the density is finite: the guide's own start, draws of the prior, and 0."""
     own = density.prototype()
-    candidates = [own, *([torch.zeros_like(own)] if tries > 2 and own.any() else [])]
-    candidates += [density.drawn() for _ in range(3 * tries)]
     found: list[Tensor] = []
-    for u in candidates:
-        if len(found) < tries and torch.isfinite(u).all() and math.isfinite(density.value(u)):
+    for attempt in range(_ATTEMPTS * tries):
+        if len(found) == tries or (found and attempt > 3 * tries):
+            break
+        u = own if attempt == 0 else torch.zeros_like(own) if attempt == 1 and tries > 2 else density.drawn()
+        if torch.isfinite(u).all() and math.isfinite(density.value(u)) and not any(torch.equal(u, v) for v in found):
             found.append(u)
     return found
 
