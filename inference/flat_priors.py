@@ -36,7 +36,7 @@ def let_flat_priors_start(guide: Callable[..., Any]) -> None:
     """Let Pyro's autoguides in ``guide`` lay out a model with flat priors: their references to it change in place."""
     parts = guide.modules() if isinstance(guide, nn.Module) else ()
     for part in parts:
-        if isinstance(part, AutoGuide):
+        if isinstance(part, AutoGuide) and part._model is not None:  # a used guide that was copied has none
             part._model = (_innermost(part.model),)
 
 
