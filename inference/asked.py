@@ -143,7 +143,7 @@ class Asked:
 
     def latent_arrays(self) -> dict[str, np.ndarray]:
         """The draws of the shared latents, as arrays."""
-        return {name: np.ascontiguousarray(value.cpu().numpy()) for name, value in self.shared.items()}
+        return {name: np.array(value.cpu().numpy(), order="C") for name, value in self.shared.items()}
 
     def two_counts(self) -> tuple[int, int] | None:
         """Two numbers of rows unlike that of the fit; None where nothing has rows."""

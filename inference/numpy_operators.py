@@ -179,6 +179,22 @@ def _part(values: Array, index: Array) -> Array:
     return values[tuple(slice(0, n) for n in index.shape)]
 
 
+def _batch_norm(
+    x: Array, w: Array, b: Array, mean: Array, var: Array, training: bool, momentum: float, eps: float
+) -> Any:
+    if training:
+        raise ValueError("batch normalisation in training mode")
+    return batch_norm(x, w, b, mean, var, momentum, eps)
+
+
+def _diag_embed(x: Array, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Array:
+    side = x.shape[-1] + abs(offset)
+    wide = np.zeros((*x.shape[:-1], side, side), x.dtype)
+    places = np.arange(x.shape[-1])
+    wide[..., places + max(-offset, 0), places + max(offset, 0)] = x
+    return np.moveaxis(wide, (-2, -1), (dim1, dim2))
+
+
 def _gather(x: Array, dim: int, index: Array, sparse: bool = False) -> Array:
     whole = (slice(None) if i == dim % x.ndim else slice(0, n) for i, n in enumerate(index.shape))
     return np.take_along_axis(x[tuple(whole)], index, dim)
@@ -211,7 +227,9 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "erf": erf, "erfc": lambda x: 1 - erf(x), "lgamma": lgamma, "sigmoid": _sigmoid,
     "logit": lambda x, eps=None: np.log((p := x if eps is None else np.clip(x, eps, 1 - eps)) / (1 - p)),
     "relu": lambda x: np.maximum(x, 0), "leaky_relu": lambda x, slope=0.01: np.where(x > 0, x, slope * x),
-    "elu": _elu, "gelu": _gelu, "silu": lambda x: x * _sigmoid(x), "softplus": lambda x, b=1, t=20: softplus(x, b, t),
+    "elu": _elu, "celu": lambda x, alpha=1: _elu(x, alpha, 1, 1 / alpha),
+    "special_entr": lambda x: -np.where(x == 0, 0, x * np.log(np.where(x == 0, 1, x))),
+    "gelu": _gelu, "silu": lambda x: x * _sigmoid(x), "softplus": lambda x, b=1, t=20: softplus(x, b, t),
     "mish": lambda x: x * np.tanh(softplus(x, 1, 20)), "hardtanh": lambda x, low=-1, high=1: np.clip(x, low, high),
     "hardsigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1), "hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
     "log_sigmoid_forward": _log_sigmoid, "threshold": lambda x, low, value: np.where(x > low, x, value),
@@ -232,7 +250,9 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "addbmm": lambda bias, x, y, beta=1, alpha=1: beta * bias + alpha * np.matmul(x, y).sum(0),
     "convolution": convolution, "max_pool2d_with_indices": max_pool, "max_pool3d_with_indices": max_pool,
     "avg_pool2d": avg_pool, "avg_pool3d": avg_pool, "native_layer_norm": layer_norm, "native_group_norm": group_norm,
-    "_native_batch_norm_legit_no_training": batch_norm, "_softmax": _softmax, "_log_softmax": _log_softmax,
+    "_native_batch_norm_legit_no_training": batch_norm, "native_batch_norm": _batch_norm,
+    "_softmax": _softmax, "_safe_softmax": lambda x, dim, dtype=None: np.nan_to_num(_softmax(x, dim)),
+    "_log_softmax": _log_softmax,
     "embedding": lambda weight, places, *_: weight[places],
     "linalg_cholesky_ex": cholesky, "linalg_solve_triangular": solve_triangular,
     "linalg_inv_ex": lambda x, check=False: (np.linalg.inv(x), np.zeros(x.shape[:-2], np.int32)),
@@ -251,13 +271,14 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "expand": _expand, "permute": np.transpose, "transpose": np.swapaxes, "t": np.transpose,
     "unsqueeze": np.expand_dims, "squeeze": np.squeeze, "squeeze.dim": _squeeze, "squeeze.dims": _squeeze,
     "slice": _slice, "select": _select, "cat": np.concatenate, "stack": np.stack,
-    "split": _split, "split_with_sizes": _split, "unbind": lambda x, dim=0: list(np.moveaxis(x, dim, 0)),
+    "split": _split, "unsafe_split": _split, "split_with_sizes": _split, "unbind": lambda x, dim=0: list(np.moveaxis(x, dim, 0)),
     "getitem": lambda parts, i: parts[i], "index": _index, "_unsafe_index": _index, "index_put": _put,
     "index_select": lambda x, dim, index: np.take(x, index, dim), "gather": _gather,
     "scatter.src": _scatter, "scatter.value": _scatter, "flip": np.flip,
     "roll": lambda x, by, dims: np.roll(x, by, tuple(dims) or None), "repeat": np.tile,
     "constant_pad_nd": _pad, "tril": np.tril, "triu": np.triu, "clone": np.array,
-    "diagonal": np.diagonal, "copy": lambda x, source, *_: np.broadcast_to(source, x.shape),
+    "diagonal": np.diagonal,
+    "diag_embed": _diag_embed, "copy": lambda x, source, *_: np.broadcast_to(source, x.shape),
     "fill": lambda x, value: np.full(x.shape, value),
     "zero": np.zeros_like, "full": np.full, "arange.start": np.arange,
     "arange.start_step": np.arange, "arange": np.arange,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from inference.numpy_operators import OPERATORS
 from inference.numpy_random import RANDOM
@@ -101,8 +102,13 @@ def recorded(
 def _run(run: Any, inputs: Mapping[str, Tensor]) -> tuple[_Run, tuple[str, ...]]:
     given = {name: value.clone() for name, value in inputs.items()}
     tape = _Notes({f"input{i}": value for i, value in enumerate(given.values())})
-    with torch.no_grad(), tape:
-        outputs = run(given)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one operator for all of a transformer's layer
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), tape:
+            outputs = run(given)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     graph = tape.finish(*outputs.values())
     *nodes, last = graph.nodes
     return _Run(tape, tuple(given), nodes, last.args[0], tuple(outputs.values())), tuple(outputs)
@@ -226,7 +232,7 @@ class _Writer:
             raise NotExportable(f"{_ROWS}: a tensor of shape {tuple(a.shape)} on {self.rows[0]} rows")
         strides = list(short.stride())
         order = sorted(range(short.dim()), key=lambda d: (-strides[d], d))
-        stored = np.ascontiguousarray(short.permute(order).numpy())
+        stored = np.array(short.permute(order).numpy(), order="C")
         name = self.known.setdefault(_key(stored), f"constant{len(self.arrays)}")
         if name == f"constant{len(self.arrays)}":
             self.arrays[name] = stored
