@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,7 +87,12 @@ class Asked:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Where the model may be run, with random numbers from the seed."""
-        with torch.no_grad(), self.program.running(self.flat, RandomStream.seeded(self.seed)):
+        with (
+            torch.no_grad(),
+            self.program.running(self.flat, RandomStream.seeded(self.seed)),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", UserWarning)  # of what vmap is slow at
             yield
 
     def together(self, inputs: Tensors) -> dict[str, Tensor]:

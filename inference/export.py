@@ -13,6 +13,7 @@ import numpy as np
 from inference import storage
 from inference.asked import Asked
 from inference.numpy_predictor import LATENT, MANIFEST, SCHEMA, Predictor
+from inference.onnx_export import write_onnx
 from inference.recorded import NotExportable, Recording, recorded
 from inference.standalone import MARK, module_source
 from inference.tape import Untraceable
@@ -24,6 +25,7 @@ __all__ = ["write_predictor"]
 def write_predictor(asked: Asked, path: Path, names: Mapping[str, str]) -> Path:
     """Record what ``asked`` computes, compare it with torch, and write ``path`` and the module of the same stem.
 
+    A path that ends in ``.onnx`` is written by :func:`~inference.onnx_export.write_onnx` instead.
     ``names`` are of model and guide. Nothing is written where anything fails.
 
     Raises
@@ -34,11 +36,11 @@ def write_predictor(asked: Asked, path: Path, names: Mapping[str, str]) -> Path:
     ValueError
         If the module would stand in the way of another.
     """
+    if path.suffix == ".onnx":
+        return write_onnx(asked, _recording(asked), _latents(asked), path)
     module = _module_path(path)
-    with asked.running():  # the tape holds on to parameters, which have the fit's values only here
-        recording = _recording(asked)
-    latents = asked.latent_arrays()
-    arrays = {**{LATENT + name: value for name, value in latents.items()}, **recording.arrays}
+    recording = _recording(asked)
+    arrays = {**_latents(asked), **recording.arrays}
     manifest = _manifest(asked, recording, names)
     predictor = Predictor(json.loads(json.dumps(manifest)), arrays)
     manifest |= verified(predictor, asked, recording)
@@ -53,19 +55,23 @@ def write_predictor(asked: Asked, path: Path, names: Mapping[str, str]) -> Path:
 
 def _recording(asked: Asked) -> Recording:
     """All draws together where torch can, else one draw, to be run for each."""
-    known = {LATENT + name: value for name, value in asked.latent_arrays().items()}
-    rows = asked.two_counts()
-    try:
-        found = recorded(asked.together, asked.inputs, rows, known)
-        return _completed(found, False, [])
-    except NotExportable:
-        raise
-    except Exception as reason:  # the model is anybody's code; if it is at fault, it says so when it runs alone
+    rows, known = asked.two_counts(), _latents(asked)
+    with asked.running():  # the tape holds on to parameters, which have the fit's values only here
         try:
-            found = recorded(asked.each, asked.inputs_with_latents, rows, known)
-        except (Untraceable, NotExportable) as error:
-            raise NotExportable(f"the model cannot be taken away as NumPy: {error}") from reason
-        return _completed(found, True, list(asked.shared))
+            found = recorded(asked.together, asked.inputs, rows, known)
+            return _completed(found, False, [])
+        except NotExportable:
+            raise
+        except Exception as reason:  # the model is anybody's code; if it is at fault, it says so when it runs alone
+            try:
+                found = recorded(asked.each, asked.inputs_with_latents, rows, known)
+            except (Untraceable, NotExportable) as error:
+                raise NotExportable(f"the model cannot be taken away: {error}") from reason
+            return _completed(found, True, list(asked.shared))
+
+
+def _latents(asked: Asked) -> dict[str, np.ndarray]:
+    return {LATENT + name: value for name, value in asked.latent_arrays().items()}
 
 
 def _completed(recording: Recording, each: bool, latents: list[str]) -> Recording:
@@ -98,6 +104,8 @@ def _manifest(asked: Asked, recording: Recording, names: Mapping[str, str]) -> d
 def _module_path(path: Path) -> Path:
     """Where the module goes, if it neither hides another by its name nor replaces a file of the user's."""
     module = path.with_suffix(".py")
+    if path.suffix != ".npz":
+        raise ValueError(f"{path.name} is of no known kind: end it in .npz, for NumPy, or in .onnx")
     if not path.stem.isidentifier() or path.stem in sys.stdlib_module_names or path.stem == "numpy":
         raise ValueError(
             f"{path.stem!r} cannot be imported as a module of its own: give another name, as predictor.npz"

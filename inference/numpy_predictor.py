@@ -50,13 +50,16 @@ class Predictor:
                 raise ValueError(f"draws of {name!r} are {given}, not {(self._draws, *shape)}: the file is damaged")
             self.latents[name] = found
         graph = manifest["graph"]
+        self._outputs = ("draws", "samples") if self._classes else ("draws", "samples", "variance")
+        if tuple(sorted(graph["outputs"])) != self._outputs:
+            raise ValueError(f"the outputs are {sorted(graph['outputs'])}, not {self._outputs}: the file is damaged")
         self._each = [self.latents[name] for name in graph["latents"]] if graph["each"] else []
         self._graph = Graph(graph, arrays, len(self._inputs) + len(self._each))
         self._at_once = max(1, _NUMBERS // max(1, manifest["numbers_a_row"])) if manifest["rows_apart"] else None
 
     def _check_one_row(self) -> None:
         one = [np.ones([1 if size is None else size for size in shape], kind) for _, shape, kind in self._inputs]
-        self.run(one, 1, [0, 0], ("draws",) if self._classes else ("draws", "variance"))
+        self.run(one, 1, [0, 0], self._outputs)
 
     def predict(self, *x: Any, seed: int = 0, batch_size: int | None = None) -> Prediction | ClassPrediction:
         """What is known of y at new rows: mean, variance, draws, or the probabilities of classes.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,13 @@ from inference.numpy_operators import OPERATORS
 from inference.numpy_random import RANDOM
 from inference.tape import Tape
 
-__all__ = ["NotExportable", "Recording", "recorded"]
+__all__ = ["PLACES", "NotExportable", "Recording", "recorded"]
 
 _PLAIN = {
     "default", "Tensor", "Scalar", "self", "int", "Tensor_Tensor", "Tensor_Scalar", "Scalar_Tensor", "Tensor_float",
     "float_Tensor", "float", "ScalarSelf", "ScalarOther",
 }  # fmt: skip
-_PLACES = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator", "copy"}
+PLACES = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator", "copy"}
 _ROWS = "the model makes something that depends on the number of rows in a way that cannot be written down"
 
 
@@ -37,7 +38,7 @@ class Recording:
 
     ``calls`` holds for each random call of the run, in order, the number of its
     value in the graph, None where nothing needs it; ``row_shape`` is the shape of
-    the first output without the draws.
+    the first output without the draws; ``operators`` are torch's, one for each node.
     """
 
     graph: dict[str, Any]
@@ -45,6 +46,7 @@ class Recording:
     calls: list[int | None]
     row_shape: list[Any]
     numbers_a_row: int
+    operators: list[Any]
 
 
 class _Notes(Tape):
@@ -102,16 +104,23 @@ def recorded(
 def _run(run: Any, inputs: Mapping[str, Tensor]) -> tuple[_Run, tuple[str, ...]]:
     given = {name: value.clone() for name, value in inputs.items()}
     tape = _Notes({f"input{i}": value for i, value in enumerate(given.values())})
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one operator for all of a transformer's layer
-    try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), tape:
-            outputs = run(given)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with torch.no_grad(), _small_operators(), tape:
+        outputs = run(given)
     graph = tape.finish(*outputs.values())
     *nodes, last = graph.nodes
     return _Run(tape, tuple(given), nodes, last.args[0], tuple(outputs.values())), tuple(outputs)
+
+
+@contextmanager
+def _small_operators() -> Iterator[None]:
+    """Layers of a transformer by their parts."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 class _Writer:
@@ -123,6 +132,7 @@ class _Writer:
         self.known = {_key(array): name for name, array in known.items()}
         self.constants: list[dict[str, Any]] = []
         self.nodes: list[list[Any]] = []
+        self.operators: list[Any] = []
         self.places: dict[fx.Node, Any] = {}
         self.twins = dict(zip(one.nodes, two.nodes, strict=True))
         self.calls: list[int | None] = [None] * len(one.tape.randoms)
@@ -150,7 +160,9 @@ class _Writer:
         }
         shapes = [list(run.values[0].shape) for run in (self.one, self.two)]
         growth = (self.two.tape.largest - self.one.tape.largest) / (self.rows[1] - self.rows[0])
-        return Recording(graph, self.arrays, self.calls, self._number(*shapes), max(1, math.ceil(growth)))
+        return Recording(
+            graph, self.arrays, self.calls, self._number(*shapes), max(1, math.ceil(growth)), self.operators
+        )
 
     def _held(self, node: fx.Node) -> tuple[Tensor, Tensor]:
         place = int(str(node.target).removeprefix("constant"))
@@ -177,6 +189,7 @@ class _Writer:
     def _write(self, node: fx.Node, first: int, given: list[Any] | None) -> None:
         twin = self.twins[node]
         self.places[node] = first + len(self.nodes)
+        self.operators.append(node.target)
         if given is not None:  # a draw
             number = int(str(node.target).removeprefix("draw"))
             draw = self.one.tape.draws[number]
@@ -242,7 +255,7 @@ class _Writer:
 
 def _once(value: Tensor, shape: Sequence[int], other: Sequence[int]) -> Tensor | None:
     """``value`` with one of each dimension that is repeated, or that is of the rows; None if rows differ in it."""
-    for dim in range(value.dim()):
+    for dim in range(value.dim() if value.numel() else 0):
         first = value.narrow(dim, 0, 1)
         if shape[dim] != other[dim]:
             if not torch.allclose(value, first.expand_as(value), rtol=0, atol=0, equal_nan=True):
@@ -263,7 +276,7 @@ def _positional(node: Any, without_first: bool = False) -> list[Any]:
     schema = func._schema.arguments[without_first:]
     found = []
     for i, argument in enumerate(schema):
-        if argument.name not in _PLACES:
+        if argument.name not in PLACES:
             default = argument.default_value if argument.has_default_value() else None
             found.append(node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, default))
     return found

@@ -38,7 +38,7 @@ LEVELS = [
     {"density", "numpy_predictor", "recorded", "task"},
     {"latents", "standalone", "step"},
     {"asked", "programs"},
-    {"arviz_export", "autoencoder", "compiled", "eager", "figures", "metrics", "verified"},
+    {"arviz_export", "autoencoder", "compiled", "eager", "figures", "metrics", "onnx_export", "verified"},
     {"engines", "export", "pictures"},
     {"report"},
     {"posterior"},
