@@ -96,7 +96,10 @@ def _divide(x: Array, y: Array, mode: str | None = None) -> Array:
 
 
 def _elu(x: Array, alpha: float = 1, scale: float = 1, inner: float = 1) -> Array:
-    return scale * np.where(x > 0, x, alpha * np.expm1(inner * np.minimum(x, 0)))
+    below = np.minimum(x, 0)
+    bent = np.expm1(below if inner == 1 else inner * below)
+    bent = np.maximum(x, 0) + (bent if alpha == 1 else alpha * bent)
+    return bent if scale == 1 else scale * bent
 
 
 def _gelu(x: Array, form: str = "none") -> Array:
@@ -239,7 +242,8 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     **{name: getattr(np, name) for name in ("logical_and", "logical_or", "logical_xor", "where")},
     **{f"bitwise_{name}": getattr(np, f"bitwise_{name}") for name in ("and", "or", "xor")},
     "add": _add(1), "sub": _add(-1), "mul": np.multiply, "div": _divide, "div.Tensor_mode": _divide, "pow": np.power,
-    "rsub": lambda x, y, alpha=1: y - alpha * x, "lerp": lambda x, y, weight: x + weight * (y - x),
+    "rsub": lambda x, y, alpha=1: y - x if alpha == 1 else y - alpha * x,
+    "lerp": lambda x, y, weight: x + weight * (y - x),
     "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
     "clamp": _clamp, "clamp_min": np.maximum, "clamp_max": np.minimum,
     "xlogy": lambda x, y: np.where(x == 0, 0, x * np.log(np.where(x == 0, 1, y))),

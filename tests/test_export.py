@@ -1,6 +1,7 @@
 """A posterior taken away as NumPy agrees with torch, runs without it, and refuses what it cannot be sure of."""
 
 import ast
+import importlib.util
 import json
 import subprocess
 import sys
@@ -89,7 +90,7 @@ CASES = {
     "exact_linear_regression": [exact],
     "bnn_regression": [
         plain(ppl_models.bnn_regression),
-        plain(partial(ppl_models.bnn_regression, noise="learned", scaling=UNITS, weight_prior="fan-in"), low_rank_normal),
+        plain(partial(ppl_models.bnn_regression, noise="learned", scaling=UNITS), low_rank_normal),
         plain(partial(ppl_models.bnn_regression, noise="heteroscedastic", hidden=(7,))),
     ],
     "DropoutNetwork": [
