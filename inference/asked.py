@@ -18,7 +18,7 @@ from inference.arguments import row_count
 from inference.isolation import RandomStream
 from inference.latents import Latents
 from inference.predict import at_latents
-from inference.program import Program
+from inference.program import Program, named_failure
 from inference.sites import latent_values
 from inference.vectorized import together
 
@@ -79,7 +79,8 @@ class Asked:
         if wanted in shared:
             return found
         with found.running():
-            described, _ = found._described({n: v[0] for n, v in shared.items()}, found.arguments(found.inputs(3)))
+            args, z = found.arguments(found.inputs(3)), {name: value[0] for name, value in shared.items()}
+            described, _ = named_failure("model", program.model, args, lambda: found._described(z, args))
         classes = len(described) == 1
         has_mean = bool(torch.isfinite(described[0]).all())
         return cls(program, flat, trained, tuple(names), has_data, wanted, draws, seed, shared, classes, has_mean)

@@ -60,12 +60,12 @@ def _recording(asked: Asked) -> Recording:
         try:
             found = recorded(asked.together, asked.inputs, rows, known)
             return _completed(found, False, [])
-        except NotExportable:
-            raise
         except Exception as reason:  # the model is anybody's code; if it is at fault, it says so when it runs alone
             try:
                 found = recorded(asked.each, asked.inputs_with_latents, rows, known)
             except (Untraceable, NotExportable) as error:
+                if isinstance(reason, NotExportable):
+                    raise reason from None
                 raise NotExportable(f"the model cannot be taken away: {error}") from reason
             return _completed(found, True, list(asked.shared))
 

@@ -292,6 +292,7 @@ def test_users_models_agree(name, tmp_path):
     model, build, data = THEIRS[name]
     posterior = fitted(model, build(model), *data)
     predictor = load(posterior.export(tmp_path / "predictor.npz", draws=S))
+    assert predictor._graph.each == (name in ("filling", "plate"))
     for rows in (1, 2, 30):
         x = [v[:rows] for v in data[:-1]]
         found, expected = predictor.predict(*x), posterior.predict(*x, draws=S)
@@ -313,6 +314,37 @@ def test_latents_of_rows_are_drawn_from_the_model(tmp_path):
     found, expected = predictor.predict(x), posterior.predict(x, draws=2000)
     assert (np.abs(found.mean - expected.mean.numpy()) < 5 * expected.draws.std(0).numpy() * np.sqrt(2 / 2000)).all()
     np.testing.assert_allclose(found.epistemic, expected.epistemic, rtol=0.25)
+
+
+def test_draws_one_by_one_with_random_numbers_of_rows(tmp_path):
+    def both(x, y=None):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        mean = torch.zeros(len(x))
+        mean[:] = slope * x[:, 0]
+        with pyro.plate("data", len(x)):
+            level = pyro.sample("level", dist.Normal(mean, 0.3))
+            pyro.sample("y", dist.Normal(level, 0.1), obs=y)
+
+    posterior = fitted(both, AutoNormal(both), X, Y)
+    predictor = load(posterior.export(tmp_path / "predictor.npz", draws=500))
+    assert predictor._graph.each
+    found, expected = predictor.predict(X[:4]), posterior.predict(X[:4], draws=500)
+    assert (np.abs(found.mean - expected.mean.numpy()) < 5 * expected.draws.std(0).numpy() * np.sqrt(2 / 500)).all()
+
+
+def test_of_several_observed_sites_one_is_named(tmp_path):
+    def two(x, y=None, z=None):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(slope * x[:, 0], 0.5), obs=y)
+            pyro.sample("z", dist.Poisson((slope * x[:, 1]).exp()), obs=z)
+
+    posterior = fitted(two, AutoNormal(two), X, Y, Y.abs().round())
+    with pytest.raises(ValueError, match="pass site="):
+        posterior.export(tmp_path / "predictor.npz", draws=S)
+    predictor = load(posterior.export(tmp_path / "predictor.npz", draws=S, site="z"))
+    close(predictor.predict(X).draws, posterior.predict(X, draws=S, site="z").draws, 1e-6)
+    assert (predictor.predict(X).samples == predictor.predict(X).samples.round()).all()
 
 
 def test_a_likelihood_without_a_mean_gives_its_draws(tmp_path):
