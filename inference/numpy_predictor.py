@@ -31,9 +31,9 @@ class Predictor:
     def __init__(self, manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         try:
             self._read(manifest, arrays)
-        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            self._check_one_row()
+        except (KeyError, TypeError, AttributeError, IndexError, OverflowError, MemoryError) as error:
             raise ValueError(f"the manifest lacks or garbles {error}: the file is damaged") from error
-        self._check_one_row()
 
     def _read(self, manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         if manifest["schema"] != SCHEMA:
