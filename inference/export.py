@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from inference import storage
 from inference.asked import Asked
 from inference.numpy_predictor import LATENT, MANIFEST, SCHEMA, Predictor
 from inference.onnx_export import write_onnx
-from inference.recorded import NotExportable, Recording, recorded
+from inference.operator_names import NotExportable
+from inference.recorded import Recording, recorded
 from inference.standalone import MARK, module_source
 from inference.tape import Untraceable
 from inference.verified import verified
@@ -44,11 +46,10 @@ def write_predictor(asked: Asked, path: Path, names: Mapping[str, str]) -> Path:
     manifest = _manifest(asked, recording, names)
     predictor = Predictor(json.loads(json.dumps(manifest)), arrays)
     manifest |= verified(predictor, asked, recording)
-    text = json.dumps({**{k: v for k, v in manifest.items() if k != "graph"}, "graph": manifest["graph"]})
     path.parent.mkdir(parents=True, exist_ok=True)
     with storage.replacing(path) as numbers, storage.replacing(module) as source:
         with numbers.open("wb") as stream:
-            np.savez_compressed(stream, **{MANIFEST: np.array(text)}, **arrays)  # type: ignore[arg-type]
+            np.savez_compressed(stream, **{MANIFEST: np.array(json.dumps(manifest))}, **arrays)  # type: ignore[arg-type]
         source.write_text(module_source(path.stem), encoding="utf-8")
     return path
 
@@ -106,7 +107,8 @@ def _module_path(path: Path) -> Path:
     module = path.with_suffix(".py")
     if path.suffix != ".npz":
         raise ValueError(f"{path.name} is of no known kind: end it in .npz, for NumPy, or in .onnx")
-    if not path.stem.isidentifier() or path.stem in sys.stdlib_module_names or path.stem == "numpy":
+    taken = iskeyword(path.stem) or path.stem in sys.stdlib_module_names or path.stem == "numpy"
+    if taken or not path.stem.isidentifier():
         raise ValueError(
             f"{path.stem!r} cannot be imported as a module of its own: give another name, as predictor.npz"
         )

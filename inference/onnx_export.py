@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from inference import storage
 from inference.asked import Asked
 from inference.numpy_random import RANDOM
-from inference.recorded import PLACES, NotExportable, Recording
+from inference.operator_names import PLACES, NotExportable
+from inference.recorded import Recording
 
 __all__ = ["write_onnx"]
 
@@ -40,6 +41,7 @@ def write_onnx(asked: Asked, recording: Recording, latents: Mapping[str, np.ndar
     rows = torch.export.Dim("rows")
     shapes = tuple({0: rows} if value.dim() else {} for value in inputs.values())
     names = ["probs"] if asked.classes else ["mean", "variance"]
+    path.parent.mkdir(parents=True, exist_ok=True)
     with storage.replacing(path) as partial:
         try:
             with warnings.catch_warnings(), redirect_stdout(io.StringIO()):

@@ -414,7 +414,10 @@ class Posterior:
 
         The two files predict on a machine without torch: ``import predictor;
         predictor.load().predict(x)`` has the same ``draws``, to rounding, as
-        ``predict(x, draws=draws, seed=seed)``. They hold arrays and no pickle.
+        ``predict(x, draws=draws, seed=seed)``; latents that each row has of its
+        own are drawn anew. They hold arrays and no pickle. A model without
+        inputs gives draws of its latent. A path that ends in ``.onnx`` takes
+        mean and variance, or class probabilities, as torch's exporter can.
 
         Raises
         ------

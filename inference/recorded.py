@@ -14,22 +14,12 @@ import torch
 from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from inference.numpy_operators import OPERATORS
-from inference.numpy_random import RANDOM
+from inference.operator_names import NotExportable, positional, table_name, type_name
 from inference.tape import Tape
 
-__all__ = ["PLACES", "NotExportable", "Recording", "recorded"]
+__all__ = ["Recording", "recorded"]
 
-_PLAIN = {
-    "default", "Tensor", "Scalar", "self", "int", "Tensor_Tensor", "Tensor_Scalar", "Scalar_Tensor", "Tensor_float",
-    "float_Tensor", "float", "ScalarSelf", "ScalarOther",
-}  # fmt: skip
-PLACES = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator", "copy"}
 _ROWS = "the model makes something that depends on the number of rows in a way that cannot be written down"
-
-
-class NotExportable(ValueError):
-    """Why a model cannot be written as operators of NumPy."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +167,7 @@ class _Writer:
             first, second = self.one.tape.draws[number], self.two.tape.draws[number]
             shape = [self._number(list(first.shape), list(second.shape))] if first.in_place else []
             arguments = []
-            for a, b in zip(_positional(first, first.in_place), _positional(second, first.in_place), strict=True):
+            for a, b in zip(positional(first, first.in_place), positional(second, first.in_place), strict=True):
                 if isinstance(a, Tensor):
                     self.constants.append(self._constant(a, b))
                     arguments.append({"v": inputs + len(self.constants) - 1})
@@ -194,26 +184,26 @@ class _Writer:
             number = int(str(node.target).removeprefix("draw"))
             draw = self.one.tape.draws[number]
             self.calls[self.one.tape.randoms.index(number)] = self.places[node]
-            self.nodes.append([_name(draw.func), given, _type(draw.dtype), False])
+            self.nodes.append([table_name(draw.func), given, type_name(draw.dtype), False])
             return
         if node.target is operator.getitem:
             arguments = [self._argument(node.args[0], None), node.args[1]]
-            self.nodes.append(["getitem", arguments, _type(node.meta.get("dtype")), False])
+            self.nodes.append(["getitem", arguments, type_name(node.meta.get("dtype")), False])
             return
         if "call" in node.meta:
             self.calls[node.meta["call"]] = self.places[node]
-        pairs = zip(_positional(node), _positional(twin), strict=True)
+        pairs = zip(positional(node), positional(twin), strict=True)
         func: Any = node.target
         dtype = node.meta.get("dtype", node.kwargs.get("dtype"))
         arguments = [self._argument(a, b) for a, b in pairs]
-        self.nodes.append([_name(func), arguments, _type(dtype), bool(func._schema.is_mutable)])
+        self.nodes.append([table_name(func), arguments, type_name(dtype), bool(func._schema.is_mutable)])
 
     def _argument(self, a: Any, b: Any) -> Any:
         if isinstance(a, fx.Node):
             return {"v": self.places[a]}
         if isinstance(a, list | tuple):
             return self._all(a, b)
-        return {"t": _type(a)} if isinstance(a, torch.dtype) else self._number(a, b)
+        return {"t": type_name(a)} if isinstance(a, torch.dtype) else self._number(a, b)
 
     def _all(self, a: Sequence[Any], b: Any) -> list[Any]:
         if len(a) != len(b):
@@ -268,38 +258,3 @@ def _once(value: Tensor, shape: Sequence[int], other: Sequence[int]) -> Tensor |
 
 def _key(array: np.ndarray) -> tuple[str, bytes]:
     return str(array.dtype), array.tobytes()
-
-
-def _positional(node: Any, without_first: bool = False) -> list[Any]:
-    """The arguments in the order of torch's schema, without those that say where a tensor lies."""
-    func: Any = node.target if isinstance(node, fx.Node) else node.func
-    schema = func._schema.arguments[without_first:]
-    found = []
-    for i, argument in enumerate(schema):
-        if argument.name not in PLACES:
-            default = argument.default_value if argument.has_default_value() else None
-            found.append(node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, default))
-    return found
-
-
-def _name(func: Any) -> str:
-    """What the operator is called in the table, or one error that names it."""
-    schema = getattr(func, "_schema", None)
-    packet, _, overload = str(func).removeprefix("aten.").rpartition(".")
-    if schema is not None and func.namespace == "aten":
-        tables = (RANDOM,) if torch.Tag.nondeterministic_seeded in func.tags else (OPERATORS,)
-        bare = packet.removesuffix("_") if schema.is_mutable and tables != (RANDOM,) else packet
-        names = [f"{bare}.{overload}", *([bare] if overload in _PLAIN else [])]
-        found = next((name for table in tables for name in names if name in table), None)
-        if found is not None:
-            return found
-    raise NotExportable(f"the model uses the operator {func}, which has no NumPy form")
-
-
-def _type(dtype: Any) -> str | None:
-    if dtype is None:
-        return None
-    name = str(dtype).removeprefix("torch.")
-    if name in ("bfloat16", "complex64", "complex128"):
-        raise NotExportable(f"the model computes in {name}, which has no NumPy form here")
-    return name

@@ -12,7 +12,8 @@ from inference.asked import Asked
 from inference.draws import Replay
 from inference.numpy_predictor import Predictor
 from inference.numpy_random import RANDOM
-from inference.recorded import NotExportable, Recording
+from inference.operator_names import NotExportable
+from inference.recorded import Recording
 
 __all__ = ["verified"]
 

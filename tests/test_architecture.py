@@ -34,7 +34,7 @@ LEVELS = [
         "updates",
         "vectorized",
     },
-    {"diagnostics", "numpy_graph", "predict", "program", "storage", "tape"},
+    {"diagnostics", "numpy_graph", "operator_names", "predict", "program", "storage", "tape"},
     {"density", "numpy_predictor", "recorded", "task"},
     {"latents", "standalone", "step"},
     {"asked", "programs"},

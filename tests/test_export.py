@@ -366,6 +366,13 @@ def test_rows_that_look_at_each_other_stay_together(tmp_path):
     close(predictor.predict(X).draws, posterior.predict(X, draws=S).draws, 1e-6)
 
 
+def test_a_draw_of_masks_is_the_same_function_at_one_row_and_at_many(tmp_path):
+    posterior = CASES["DropoutNetwork"][0](torch.float32)
+    predictor = load(posterior.export(tmp_path / "predictor.npz"))
+    for x in (X[:1], X, X.repeat(20, 1)):  # 600 rows at 1,000 draws are more than are run together
+        close(predictor.predict(x).draws, posterior.predict(x).draws, 1e-6)
+
+
 def test_batches_change_nothing(tmp_path):
     posterior = plain(ppl_models.bnn_regression)(torch.float32)
     predictor = load(posterior.export(tmp_path / "predictor.npz", draws=S))
@@ -577,7 +584,7 @@ def test_an_operator_without_numpy_form_leaves_no_file(tmp_path):
 
 def test_names_that_would_hide_a_module_or_a_file_are_refused(tmp_path):
     posterior = plain(ppl_models.linear_regression)(torch.float32)
-    for name in ("numpy.npz", "json.npz", "my-model.npz", "1.npz"):
+    for name in ("numpy.npz", "json.npz", "my-model.npz", "1.npz", "class.npz"):
         with pytest.raises(ValueError, match="another name"):
             posterior.export(tmp_path / name, draws=2)
     (tmp_path / "mine.py").write_text("keep = 1\n")

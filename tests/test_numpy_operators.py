@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from inference.numpy_graph import Graph
 from inference.numpy_operators import OPERATORS
-from inference.recorded import NotExportable, recorded
+from inference.operator_names import NotExportable
+from inference.recorded import recorded
 from inference.tape import Untraceable
 
 SEEN = set()
