@@ -161,7 +161,7 @@ class CompiledEngine:
 
     @contextmanager
     def _drawing(self, stream: RandomStream) -> Iterator[None]:
-        with stream.active(), environment(self.program.device, self.program.dtype, validate=False):
+        with stream.drawing(), environment(self.program.device, self.program.dtype, validate=False):
             yield
 
     def _rates(self, step: int, count: int) -> Tensor:

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ PARAM = "param:"
 REQUIRED = {"schema", "model", "guide", "dtype", "arguments", "seconds", "seed", "options", "starts"}
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of the packages that a result depends on."""
     return {name: metadata.version(name) for name in ("kiln-ppl", "pyro-ppl", "torch", "numpy", "arviz")}

@@ -32,7 +32,7 @@ from inference.optimizers import LearningRate
 from inference.posterior import FitRecord, Posterior
 from inference.program import Program, device_for, set_training
 from inference.task import Task
-from inference.watch import CHUNK, Callback, Watch
+from inference.watch import CHUNK, Callback, Watch, opened, settled
 
 __all__ = ["fit"]
 
@@ -112,7 +112,10 @@ def fit(
         Each is called with a :class:`~inference.watch.Progress` after every 100
         steps and at the end, or as :func:`every` says. A value that the model
         reads from outside may be changed there; the compiled engine notices
-        and records the model again.
+        and records the model again, and does not look where every callback has
+        a true attribute ``only_looks``. One that is a context manager is entered
+        before anything else is done, where it can still refuse, and left once
+        when the fit has ended, with the exception if it failed.
 
     Raises
     ------
@@ -169,18 +172,19 @@ def fit(
         runner, state = choose(engine, task, stream, steps * restarts, progress)
         used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
         fitted = _Fitted(program, args, state.flat, stream, names, seed, {**said, "engine": used})
-        watch = Watch(callbacks, steps, fitted.posterior)
+        watch = Watch(callbacks, steps, program.params, fitted.posterior, (number + 1, restarts))
         label = f"fit {number + 1}/{restarts}" if restarts > 1 else "fit"
-        fitted.losses = _run(runner, state, program, label, progress, watch)
+        fitted.curves = _run(runner, state, program, label, progress, watch)
         return fitted
 
-    best, starts = _best(start, restarts)
-    return best.posterior(best.flat, best.losses, time.perf_counter() - started, starts)
+    with opened(callbacks):
+        best, starts = _best(start, restarts)
+    return best.posterior(best.flat, best.curves, time.perf_counter() - started, starts)
 
 
 @dataclass
 class _Fitted:
-    """One start: where it is, and once it has ended its losses and KL, (steps, 2)."""
+    """One start: where it is, and once it has ended its losses and KL, (2, steps)."""
 
     program: Program
     args: tuple[Any, ...]
@@ -189,16 +193,16 @@ class _Fitted:
     names: list[str]
     seed: int
     options: dict[str, Any]
-    losses: Tensor = field(default_factory=lambda: torch.empty(0, 2))
+    curves: Tensor = field(default_factory=lambda: torch.empty(2, 0))
 
     @property
     def loss(self) -> float:
-        """−ELBO in nats, the mean over the last tenth of the steps."""
-        return self.losses[-max(1, len(self.losses) // 10) :, 0].mean().item()
+        """−ELBO in nats, where the start ended."""
+        return settled(self.curves[0])
 
-    def posterior(self, flat: Tensor, losses: Tensor, seconds: float, starts: tuple[float, ...] = ()) -> Posterior:
-        """The posterior at θ = ``flat``, after the steps with these losses."""
-        values, kl = losses.cpu().T.contiguous().numpy()
+    def posterior(self, flat: Tensor, curves: Tensor, seconds: float, starts: tuple[float, ...] = ()) -> Posterior:
+        """The posterior at θ = ``flat``, after the steps with these losses and KL."""
+        values, kl = curves.clone().cpu().numpy()
         record = FitRecord(values, kl, seconds, self.seed, self.options, starts)
         program, finished = _finish(self.program, flat.detach(), self.args, self.stream)
         return Posterior(program, finished, self.args, self.names, record)
@@ -229,13 +233,14 @@ def _run(runner: Engine, state: Any, program: Program, label: str, progress: boo
             chunk = runner.advance(state, min(size, watch.until(state.step) - state.step))
             if time.perf_counter() - begun < _CHUNK_SECONDS and len(chunk) == size:
                 size *= 2
-            bar.set_postfix(elbo=f"{-chunk[:, 0].mean().item():.4g}", refresh=False)
+            if progress:
+                bar.set_postfix(elbo=f"{-chunk[:, 0].mean().item():.4g}", refresh=False)
             bar.update(len(chunk))
             if watch.tell(state.step, state.flat, chunk) and state.step < watch.steps:
                 set_training(program.guide, True)
                 if watch.may_change:
                     runner.refresh(state)
-    return watch.losses
+    return watch.curves
 
 
 def _finish(program: Program, flat: Tensor, args: tuple[Any, ...], stream: RandomStream) -> tuple[Program, Tensor]:
