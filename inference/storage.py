@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -18,7 +19,18 @@ from torch import Tensor
 
 from inference.params import Params
 
-__all__ = ["MANIFEST", "assemble", "describe", "placeholder", "read", "replacing", "versions", "write", "write_json"]
+__all__ = [
+    "MANIFEST",
+    "assemble",
+    "describe",
+    "make_folder",
+    "placeholder",
+    "read",
+    "replacing",
+    "versions",
+    "write",
+    "write_json",
+]
 
 SCHEMA = 1
 MANIFEST = "posterior.json"
@@ -62,6 +74,22 @@ def write(folder: Path, pieces: dict[str, Tensor], traces: dict[str, Tensor], ma
         save_file({**tensors, **traces}, partial)
     write_json(folder / MANIFEST, {"schema": SCHEMA, "versions": versions(), **manifest})
     return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` if it is not there.
+
+    Raises
+    ------
+    OSError
+        If nothing can be written in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written ({error.strerror}): give a folder that can") from error
 
 
 @contextmanager

@@ -181,7 +181,7 @@ class Watch:
         return min([self.steps, *(step + one.every - step % one.every for one in self._all)])
 
     def tell(self, step: int, flat: Tensor, chunk: Tensor) -> bool:
-        """Call the callbacks that are due at ``step``, after the losses in ``chunk``, (n, 2); whether there were any."""
+        """Call the callbacks that are due at ``step``, after losses of (n, 2); whether there were any."""
         if self._buffer is None:
             self._buffer = chunk.new_empty(2, self.steps)
         self._buffer[:, self._taken : step] = chunk.T

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 
 # Each line may import from the lines above it, never from its own line or below.
 LEVELS = [
-    {"arguments", "arviz_compat", "frozen", "isolation", "lowering", "optimizers", "params", "sites"},
+    {"arguments", "arviz_compat", "background", "frozen", "isolation", "lowering", "optimizers", "params", "sites"},
     {
         "annealing",
         "draws",
@@ -26,11 +26,11 @@ LEVELS = [
     {"latents", "step"},
     {"programs"},
     {"arviz_export", "autoencoder", "compiled", "eager", "figures", "metrics"},
-    {"engines", "pictures"},
+    {"engines", "pictures", "screens"},
     {"report"},
     {"posterior"},
     {"watch"},
-    {"svi"},
+    {"json_lines", "live_plot", "parameter_trace", "snapshots", "svi", "tensorboard"},
     {"registry", "runs"},
     {"cli"},
     {"__main__", "__init__"},
@@ -90,10 +90,15 @@ def test_the_public_names():
         "inference": {
             "ClassPrediction",
             "Diagnosis",
+            "JsonLines",
             "Labels",
+            "LivePlot",
+            "ParameterTrace",
             "Posterior",
             "Prediction",
             "Progress",
+            "Snapshots",
+            "TensorBoard",
             "cosine_decay",
             "every",
             "fit",
