@@ -94,13 +94,14 @@ def _restore_torch(state: dict[str, Any]) -> None:
 
 
 @contextmanager
-def environment(device: torch.device, dtype: torch.dtype, validate: bool) -> Iterator[None]:
-    """Run with this default device, float type and Pyro validation; restore them after."""
+def environment(device: torch.device, dtype: torch.dtype, validate: bool | None = None) -> Iterator[None]:
+    """Run with this default device, float type and Pyro validation, if said; restore them after."""
     outside = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.callback(torch.set_default_dtype, outside)
         torch.set_default_dtype(dtype)
-        stack.enter_context(pyro.validation_enabled(validate))
+        if validate is not None:
+            stack.enter_context(pyro.validation_enabled(validate))
         if device.type != "cpu":
             stack.enter_context(device)
         yield

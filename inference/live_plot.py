@@ -142,7 +142,8 @@ class LivePlot:
         """The figure as it is now."""
         with rc_context(STYLE):
             parts = not np.isnan(list(self._curves.values())[-1].means[-1][1])
-            figure = Figure(figsize=(8.6 if parts else 6.4, 3.2), layout="constrained")
+            figure = Figure(figsize=(8.6 if parts else 4.6, 3.2))
+            figure.subplots_adjust(left=0.1 if parts else 0.17, right=0.98, bottom=0.16, top=0.89, wspace=0.25)
             panels = figure.subplots(1, 2 if parts else 1, squeeze=False)[0]
             for number, curve in self._curves.items():
                 _value(panels[0], curve, self.loss, number == list(self._curves)[-1])

@@ -29,6 +29,7 @@ from inference.engines import Engine, choose
 from inference.isolation import RandomStream
 from inference.objective import Model
 from inference.optimizers import LearningRate
+from inference.pauses import Pauses
 from inference.posterior import FitRecord, Posterior
 from inference.program import Program, device_for, set_training
 from inference.task import Task
@@ -112,10 +113,12 @@ def fit(
         Each is called with a :class:`~inference.watch.Progress` after every 100
         steps and at the end, or as :func:`every` says. A value that the model
         reads from outside may be changed there; the compiled engine notices
-        and records the model again, and does not look where every callback has
-        a true attribute ``only_looks``. One that is a context manager is entered
-        before anything else is done, where it can still refuse, and left once
-        when the fit has ended, with the exception if it failed.
+        and records the model again. Where every callback promises by an attribute
+        ``only_looks = True`` to change nothing, it does not look, and calls them
+        up to a tenth of a second late, with what was there at their step. One
+        that is a context manager is entered before anything else is done, where
+        it can still refuse, and left once when the fit has ended, with the
+        exception if it failed.
 
     Raises
     ------
@@ -226,18 +229,26 @@ def _best(start: Callable[[int], _Fitted], restarts: int) -> tuple[_Fitted, tupl
 
 
 def _run(runner: Engine, state: Any, program: Program, label: str, progress: bool, watch: Watch) -> Tensor:
-    size = CHUNK
+    size, late = CHUNK, not watch.may_change and isinstance(runner, CompiledEngine)
     with tqdm(total=watch.steps, unit="step", disable=not progress, desc=label) as bar:
         while state.step < watch.steps:
-            begun = time.perf_counter()
-            chunk = runner.advance(state, min(size, watch.until(state.step) - state.step))
+            begun, pauses = time.perf_counter(), Pauses(watch.until)
+            steps = min(size, (watch.steps if late else watch.until(state.step)) - state.step)
+            try:
+                chunk = runner.advance(state, steps, pauses)
+            except ValueError:
+                if not late:
+                    raise
+                late = False  # the same steps again, with the callbacks told of those before the one that fails
+                continue
             if time.perf_counter() - begun < _CHUNK_SECONDS and len(chunk) == size:
                 size *= 2
             if progress:
                 bar.set_postfix(elbo=f"{-chunk[:, 0].mean().item():.4g}", refresh=False)
             bar.update(len(chunk))
-            if watch.tell(state.step, state.flat, chunk) and state.step < watch.steps:
-                set_training(program.guide, True)
+            if watch.tell(chunk, pauses) and state.step < watch.steps:
+                if not getattr(program.guide, "training", True):  # it was asked
+                    set_training(program.guide, True)
                 if watch.may_change:
                     runner.refresh(state)
     return watch.curves

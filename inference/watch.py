@@ -14,6 +14,7 @@ from torch import Tensor
 
 from inference.arguments import positive_integer
 from inference.params import Params
+from inference.pauses import Pauses
 from inference.posterior import Posterior
 
 __all__ = ["CHUNK", "Callback", "Every", "Progress", "Watch", "every", "opened", "settled"]
@@ -29,9 +30,9 @@ class Progress:
     ----------
     step, steps
         Steps taken, and to take.
-    losses, kl
-        −ELBO in nats, and KL(q ‖ p(z)), of the steps since this callback was
-        called last, (n,) each.
+    curves
+        −ELBO in nats, and KL(q ‖ p(z)), of the n steps since this callback was
+        called last, (2, n).
     seconds
         Since the first step.
     flat
@@ -44,8 +45,7 @@ class Progress:
 
     step: int
     steps: int
-    losses: Tensor
-    kl: Tensor
+    curves: Tensor
     seconds: float
     flat: Tensor
     made: Callable[[], Posterior] = field(repr=False)
@@ -53,11 +53,21 @@ class Progress:
     start: int = 1
     starts: int = 1
 
+    @property
+    def losses(self) -> Tensor:
+        """−ELBO in nats of the steps since this callback was called last, (n,)."""
+        return self.curves[0]
+
+    @property
+    def kl(self) -> Tensor:
+        """KL(q ‖ p(z)) in nats of those steps, (n,); NaN where the fit has none."""
+        return self.curves[1]
+
     @cached_property
     def means(self) -> tuple[float, float]:
         """The means of ``losses`` and of ``kl``."""
-        loss, kl = torch.stack([self.losses, self.kl]).mean(1).tolist()
-        return loss, kl
+        loss, kl = self.curves.sum(1).tolist()
+        return loss / self.curves.shape[1], kl / self.curves.shape[1]
 
     @property
     def elbo(self) -> float:
@@ -171,38 +181,32 @@ class Watch:
         """Losses and KL of all steps so far, (2, steps), not to be changed."""
         return torch.empty(2, 0) if self._buffer is None else self._buffer[:, : self._taken]
 
-    @property
-    def seconds(self) -> float:
-        """Since the fit began."""
-        return time.perf_counter() - self._began
-
     def until(self, step: int) -> int:
         """The next step at which a callback is due, or else the last."""
         return min([self.steps, *(step + one.every - step % one.every for one in self._all)])
 
-    def tell(self, step: int, flat: Tensor, chunk: Tensor) -> bool:
-        """Call the callbacks that are due at ``step``, after losses of (n, 2); whether there were any."""
+    def tell(self, chunk: Tensor, pauses: Pauses) -> bool:
+        """Remember the losses and KL of the next steps, (n, 2), and call the callbacks due; whether there were any."""
         if self._buffer is None:
             self._buffer = chunk.new_empty(2, self.steps)
-        self._buffer[:, self._taken : step] = chunk.T
-        self._taken = step
+        self._buffer[:, self._taken : self._taken + len(chunk)] = chunk.T
+        self._taken += len(chunk)
+        told = [self._tell(*kept) for kept in pauses.kept]
+        return any(told)
+
+    def _tell(self, step: int, clock: float, flat: Tensor) -> bool:
+        """Call the callbacks that are due at ``step``, which was at ``clock`` with this θ; whether there were any."""
         due = [one for one in self._all if step % one.every == 0 or step == self.steps]
         if not due:
             return False
-        about = self._progress(step, flat)
+        seconds, curves = clock - self._began, self.curves[:, :step]
+        posterior = cache(lambda: self._make(flat, curves, seconds))
+        about: dict[int, Progress] = {}
         for one in due:
-            one.callback(about(one.told))
+            if one.told not in about:
+                new = curves[:, one.told :].clone()
+                progress = Progress(step, self.steps, new, seconds, flat, posterior, self._layout, *self._start)
+                about[one.told] = progress
+            one.callback(about[one.told])
             one.told = step
         return True
-
-    def _progress(self, step: int, flat: Tensor) -> Callable[[int], Progress]:
-        """What there is to say at ``step`` to a callback that was told of an earlier one last."""
-        now, seconds, curves = flat.detach().clone(), self.seconds, self.curves
-        posterior = cache(lambda: self._make(now, curves, seconds))
-
-        @cache
-        def about(told: int) -> Progress:
-            losses, kl = curves[:, told:].clone()
-            return Progress(step, self.steps, losses, kl, seconds, now, posterior, self._layout, *self._start)
-
-        return about

@@ -8,7 +8,18 @@ ROOT = Path(__file__).parents[1]
 
 # Each line may import from the lines above it, never from its own line or below.
 LEVELS = [
-    {"arguments", "arviz_compat", "background", "frozen", "isolation", "lowering", "optimizers", "params", "sites"},
+    {
+        "arguments",
+        "arviz_compat",
+        "background",
+        "frozen",
+        "isolation",
+        "lowering",
+        "optimizers",
+        "params",
+        "pauses",
+        "sites",
+    },
     {
         "annealing",
         "draws",
