@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from queue import Queue
 from threading import Thread
+from typing import Generic, TypeVar
 
-__all__ = ["Background"]
+__all__ = ["Background", "Gathered"]
 
-_WAITING = 4  # jobs hold copies of the parameters
+T = TypeVar("T")
+
+_SECONDS = 1.0
 
 
 class Background:
-    """A thread that does one job after the other until it is closed.
+    """A thread that does one job after the other until it is closed, with at most ``most`` of them waiting.
 
     The first error ends the work; it is raised by the next :meth:`put`, or by
     :meth:`close`.
@@ -26,14 +31,14 @@ class Background:
     True
     """
 
-    def __init__(self, name: str) -> None:
-        self._jobs: Queue[Callable[[], object] | None] = Queue(_WAITING)
+    def __init__(self, name: str, most: int = 4) -> None:
+        self._jobs: Queue[Callable[[], object] | None] = Queue(most)
         self._error: Exception | None = None
         self._thread = Thread(target=self._work, name=f"kiln-{name}", daemon=True)
         self._thread.start()
 
     def put(self, job: Callable[[], object]) -> None:
-        """Have ``job`` done; waits while four others are waiting."""
+        """Have ``job`` done; waits while too many others do."""
         self._raise()
         self._jobs.put(job)
 
@@ -58,3 +63,30 @@ class Background:
                 job()
             except Exception as error:
                 self._error, failed = error, True
+
+
+class Gathered(Generic[T]):
+    """Items that a thread writes, all of a second together, so that adding one costs next to nothing."""
+
+    def __init__(self, name: str, write: Callable[[Sequence[T]], object]) -> None:
+        self._write = write
+        self._items: list[T] = []
+        self._sent = time.perf_counter()
+        self._work = Background(name)
+
+    def add(self, item: T) -> None:
+        """Have ``item`` written within a second, or with the next one after it."""
+        self._items.append(item)
+        if time.perf_counter() - self._sent > _SECONDS:
+            self._send()
+
+    def close(self, quietly: bool = False) -> None:
+        """Write what is left and end the thread; ``quietly`` as :meth:`Background.close`."""
+        try:
+            self._send()
+        finally:
+            self._work.close(quietly)
+
+    def _send(self) -> None:
+        items, self._items, self._sent = self._items, [], time.perf_counter()
+        self._work.put(partial(self._write, items))

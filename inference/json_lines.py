@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from inference import storage
 from inference.arguments import positive_integer
+from inference.background import Gathered
 from inference.watch import CHUNK, Progress
 
 __all__ = ["JsonLines"]
-
-_FLUSH_SECONDS = 1.0
 
 
 class JsonLines:
@@ -73,32 +71,32 @@ class JsonLines:
         self.every = positive_integer(every, "every")
         self.params = [params] if isinstance(params, str) else list(params)
         self.overwrite = overwrite
-        self._file: TextIO | None = None
-        self._flushed = 0.0
+        self._lines: Gathered[dict[str, Any]] | None = None
 
     def __enter__(self) -> JsonLines:
         if self.path.exists() and not self.overwrite:
             raise ValueError(f"{self.path} is there already: give another path, or overwrite=True to replace it")
         storage.make_folder(self.path.parent)
-        self._file = self.path.open("w", encoding="utf-8")
-        self._flushed = time.perf_counter()
+        self.path.write_text("")
+        self._lines = Gathered("json-lines", self._write)
         return self
 
     def __call__(self, now: Progress) -> None:
         """Write one line."""
-        if self._file is None:
+        if self._lines is None:
             raise ValueError("JsonLines are written while a fit runs: pass them in callbacks=[…]")
-        self._file.write(json.dumps(self._line(now)) + "\n")
-        if time.perf_counter() - self._flushed > _FLUSH_SECONDS:
-            self._file.flush()
-            self._flushed = time.perf_counter()
+        self._lines.add(self._line(now))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._file is not None:
-            file, self._file = self._file, None
-            file.close()
+        if self._lines is not None:
+            lines, self._lines = self._lines, None
+            lines.close(quietly=error is not None)
+
+    def _write(self, lines: Sequence[dict[str, Any]]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def _line(self, now: Progress) -> dict[str, Any]:
         loss, kl = now.means

@@ -16,6 +16,8 @@ from inference.watch import CHUNK, Progress
 
 __all__ = ["Snapshots"]
 
+_MOST, _BYTES = 256, 2**26  # of snapshots that wait for the disk
+
 
 class Snapshots:
     """A callback that saves the posterior as it is, as ``step_000100`` and so on in ``folder``.
@@ -70,6 +72,7 @@ class Snapshots:
         self.keep = None if keep is None else positive_integer(keep, "keep")
         self.overwrite = overwrite
         self.written: list[Path] = []
+        self._running = False
         self._work: Background | None = None
 
     def __enter__(self) -> Snapshots:
@@ -83,19 +86,23 @@ class Snapshots:
         for path in (*found, *self.folder.glob("**/.step_*.partial")):
             shutil.rmtree(path)
         self.written = []
-        self._work = Background("snapshots")
+        self._running = True
         return self
 
     def __call__(self, now: Progress) -> None:
         """Hand the posterior as it is to the thread that writes."""
-        if self._work is None:
+        if not self._running:
             raise ValueError("Snapshots are written while a fit runs: pass them in callbacks=[…]")
+        if self._work is None:
+            size = now.flat.nbytes + 2 * now.steps * now.flat.element_size()
+            self._work = Background("snapshots", max(2, min(_MOST, _BYTES // max(1, size))))
         within = self.folder / f"start_{now.start}" if now.starts > 1 else self.folder
         self._work.put(partial(self._write, now.posterior, within / f"step_{now.step:06d}"))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._running = False
         if self._work is not None:
             work, self._work = self._work, None
             work.close(quietly=error is not None)

@@ -13,7 +13,6 @@ import torch
 from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNormal
 from torch import Tensor
 from torch.optim import Optimizer
-from tqdm.auto import tqdm
 
 from inference.annealing import Power, as_power
 from inference.arguments import (
@@ -25,19 +24,17 @@ from inference.arguments import (
     seed_number,
 )
 from inference.compiled import CompiledEngine
-from inference.engines import Engine, choose
+from inference.engines import choose
 from inference.isolation import RandomStream
+from inference.loop import run_steps
 from inference.objective import Model
 from inference.optimizers import LearningRate
-from inference.pauses import Pauses
 from inference.posterior import FitRecord, Posterior
-from inference.program import Program, device_for, set_training
+from inference.program import Program, device_for
 from inference.task import Task
-from inference.watch import CHUNK, Callback, Watch, opened, settled
+from inference.watch import Callback, Watch, opened, settled
 
 __all__ = ["fit"]
-
-_CHUNK_SECONDS = 0.05
 
 
 def fit(
@@ -177,7 +174,7 @@ def fit(
         fitted = _Fitted(program, args, state.flat, stream, names, seed, {**said, "engine": used})
         watch = Watch(callbacks, steps, program.params, fitted.posterior, (number + 1, restarts))
         label = f"fit {number + 1}/{restarts}" if restarts > 1 else "fit"
-        fitted.curves = _run(runner, state, program, label, progress, watch)
+        fitted.curves = run_steps(runner, state, program, watch, label, progress)
         return fitted
 
     with opened(callbacks):
@@ -226,32 +223,6 @@ def _best(start: Callable[[int], _Fitted], restarts: int) -> tuple[_Fitted, tupl
     if not whole:
         raise ValueError(f"all {restarts} starts failed; the warnings say at which step and site")
     return min(whole, key=lambda fitted: fitted.loss), tuple(f.loss if f is not None else math.inf for f in fits)
-
-
-def _run(runner: Engine, state: Any, program: Program, label: str, progress: bool, watch: Watch) -> Tensor:
-    size, late = CHUNK, not watch.may_change and isinstance(runner, CompiledEngine)
-    with tqdm(total=watch.steps, unit="step", disable=not progress, desc=label) as bar:
-        while state.step < watch.steps:
-            begun, pauses = time.perf_counter(), Pauses(watch.until)
-            steps = min(size, (watch.steps if late else watch.until(state.step)) - state.step)
-            try:
-                chunk = runner.advance(state, steps, pauses)
-            except ValueError:
-                if not late:
-                    raise
-                late = False  # the same steps again, with the callbacks told of those before the one that fails
-                continue
-            if time.perf_counter() - begun < _CHUNK_SECONDS and len(chunk) == size:
-                size *= 2
-            if progress:
-                bar.set_postfix(elbo=f"{-chunk[:, 0].mean().item():.4g}", refresh=False)
-            bar.update(len(chunk))
-            if watch.tell(chunk, pauses) and state.step < watch.steps:
-                if not getattr(program.guide, "training", True):  # it was asked
-                    set_training(program.guide, True)
-                if watch.may_change:
-                    runner.refresh(state)
-    return watch.curves
 
 
 def _finish(program: Program, flat: Tensor, args: tuple[Any, ...], stream: RandomStream) -> tuple[Program, Tensor]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
@@ -10,11 +13,23 @@ from typing import Any
 
 from inference import storage
 from inference.arguments import positive_integer
+from inference.background import Gathered
 from inference.watch import CHUNK, Progress
 
 __all__ = ["TensorBoard"]
 
-_FLUSH_SECONDS = 5
+_QUEUE = 1000
+
+
+@dataclass(frozen=True)
+class _Point:
+    """What is written of one call; ``start`` is 0 where there is only one."""
+
+    start: int
+    step: int
+    time: float
+    means: tuple[float, float]
+    histograms: list[Any]
 
 
 class TensorBoard:
@@ -56,38 +71,50 @@ class TensorBoard:
         self.histograms = histograms
         self._board = _torch_board("torch.utils.tensorboard")
         self._summaries = _torch_board("torch.utils.tensorboard.summary")
-        self._writer: Any = None
-        self._start = 0
+        self._points: Gathered[_Point] | None = None
+        self._writers: dict[int, Any] = {}
 
     def __enter__(self) -> TensorBoard:
         storage.make_folder(self.folder)
-        self._start = 0
+        self._points = Gathered("tensorboard", self._write)
         return self
 
     def __call__(self, now: Progress) -> None:
         """Add a point to each curve."""
-        if now.start != self._start:
-            self._close()
-            within = self.folder / f"start_{now.start}" if now.starts > 1 else self.folder
-            self._writer, self._start = self._board.FileWriter(str(within), flush_secs=_FLUSH_SECONDS), now.start
-        loss, kl = now.means
-        scalars = {"elbo": -loss, "loss": loss} | ({"kl": kl} if math.isfinite(kl) else {})
-        summary = self._summaries.Summary
-        parts = [summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        self._writer.add_summary(summary(value=parts), now.step)
+        if self._points is None:
+            raise ValueError("TensorBoard is written while a fit runs: pass it in callbacks=[…]")
+        summaries = []
         if self.histograms:
-            for name, value in now.layout.constrained(now.flat).items():
-                self._writer.add_summary(self._summaries.histogram(name, value.cpu().numpy(), "auto"), now.step)
+            values = now.layout.constrained(now.flat).items()
+            summaries = [self._summaries.histogram(name, value.cpu().numpy(), "auto") for name, value in values]
+        self._points.add(_Point(now.start if now.starts > 1 else 0, now.step, time.time(), now.means, summaries))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
+        if self._points is not None:
+            points, self._points = self._points, None
+            try:
+                points.close(quietly=error is not None)
+            finally:
+                for writer in self._writers.values():
+                    writer.close()
+                self._writers = {}
 
-    def _close(self) -> None:
-        if self._writer is not None:
-            writer, self._writer = self._writer, None
-            writer.close()
+    def _write(self, points: Sequence[_Point]) -> None:
+        """Append to the event files; runs in a thread."""
+        value = self._summaries.Summary.Value
+        for point in points:
+            if point.start not in self._writers:
+                within = self.folder / f"start_{point.start}" if point.start else self.folder
+                self._writers[point.start] = self._board.FileWriter(str(within), max_queue=_QUEUE)
+            loss, kl = point.means
+            scalars = {"elbo": -loss, "loss": loss} | ({"kl": kl} if math.isfinite(kl) else {})
+            curves = self._summaries.Summary(value=[value(tag=tag, simple_value=x) for tag, x in scalars.items()])
+            for summary in (curves, *point.histograms):
+                self._writers[point.start].add_summary(summary, point.step, point.time)
+        for writer in self._writers.values():
+            writer.flush()
 
 
 def _torch_board(module: str) -> Any:
