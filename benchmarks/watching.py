@@ -57,7 +57,7 @@ def contenders(folder: Path) -> Makers:
         "JsonLines": lambda: [JsonLines(folder / "log.jsonl", overwrite=True)],
         "ParameterTrace": lambda: [ParameterTrace()],
         "TensorBoard": lambda: [TensorBoard(folder / "board")],
-        "Snapshots": lambda: [Snapshots(folder / "snapshots", keep=100, overwrite=True)],
+        "Snapshots": lambda: [Snapshots(folder / "snapshots", overwrite=True)],
     }
     return {
         NONE: list,

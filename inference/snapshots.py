@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -108,12 +107,7 @@ class Snapshots:
             work.close(quietly=error is not None)
 
     def _write(self, posterior: Posterior, path: Path) -> None:
-        partial_path = path.with_name(f".{path.name}.partial")
-        try:
-            posterior.save(partial_path)
-            os.rename(partial_path, path)
-        finally:
-            shutil.rmtree(partial_path, ignore_errors=True)
+        posterior.save(path)
         self.written.append(path)
         if self.keep is not None and len(self.written) > self.keep:
             shutil.rmtree(self.written.pop(0))
