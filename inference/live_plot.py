@@ -21,6 +21,7 @@ from inference.watch import CHUNK, Progress
 __all__ = ["LivePlot"]
 
 _SHARE = 50  # of the time is for the fit, to one for drawing
+_LEAST = 0.25  # seconds between two drawings
 _FIRST_COST = 0.02  # seconds, before one is known
 _SHOWN = 1000  # points of a curve
 _DPI = 110
@@ -114,7 +115,7 @@ class LivePlot:
             self._screen = None
 
     def _wait(self, seconds: float) -> None:
-        self._due = seconds + _SHARE * self._cost
+        self._due = seconds + max(_LEAST, _SHARE * self._cost)
 
     def _draw(self) -> None:
         begun = time.perf_counter()
@@ -168,6 +169,7 @@ def _value(axes: Axes, curve: _Curve, loss: bool, latest: bool) -> None:
         pad = 0.06 * (high - low) or 1.0
         axes.set_ylim(low - pad, high + pad)
     axes.set(xlabel="step", ylabel="−ELBO (nats)" if loss else "ELBO (nats)")
+    axes.locator_params(axis="x", nbins=6)
 
 
 def _parts(axes: Axes, curve: _Curve) -> None:
@@ -180,6 +182,7 @@ def _parts(axes: Axes, curve: _Curve) -> None:
     pad = 0.06 * (high - low) or 1.0
     axes.set_ylim(low - pad, high + pad)
     axes.set(xlabel="step", ylabel="parts of −ELBO (nats)")
+    axes.locator_params(axis="x", nbins=6)
     axes.legend(fontsize=9)
 
 
