@@ -4,7 +4,7 @@
 
 Chainer's tutorial: a network 1-16-32-1 of leaky ReLUs sees 100 fresh points of
 [0, 1] at each of 10,000 steps. The loss is drawn every 10 steps and a snapshot
-kept every 1,000; the weights are read, and e^0.2 is worked out from them in plain
+kept every 100; the weights are read, and e^0.2 is worked out from them in plain
 NumPy; gradients are checked against differences; the path of the parameters is
 drawn over the contours of the loss, first for the tutorial's straight line with
 its two parameters, then for the network. The same network fitted as a Bayesian
@@ -17,6 +17,7 @@ import argparse
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyro
@@ -31,6 +32,7 @@ from inference import (
     LivePlot,
     ParameterTrace,
     Posterior,
+    Prediction,
     Snapshots,
     check_gradients,
     cosine_decay,
@@ -39,6 +41,7 @@ from inference import (
     load,
     plot_loss_contour,
 )
+from inference.watch import Callback
 from ppl_models import Scaling, mlp_regression
 
 POINTS, STEPS = 100, 10_000
@@ -54,7 +57,7 @@ def points() -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Learned:
-    """The fit, its snapshots as posteriors by step, and the path of its parameters."""
+    """The fit, some of its snapshots as posteriors by step, and the path of its parameters."""
 
     posterior: Posterior
     snapshots: dict[int, Posterior]
@@ -64,12 +67,13 @@ class Learned:
 def learn(folder: Path, steps: int = STEPS, seed: int = 0, progress: bool = True) -> Learned:
     """The network as a point estimate, with everything that watches it."""
     guide = AutoDelta(MODEL, init_loc_fn=init_to_sample)
-    kept = Snapshots(folder / "snapshots", every=max(1, steps // 10), overwrite=True)
+    kept = Snapshots(folder / "snapshots", every=max(1, steps // 100), overwrite=True)
     trace = ParameterTrace(every=max(1, steps // 100))
-    watching = [LivePlot(every=10, path=folder / "function_loss.png"), kept, trace]
-    options = {"lr": cosine_decay(1e-2, steps), "seed": seed, "callbacks": watching, "progress": progress}
-    posterior = fit(MODEL, guide, fresh(points), steps=steps, **options)
-    snapshots = {int(path.name.removeprefix("step_")): load(path, MODEL, guide) for path in kept.written}
+    watching: list[Callback] = [LivePlot(every=10, path=folder / "function_loss.png"), kept, trace]
+    lr = cosine_decay(1e-2, steps)
+    posterior = fit(MODEL, guide, fresh(points), steps=steps, lr=lr, seed=seed, callbacks=watching, progress=progress)
+    shown = [kept.written[i] for i in (0, 1, len(kept.written) // 10, -1)]
+    snapshots = {int(path.name.removeprefix("step_")): load(path, MODEL, guide) for path in shown}
     return Learned(posterior, snapshots, trace)
 
 
@@ -100,8 +104,9 @@ def descent() -> Figure:
     """A hundred steps of plain gradient descent of the line, over the contours of its loss."""
     x = torch.linspace(-1, 2, 30)
     trace = ParameterTrace(every=1)
-    options = {"lr": 0.005, "optimizer": "sgd", "callbacks": [trace], "progress": False}
-    posterior = fit(line, no_guide, x, 2 * x - 1, steps=100, **options)
+    posterior = fit(
+        line, no_guide, x, 2 * x - 1, steps=100, lr=0.005, optimizer="sgd", callbacks=[trace], progress=False
+    )
     return plot_loss_contour(posterior, ("W", "b"), path=trace.flat, steps=trace.steps.tolist(), progress=False)
 
 
@@ -114,20 +119,24 @@ def bayesian(seed: int = 0, steps: int = 2 * STEPS, progress: bool = True) -> Po
     return fit(model, guide, x, y, steps=steps, lr=cosine_decay(1e-2, steps), seed=seed, progress=progress)
 
 
+def predicted(posterior: Posterior, draws: int) -> Prediction:
+    """At the places of the grid."""
+    return cast(Prediction, posterior.predict(GRID, draws=draws, progress=False))
+
+
 def draw(learned: Learned, unsure: Posterior, path: Path) -> None:
     """What the snapshots have learned, how far off they are, and the Bayesian network's draws."""
     truth = GRID[:, 0].exp()
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     left.plot(GRID, truth, color="black", lw=3, alpha=0.3, label="eˣ")
-    shown = [step for i, step in enumerate(learned.snapshots) if i in (0, 1, len(learned.snapshots) - 1)]
-    for step in shown:
-        mean = learned.snapshots[step].predict(GRID, draws=1, progress=False).mean
+    for step, snapshot in learned.snapshots.items():
+        mean = predicted(snapshot, 1).mean
         left.plot(GRID, mean, lw=1, label=f"after {step:,} steps")
         middle.semilogy(GRID, (mean - truth).abs().clamp_min(1e-6), lw=1, label=f"after {step:,} steps")
     middle.set(title="distance to eˣ", xlabel="x")
     left.set(title="the snapshots", xlabel="x")
-    functions = unsure.predict(GRID, draws=500, progress=False)
+    functions = predicted(unsure, 500)
     lower, upper = functions.interval(0.9, of="functions")
     right.plot(GRID, (functions.draws[:40] - truth).T, color="tab:blue", lw=0.4, alpha=0.4)
     right.fill_between(GRID[:, 0], lower - truth, upper - truth, color="tab:blue", alpha=0.2, label="90 % of functions")
@@ -146,15 +155,17 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     learned = learn(options.out, options.steps)
-    mean = learned.posterior.predict(GRID, draws=1, progress=False).mean
-    print(f"e^0.2 is {np.exp(0.2):.5f}, the network says {float(mean[40]):.5f}, by hand {by_hand(learned.posterior, 0.2):.5f}")
+    mean = predicted(learned.posterior, 1).mean
+    hand = by_hand(learned.posterior, 0.2)
+    print(f"e^0.2 is {np.exp(0.2):.5f}, the network says {float(mean[40]):.5f}, by hand {hand:.5f}")
     print(f"furthest off on [0, 1]: {float((mean - GRID[:, 0].exp()).abs().max()):.5f}")
     check = check_gradients(MODEL, AutoDelta(MODEL, init_loc_fn=init_to_sample), *points(), most=200)
-    print(f"gradients: {'right' if check.passed else 'wrong'}, the worst is {check.worst.name}, off by {check.worst.error:.1e}")
+    verdict = "right" if check.passed else "wrong"
+    print(f"gradients: {verdict}, the worst is {check.worst.name}, off by {check.worst.error:.1e}")
     predictor = learned.posterior.export(options.out / "predictor.npz", draws=1)
     print(f"with NumPy alone: {predictor} and predictor.py beside it")
     unsure = bayesian(steps=2 * options.steps)
-    lower, upper = unsure.predict(GRID, draws=1000).interval(0.9, of="functions")
+    lower, upper = predicted(unsure, 1000).interval(0.9, of="functions")
     inside = (lower <= GRID[:, 0].exp()) & (GRID[:, 0].exp() <= upper)
     print(f"Bayesian: the 90 % interval of functions holds eˣ on {float(inside.double().mean()):.1%} of [0, 1]")
     draw(learned, unsure, options.out / "function_approximation.png")
