@@ -37,7 +37,8 @@ from inference.task import Task
 from inference.watch import Watch, opened
 from ppl_models import bnn_regression
 
-NONE, ALL, ALL_BUT = "none", "all", "all but snapshots"
+NONE, IDLE, ALL, ALL_BUT = "none", "one that does nothing", "all", "all but snapshots"
+NAMES = [IDLE, "LivePlot", "JsonLines", "ParameterTrace", "TensorBoard", "Snapshots", ALL_BUT, ALL]
 Makers = dict[str, Callable[[], list[Any]]]
 
 
@@ -61,7 +62,7 @@ def contenders(folder: Path) -> Makers:
     }
     return {
         NONE: list,
-        "one that does nothing": lambda: [Nothing()],
+        IDLE: lambda: [Nothing()],
         **single,
         ALL_BUT: lambda: [one for name, make in single.items() if name != "Snapshots" for one in make()],
         ALL: lambda: [one for make in single.values() for one in make()],
@@ -96,11 +97,11 @@ class Tutorial:
         return (done - start) / steps * 1e6, (time.perf_counter() - done) * 1e3
 
 
-def measure(steps: int, repeats: int) -> dict[str, list[tuple[float, float]]]:
+def measure(steps: int, repeats: int, names: list[str]) -> dict[str, list[tuple[float, float]]]:
     """What :meth:`Tutorial.time` finds for each contender in each repeat."""
     work = Tutorial()
     with tempfile.TemporaryDirectory() as folder:
-        makers = contenders(Path(folder))
+        makers = {name: make for name, make in contenders(Path(folder)).items() if name in names}
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in makers}
         work.time([], steps)
         for _ in tqdm(range(repeats), unit="repeat", leave=False):
@@ -124,14 +125,15 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cores", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=100_000)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--repeats", type=int, default=21)
+    parser.add_argument("--names", nargs="*", default=NAMES, help="of the contenders, beside none")
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, 1 thread, {options.cores} core(s), {options.steps:,} steps")
-    print(table(measure(options.steps, options.repeats)))
+    print(table(measure(options.steps, options.repeats, [NONE, *options.names])))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ __all__ = ["Background", "Gathered"]
 T = TypeVar("T")
 
 _SECONDS = 1.0
+_PATIENCE = 0.005
 
 
 class Background:
@@ -49,6 +50,14 @@ class Background:
         if not quietly:
             self._raise()
 
+    def _next(self) -> Callable[[], object] | None:
+        """The next job, a while after it was given: its giver has more Python to run before the next steps."""
+        rested = self._jobs.empty()
+        job = self._jobs.get()
+        if rested and job is not None:
+            time.sleep(_PATIENCE)
+        return job
+
     def _raise(self) -> None:
         if self._error is not None:
             error, self._error = self._error, None
@@ -56,7 +65,7 @@ class Background:
 
     def _work(self) -> None:
         failed = False
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next()) is not None:
             if failed:
                 continue
             try:
