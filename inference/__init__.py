@@ -4,21 +4,31 @@ from inference.contour import plot_loss_contour
 from inference.diagnostics import Diagnosis
 from inference.fresh import fresh
 from inference.gradients import GradientCheck, check_gradients
+from inference.json_lines import JsonLines
+from inference.live_plot import LivePlot
 from inference.optimizers import cosine_decay
+from inference.parameter_trace import ParameterTrace
 from inference.posterior import Posterior, load
 from inference.predict import ClassPrediction, Prediction
 from inference.sections import Labels
+from inference.snapshots import Snapshots
 from inference.svi import fit
+from inference.tensorboard import TensorBoard
 from inference.watch import Progress, every
 
 __all__ = [
     "ClassPrediction",
     "Diagnosis",
     "GradientCheck",
+    "JsonLines",
     "Labels",
+    "LivePlot",
+    "ParameterTrace",
     "Posterior",
     "Prediction",
     "Progress",
+    "Snapshots",
+    "TensorBoard",
     "check_gradients",
     "cosine_decay",
     "every",

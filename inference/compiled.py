@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from inference.frozen import outside_values
 from inference.isolation import RandomStream, environment
 from inference.lowering import NotCompilable
 from inference.objective import traces
+from inference.pauses import Pauses
 from inference.programs import executable
 from inference.replayed import ReplayedStep
 from inference.sites import refuse_non_finite
@@ -108,8 +110,10 @@ class CompiledEngine:
             state.noise = []
             self._bind(state)
 
-    def advance(self, state: CompiledState, steps: int) -> Tensor:
+    def advance(self, state: CompiledState, steps: int, pauses: Pauses | None = None) -> Tensor:
         """Take ``steps`` steps in place and return what :func:`~inference.objective.loss` was in each, (steps, 2).
+
+        On the way θ is kept at the steps that ``pauses`` wants.
 
         Raises
         ------
@@ -119,20 +123,23 @@ class CompiledEngine:
         """
         start = _copy(state)
         with self._drawing(state.stream):
-            found = torch.cat(self._take(state, steps))
-        if not torch.isfinite(found[:, 0]).all():
+            found = torch.cat(self._take(state, steps, pauses))
+        if not math.isfinite(found[:, 0].sum().item()) and not torch.isfinite(found[:, 0]).all():
             bad = int((~torch.isfinite(found[:, 0])).nonzero()[0])
             _put_back(state, start)
             self._explain(state, bad)
         return found
 
-    def _take(self, state: CompiledState, steps: int) -> list[Tensor]:
-        """Steps as they come, good or bad: their losses, a tensor for each block."""
+    def _take(self, state: CompiledState, steps: int, pauses: Pauses | None = None) -> list[Tensor]:
+        """Steps as they come, good or bad: their losses, in pieces."""
         losses, last = [], state.step + steps
         while state.step < last:
-            rows = self._next_rows(state, last - state.step)
+            stop = last if pauses is None else min(last, pauses.until(state.step))
+            rows = self._next_rows(state, stop - state.step)
             losses.append(self.machine.run(rows))
             state.step += len(rows[0])
+            if pauses is not None and state.step == stop:
+                pauses.keep(stop, state.flat)
         return losses
 
     def _next_rows(self, state: CompiledState, most: int) -> list[Tensor]:
@@ -162,7 +169,7 @@ class CompiledEngine:
 
     @contextmanager
     def _drawing(self, stream: RandomStream) -> Iterator[None]:
-        with stream.active(), environment(self.program.device, self.program.dtype, validate=False):
+        with stream.drawing(), environment(self.program.device, self.program.dtype):
             yield
 
     def _rates(self, step: int, count: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from inference.isolation import RandomStream
 from inference.objective import loss, traces
 from inference.optimizers import make_optimizer, set_step_size
+from inference.pauses import Pauses
 from inference.sites import refuse_non_finite
 from inference.task import Task
 
@@ -46,8 +47,10 @@ class EagerEngine:
         flat.grad = torch.zeros_like(flat)
         return SVIState(flat, flat.grad, make_optimizer(self.task.optimizer, flat, self.task.lr), stream)
 
-    def advance(self, state: SVIState, steps: int) -> Tensor:
+    def advance(self, state: SVIState, steps: int, pauses: Pauses | None = None) -> Tensor:
         """Take ``steps`` steps in place and return what :func:`~inference.objective.loss` was in each, (steps, 2).
+
+        Of ``pauses`` there is one, at the end.
 
         Raises
         ------
@@ -65,6 +68,8 @@ class EagerEngine:
             _roll_back(state, before)
             self._explain(state, bad)
         state.step += steps
+        if pauses is not None:
+            pauses.keep(state.step, state.flat)
         return losses
 
     def refresh(self, state: SVIState) -> None:

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from inference.compiled import CompiledEngine, NotCompilable, Untraceable
 from inference.eager import EagerEngine
 from inference.isolation import RandomStream
+from inference.pauses import Pauses
 from inference.program import name_of
 from inference.task import Task
 
@@ -22,8 +23,8 @@ _ALWAYS_EAGER = 1_000  # runs of the model that cannot earn a compilation back, 
 class Engine(Protocol):
     """What ``fit`` asks of an engine, beside the state that it makes."""
 
-    def advance(self, state: Any, steps: int) -> Tensor:
-        """Take steps in place; their losses."""
+    def advance(self, state: Any, steps: int, pauses: Pauses | None = None) -> Tensor:
+        """Take steps in place; their losses. θ is kept at the end, and on the way where the engine can."""
 
     def refresh(self, state: Any) -> None:
         """Look again at what callbacks may have changed."""

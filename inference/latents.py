@@ -84,7 +84,8 @@ class Latents:
         def run(z: dict[str, Tensor]) -> dict[str, Tensor]:
             return latent_values(poutine.trace(poutine.condition(guide, data=z) if z else guide).get_trace(*args))
 
-        drawn: dict[str, Tensor] = for_each_draw(run, given, count, draws_together(args))
+        at_once = draws_together(args) if self.row_sites() else count  # shared latents do not depend on the rows
+        drawn: dict[str, Tensor] = for_each_draw(run, given, count, at_once)
         return {name: value.to(self.program.device) for name, value in drawn.items()}
 
     def _anew_for_each_row(self) -> Model:

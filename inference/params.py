@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Callable, Iterator, Mapping
+=======
+from collections.abc import Callable, Iterator, Sequence
+>>>>>>> main
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -69,10 +73,30 @@ class Params:
         """Name → the view of ``flat`` that is this parameter, unconstrained."""
         return dict(zip(self.names, self.views(flat), strict=True))
 
-    def constrained(self, flat: Tensor) -> dict[str, Tensor]:
-        """Name → value in the user's space, as ``pyro.param`` would return it."""
-        parts = zip(self.names, self.constraints, self.views(flat), strict=True)
+    def constrained(self, flat: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Name → value in the user's space, as ``pyro.param`` would return it; of these ``names``, or else all.
+
+        Raises
+        ------
+        ValueError
+            If there is no parameter of a name.
+        """
+        kinds = dict(zip(self.names, zip(self.constraints, self.views(flat), strict=True), strict=True))
+        chosen = self.names if names is None else self.known(names)
+        parts = ((name, *kinds[name]) for name in chosen)
         return {name: transform_to(kind)(view).detach().clone() for name, kind, view in parts}
+
+    def known(self, names: Sequence[str]) -> Sequence[str]:
+        """``names``, or a ValueError that says which there are."""
+        unknown = [name for name in names if name not in self.names]
+        if unknown:
+            raise ValueError(f"there is no parameter {unknown[0]!r}: give names among {list(self.names)}")
+        return names
+
+    def only(self, names: Sequence[str]) -> Params:
+        """The layout of a θ that holds no other parameters than these."""
+        places = [self.names.index(name) for name in self.known(names)]
+        return Params(tuple(names), tuple(self.leaves[i] for i in places), tuple(self.constraints[i] for i in places))
 
     def unconstrained(self, values: dict[str, Tensor]) -> Tensor:
         """The flat vector, shape (P,), of values in the user's space (inverse of :meth:`constrained`)."""

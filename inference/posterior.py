@@ -28,9 +28,11 @@ from inference.arguments import (
     seed_number,
 )
 from inference.arviz_export import to_arviz
+from inference.asked import Asked
 from inference.autoencoder import Autoencoder, EncodingCalls, HeldOutRows, evidence_scores
 from inference.density import as_points, log_density
 from inference.diagnostics import Diagnosis, NoWeights, diagnose
+from inference.export import write_predictor
 from inference.isolation import RandomStream
 from inference.latents import Batch, Latents
 from inference.metrics import HeldOut, class_scores, scores
@@ -76,6 +78,7 @@ class Posterior(EncodingCalls):
         record: FitRecord,
         has_data: bool = True,
     ) -> None:
+        set_training(program.guide, False)
         self._program = program
         self._flat = flat
         self._args = args
@@ -415,6 +418,43 @@ class Posterior(EncodingCalls):
         }
         traces = {"losses": torch.from_numpy(self.losses), "kl": torch.from_numpy(self.kl)}
         return storage.write(Path(path), program.params.named(self._flat), traces, manifest)
+
+    def export(self, path: str | Path, *, draws: int = 1000, seed: int = 0, site: str | None = None) -> Path:
+        """Write ``predictor.npz``, and beside it ``predictor.py``, which do what :meth:`predict` does with NumPy alone.
+
+        The two files predict on a machine without torch: ``import predictor;
+        predictor.load().predict(x)`` has the same ``draws``, to rounding, as
+        ``predict(x, draws=draws, seed=seed)``; latents that each row has of its
+        own are drawn anew. They hold arrays and no pickle. A model without
+        inputs gives draws of its latent. A path that ends in ``.onnx`` takes
+        mean and variance, or class probabilities, as torch's exporter can.
+
+        Raises
+        ------
+        ValueError
+            If something that the model does has no NumPy form, or differs from
+            torch in what it gives; nothing is written then.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from inference import fit
+        >>> from inference.numpy_predictor import load
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from ppl_models import linear_regression
+        >>> x = torch.linspace(-1, 1, 20).reshape(-1, 1)
+        >>> posterior = fit(linear_regression, AutoNormal(linear_regression), x, 2 * x[:, 0], steps=10, progress=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     predictor = load(posterior.export(f"{folder}/predictor.npz", draws=50))
+        >>> p = predictor.predict(x[:3].numpy())
+        >>> p.draws.shape, p.mean.shape, p.interval(0.9).lower.shape
+        ((50, 3), (3,), (3,))
+        """
+        asked = Asked.of(
+            *(self._program, self._flat, self._args, self.argument_names, self._has_data),
+            *(site, _count(draws), seed_number(seed)),
+        )
+        return write_predictor(asked, Path(path), {"model": self.model_name, "guide": self.guide_name})
 
     @contextmanager
     def _running(self, seed: int) -> Iterator[None]:

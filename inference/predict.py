@@ -15,7 +15,7 @@ from inference.objective import Model
 from inference.sites import base_distribution
 from inference.vectorized import draws_together, for_each_draw
 
-__all__ = ["ClassPrediction", "Interval", "Prediction", "joined", "log_likelihood", "predictive"]
+__all__ = ["ClassPrediction", "Interval", "Prediction", "at_latents", "joined", "log_likelihood", "predictive"]
 
 Latents = Mapping[str, Tensor]
 
@@ -151,16 +151,21 @@ def _model_at(model: Model, latents: Latents) -> Model:
     return poutine.condition(poutine.uncondition(model), data=dict(latents))
 
 
+def at_latents(model: Model, latents: Latents, args: tuple[Any, ...], site: str) -> tuple[tuple[Tensor, ...], Tensor]:
+    """What the model says of ``site`` at one z: mean and variance, or class probabilities alone; and a sample."""
+    nodes = poutine.trace(_model_at(model, latents)).get_trace(*args).nodes
+    if site not in nodes:
+        raise ValueError(f"the model has no site {site!r} when run on the new data: it must not depend on y")
+    return _describe(nodes[site]["fn"]), nodes[site]["value"]
+
+
 def predictive(
     model: Model, latents: Latents, draws: int, args: tuple[Any, ...], site: str
 ) -> Prediction | ClassPrediction:
     """Run the model at S draws of the latents, ``{site: (S, *site shape)}``, and collect what it says of ``site``."""
 
     def run(z: Latents) -> tuple[tuple[Tensor, ...], Tensor]:
-        nodes = poutine.trace(_model_at(model, z)).get_trace(*args).nodes
-        if site not in nodes:
-            raise ValueError(f"the model has no site {site!r} when run on the new data: it must not depend on y")
-        return _describe(nodes[site]["fn"]), nodes[site]["value"]
+        return at_latents(model, z, args, site)
 
     described, samples = for_each_draw(run, latents, draws, draws_together(args))
     if len(described) == 1:

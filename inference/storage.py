@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from inference.params import Params
 
-__all__ = ["MANIFEST", "assemble", "describe", "placeholder", "read", "replacing", "versions", "write", "write_json"]
+__all__ = [
+    "MANIFEST",
+    "assemble",
+    "describe",
+    "make_folder",
+    "placeholder",
+    "read",
+    "replacing",
+    "versions",
+    "write",
+    "write_json",
+]
 
 SCHEMA = 1
 MANIFEST = "posterior.json"
@@ -27,6 +42,7 @@ PARAM = "param:"
 REQUIRED = {"schema", "model", "guide", "dtype", "arguments", "seconds", "seed", "options", "starts"}
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of the packages that a result depends on."""
     return {name: metadata.version(name) for name in ("kiln-ppl", "pyro-ppl", "torch", "numpy", "arviz")}
@@ -53,30 +69,66 @@ def placeholder(entry: dict[str, Any], folder: Path) -> Any:
 
 
 def write(folder: Path, pieces: dict[str, Tensor], traces: dict[str, Tensor], manifest: dict[str, Any]) -> Path:
-    """Write both files under temporary names, then move them into place, the manifest last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {PARAM + name: value.detach().cpu().clone() for name, value in pieces.items()}
-    with replacing(folder / TENSORS) as partial:
-        save_file({**tensors, **traces}, partial)
-    write_json(folder / MANIFEST, {"schema": SCHEMA, "versions": versions(), **manifest})
+    """Write both files: a new folder whole or not at all, in an old one each file, the manifest last."""
+    tensors = {PARAM + name: value.detach().cpu().numpy().copy() for name, value in pieces.items()}
+    tensors |= {name: value.numpy() for name, value in traces.items()}
+    content = {"schema": SCHEMA, "versions": versions(), **manifest}
+    if folder.exists():
+        with replacing(folder / TENSORS) as partial:
+            save_file(tensors, partial)
+        write_json(folder / MANIFEST, content)
+        return folder
+    with replacing(folder) as partial:
+        partial.mkdir(parents=True)
+        save_file(tensors, partial / TENSORS)
+        (partial / MANIFEST).write_text(_json(content), encoding="utf-8")
     return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` if it is not there.
+
+    Raises
+    ------
+    OSError
+        If nothing can be written in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written ({error.strerror}): give a folder that can") from error
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, so that ``path`` is either the old file or the whole new one."""
+    """A temporary name to write to, so that ``path`` is either the old file or the whole new one, or a new folder."""
     partial = path.with_name(f".{path.name}.partial")
+    _remove(partial)
     try:
         yield partial
         os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    except BaseException:
+        _remove(partial)
+        raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` as JSON, whole or not at all."""
     with replacing(path) as partial:
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        partial.write_text(_json(content), encoding="utf-8")
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:

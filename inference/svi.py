@@ -13,7 +13,6 @@ import torch
 from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNormal
 from torch import Tensor
 from torch.optim import Optimizer
-from tqdm.auto import tqdm
 
 from inference.annealing import Power, as_power
 from inference.arguments import (
@@ -25,19 +24,18 @@ from inference.arguments import (
     seed_number,
 )
 from inference.compiled import CompiledEngine
-from inference.engines import Engine, choose
+from inference.engines import choose
 from inference.fresh import Feed, Fresh
 from inference.isolation import RandomStream
+from inference.loop import run_steps
 from inference.objective import Model
 from inference.optimizers import LearningRate
 from inference.posterior import FitRecord, Posterior
-from inference.program import Program, device_for, set_training
+from inference.program import Program, device_for
 from inference.task import Task
-from inference.watch import CHUNK, Callback, Watch
+from inference.watch import Callback, Watch, opened, settled
 
 __all__ = ["fit"]
-
-_CHUNK_SECONDS = 0.05
 
 
 def fit(
@@ -114,7 +112,12 @@ def fit(
         Each is called with a :class:`~inference.watch.Progress` after every 100
         steps and at the end, or as :func:`every` says. A value that the model
         reads from outside may be changed there; the compiled engine notices
-        and records the model again.
+        and records the model again. Where every callback promises by an attribute
+        ``only_looks = True`` to change nothing, it does not look, and calls them
+        up to a tenth of a second late, with what was there at their step. One
+        that is a context manager is entered before anything else is done, where
+        it can still refuse, and left once when the fit has ended, with the
+        exception if it failed.
 
     Raises
     ------
@@ -170,13 +173,14 @@ def fit(
         runner, state = choose(engine, task, stream, steps * restarts, progress)
         used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
         fitted = _Fitted(program, args, state.flat, stream, names, seed, {**said, "engine": used})
-        watch = Watch(callbacks, steps, fitted.posterior)
+        watch = Watch(callbacks, steps, program.params, fitted.posterior, (number + 1, restarts))
         label = f"fit {number + 1}/{restarts}" if restarts > 1 else "fit"
-        fitted.losses = _run(runner, state, program, label, progress, watch)
+        fitted.curves = run_steps(runner, state, program, watch, label, progress)
         return fitted
 
-    best, starts = _best(start, restarts)
-    return best.posterior(best.flat, best.losses, time.perf_counter() - started, starts)
+    with opened(callbacks):
+        best, starts = _best(start, restarts)
+    return best.posterior(best.flat, best.curves, time.perf_counter() - started, starts)
 
 
 def _data(
@@ -195,7 +199,7 @@ def _data(
 
 @dataclass
 class _Fitted:
-    """One start: where it is, and once it has ended its losses and KL, (steps, 2)."""
+    """One start: where it is, and once it has ended its losses and KL, (2, steps)."""
 
     program: Program
     args: tuple[Any, ...]
@@ -204,16 +208,16 @@ class _Fitted:
     names: list[str]
     seed: int
     options: dict[str, Any]
-    losses: Tensor = field(default_factory=lambda: torch.empty(0, 2))
+    curves: Tensor = field(default_factory=lambda: torch.empty(2, 0))
 
     @property
     def loss(self) -> float:
-        """−ELBO in nats, the mean over the last tenth of the steps."""
-        return self.losses[-max(1, len(self.losses) // 10) :, 0].mean().item()
+        """−ELBO in nats, where the start ended."""
+        return settled(self.curves[0])
 
-    def posterior(self, flat: Tensor, losses: Tensor, seconds: float, starts: tuple[float, ...] = ()) -> Posterior:
-        """The posterior at θ = ``flat``, after the steps with these losses."""
-        values, kl = losses.cpu().T.contiguous().numpy()
+    def posterior(self, flat: Tensor, curves: Tensor, seconds: float, starts: tuple[float, ...] = ()) -> Posterior:
+        """The posterior at θ = ``flat``, after the steps with these losses and KL."""
+        values, kl = curves.clone().cpu().numpy()
         record = FitRecord(values, kl, seconds, self.seed, self.options, starts)
         program, finished = _finish(self.program, flat.detach(), self.args, self.stream)
         return Posterior(program, finished, self.args, self.names, record)
@@ -234,23 +238,6 @@ def _best(start: Callable[[int], _Fitted], restarts: int) -> tuple[_Fitted, tupl
     if not whole:
         raise ValueError(f"all {restarts} starts failed; the warnings say at which step and site")
     return min(whole, key=lambda fitted: fitted.loss), tuple(f.loss if f is not None else math.inf for f in fits)
-
-
-def _run(runner: Engine, state: Any, program: Program, label: str, progress: bool, watch: Watch) -> Tensor:
-    size = CHUNK
-    with tqdm(total=watch.steps, unit="step", disable=not progress, desc=label) as bar:
-        while state.step < watch.steps:
-            begun = time.perf_counter()
-            chunk = runner.advance(state, min(size, watch.until(state.step) - state.step))
-            if time.perf_counter() - begun < _CHUNK_SECONDS and len(chunk) == size:
-                size *= 2
-            bar.set_postfix(elbo=f"{-chunk[:, 0].mean().item():.4g}", refresh=False)
-            bar.update(len(chunk))
-            if watch.tell(state.step, state.flat, chunk) and state.step < watch.steps:
-                set_training(program.guide, True)
-                if watch.may_change:
-                    runner.refresh(state)
-    return watch.losses
 
 
 def _finish(program: Program, flat: Tensor, args: tuple[Any, ...], stream: RandomStream) -> tuple[Program, Tensor]:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from inference.arguments import row_count
 
-__all__ = ["affordable", "draws_together", "for_each_draw", "rows_together"]
+__all__ = ["affordable", "draws_together", "for_each_draw", "rows_together", "together"]
 
 _NUMBERS = 2**22  # of the data, times draws: what is run together
 _NARROW = 256  # a row of fewer numbers counts as this many, for the layers of a network behind it
@@ -62,12 +62,13 @@ def for_each_draw(run: Run, latents: Latents, draws: int, at_once: int) -> Any:
     than torch's, it runs once for each.
     """
     try:
-        return _stacked(_together(run, latents, draws, at_once))
+        return _stacked(together(run, latents, draws, at_once))
     except Exception:  # the model is anybody's code; if it is at fault, it says so when it runs alone
         return _stacked([_cpu(tree_map(lambda v: v[None], run(_part(latents, i)))) for i in range(draws)])
 
 
-def _together(run: Run, latents: Latents, draws: int, at_once: int) -> list[Any]:
+def together(run: Run, latents: Latents, draws: int, at_once: int) -> list[Any]:
+    """``run`` at S latents by ``torch.vmap``, its tensors on the CPU, in parts of up to ``at_once`` draws."""
     parts = []
     for begin in range(0, draws, at_once):
         indices = torch.arange(begin, min(draws, begin + at_once))

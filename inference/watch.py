@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from inference.arguments import positive_integer
+from inference.params import Params
+from inference.pauses import Pauses
 from inference.posterior import Posterior
 
-__all__ = ["CHUNK", "Callback", "Every", "Progress", "Watch", "every"]
+__all__ = ["CHUNK", "Callback", "Every", "Progress", "Watch", "every", "opened", "settled"]
 
 CHUNK = 100
 
@@ -27,22 +30,49 @@ class Progress:
     ----------
     step, steps
         Steps taken, and to take.
-    losses, kl
-        −ELBO in nats, and KL(q ‖ p(z)), of the steps since this callback was
-        called last, (n,) each.
+    curves
+        −ELBO in nats, and KL(q ‖ p(z)), of the n steps since this callback was
+        called last, (2, n).
     seconds
         Since the first step.
     flat
         θ, all unconstrained parameters in one vector, (P,).
+    start, starts
+        Which of the fit's restarts this is, from 1, and how many there are.
+    layout
+        Names, shapes and constraints of the parts of θ.
     """
 
     step: int
     steps: int
-    losses: Tensor
-    kl: Tensor
+    curves: Tensor
     seconds: float
     flat: Tensor
     made: Callable[[], Posterior] = field(repr=False)
+    layout: Params = field(repr=False)
+    start: int = 1
+    starts: int = 1
+
+    @property
+    def losses(self) -> Tensor:
+        """−ELBO in nats of the steps since this callback was called last, (n,)."""
+        return self.curves[0]
+
+    @property
+    def kl(self) -> Tensor:
+        """KL(q ‖ p(z)) in nats of those steps, (n,); NaN where the fit has none."""
+        return self.curves[1]
+
+    @cached_property
+    def means(self) -> tuple[float, float]:
+        """The means of ``losses`` and of ``kl``."""
+        loss, kl = self.curves.sum(1).tolist()
+        return loss / self.curves.shape[1], kl / self.curves.shape[1]
+
+    @property
+    def elbo(self) -> float:
+        """The mean ELBO of the steps since this callback was called last, in nats."""
+        return -self.means[0]
 
     @property
     def posterior(self) -> Posterior:
@@ -92,58 +122,91 @@ def every(steps: int, callback: Callback) -> Every:
     return Every(positive_integer(steps, "steps"), callback)
 
 
+@contextmanager
+def opened(callbacks: Sequence[Callback]) -> Iterator[None]:
+    """Enter those callbacks that are context managers; leave them when the block ends, well or not."""
+    with ExitStack() as stack:
+        inner = {id(one): one for one in (_inner(callback) for callback in callbacks)}
+        for callback in inner.values():
+            if isinstance(callback, AbstractContextManager):
+                stack.enter_context(callback)
+        yield
+
+
+def _inner(callback: Callback) -> Callback:
+    return _inner(callback.callback) if isinstance(callback, Every) else callback
+
+
+def settled(losses: Tensor) -> float:
+    """Where a fit ended: −ELBO in nats, the mean over the last tenth of its steps, (steps,)."""
+    return losses[-max(1, len(losses) // 10) :].mean().item()
+
+
 @dataclass
 class _Due:
-    """A callback, how often it is due, and the steps that it was not told of yet."""
+    """A callback, how often it is due, and the step that it was told of last."""
 
     callback: Callback
     every: int
-    pending: list[Tensor] = field(default_factory=list)
+    told: int = 0
 
 
 class Watch:
-    """The callbacks of one fit, the steps at which each is due, and the losses so far.
+    """The callbacks of one start of a fit, the steps at which each is due, and the losses so far.
 
-    ``make`` is called with θ, the losses so far, (steps, 2), and the seconds.
+    ``make`` is called with θ, the curves so far, (2, steps), and the seconds;
+    ``start`` is the number of this start and how many there are.
     """
 
     def __init__(
-        self, callbacks: Sequence[Callback], steps: int, make: Callable[[Tensor, Tensor, float], Posterior]
+        self,
+        callbacks: Sequence[Callback],
+        steps: int,
+        layout: Params,
+        make: Callable[[Tensor, Tensor, float], Posterior],
+        start: tuple[int, int] = (1, 1),
     ) -> None:
         self._all = [_Due(callback, getattr(callback, "every", CHUNK)) for callback in callbacks]
         self.steps = steps
+        self._layout = layout
         self._make = make
-        self._chunks: list[Tensor] = []
+        self._start = start
+        self._buffer: Tensor | None = None
+        self._taken = 0
         self._began = time.perf_counter()
         self.may_change = any(not getattr(callback, "only_looks", False) for callback in callbacks)
 
     @property
-    def losses(self) -> Tensor:
-        """Losses and KL of all steps so far, (steps, 2)."""
-        self._chunks = [torch.cat(self._chunks)]
-        return self._chunks[0]
-
-    @property
-    def seconds(self) -> float:
-        """Since the fit began."""
-        return time.perf_counter() - self._began
+    def curves(self) -> Tensor:
+        """Losses and KL of all steps so far, (2, steps), not to be changed."""
+        return torch.empty(2, 0) if self._buffer is None else self._buffer[:, : self._taken]
 
     def until(self, step: int) -> int:
         """The next step at which a callback is due, or else the last."""
         return min([self.steps, *(step + one.every - step % one.every for one in self._all)])
 
-    def tell(self, step: int, flat: Tensor, chunk: Tensor) -> bool:
-        """Call the callbacks that are due at ``step``; whether there were any."""
-        self._chunks.append(chunk)
-        for one in self._all:
-            one.pending.append(chunk)
+    def tell(self, chunk: Tensor, pauses: Pauses) -> bool:
+        """Remember the losses and KL of the next steps, (n, 2), and call the callbacks due; whether there were any."""
+        if self._buffer is None:
+            self._buffer = chunk.new_empty(2, self.steps)
+        self._buffer[:, self._taken : self._taken + len(chunk)] = chunk.T
+        self._taken += len(chunk)
+        told = [self._tell(*kept) for kept in pauses.kept]
+        return any(told)
+
+    def _tell(self, step: int, clock: float, flat: Tensor) -> bool:
+        """Call the callbacks that are due at ``step``, which was at ``clock`` with this θ; whether there were any."""
         due = [one for one in self._all if step % one.every == 0 or step == self.steps]
         if not due:
             return False
-        now, seconds = flat.detach().clone(), self.seconds
-        posterior = cache(lambda: self._make(now, self.losses, seconds))
+        seconds, curves = clock - self._began, self.curves[:, :step]
+        posterior = cache(lambda: self._make(flat, curves, seconds))
+        about: dict[int, Progress] = {}
         for one in due:
-            losses, kl = torch.cat(one.pending).unbind(1)
-            one.pending.clear()
-            one.callback(Progress(step, self.steps, losses, kl, seconds, now, posterior))
+            if one.told not in about:
+                new = curves[:, one.told :].clone()
+                progress = Progress(step, self.steps, new, seconds, flat, posterior, self._layout, *self._start)
+                about[one.told] = progress
+            one.callback(about[one.told])
+            one.told = step
         return True

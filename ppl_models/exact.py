@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -22,6 +24,24 @@ class ExactPosterior:
     mean: Tensor
     covariance: Tensor
     log_evidence: float
+    intercept: bool = True
+
+    def guide(self, *_: object) -> None:
+        """A guide for :func:`~ppl_models.linear_regression` that has nothing to learn: it draws from this posterior.
+
+        ``fit(partial(linear_regression, noise=noise), exact.guide, x, y, steps=1)``
+        is then a posterior as any other, to predict with and to export.
+        """
+        kind = torch.get_default_dtype()
+        inputs = len(self.mean) - self.intercept
+        loc, among = self.mean[:inputs], self.covariance[:inputs, :inputs]
+        weights = pyro.sample("weights", dist.MultivariateNormal(loc.to(kind), among.to(kind)))
+        if self.intercept:
+            slope = torch.linalg.solve(among, self.covariance[:inputs, -1])
+            scale = (self.covariance[-1, -1] - self.covariance[-1, :inputs] @ slope).sqrt()
+            pyro.sample(
+                "bias", dist.Normal(self.mean[-1].to(kind) + (weights - loc.to(kind)) @ slope.to(kind), scale.to(kind))
+            )
 
 
 def exact_linear_regression(
@@ -79,4 +99,6 @@ def exact_linear_regression(
     marginal = torch.distributions.LowRankMultivariateNormal(
         torch.zeros_like(target), design * prior_scale, torch.full_like(target, noise**2)
     )
-    return ExactPosterior(covariance @ (design.T @ target) / noise**2, covariance, float(marginal.log_prob(target)))
+    return ExactPosterior(
+        covariance @ (design.T @ target) / noise**2, covariance, float(marginal.log_prob(target)), intercept
+    )

@@ -88,8 +88,8 @@ class VAE(nn.Module):
         return {"pixels": pixels, **square, **({} if bits else {"noise": 0.5 * float(x.std())})}
 
     def encoder(self) -> nn.Sequential:
-        """A new encoder, of the decoder's sizes mirrored."""
-        return encoder_network(self.pixels, latent=self.latent, hidden=self.hidden)
+        """A new encoder, of the decoder's sizes mirrored, where the decoder's weights are and of their type."""
+        return encoder_network(self.pixels, latent=self.latent, hidden=self.hidden).to(next(self.decoder.parameters()))
 
     def forward(self, x: Tensor) -> Tensor:
         """The observations, (N, D)."""
