@@ -113,7 +113,10 @@ def split_rows(table: Any, holdout: float, seed: int) -> Split:
 def data_for(model: Any, rows: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, ...]:
     """(x, y) for a model that takes both, x alone for one of the rows themselves."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(getattr(model, "forward", model)).parameters.values()
+    try:
+        parameters = inspect.signature(getattr(model, "forward", model)).parameters.values()
+    except (TypeError, ValueError):  # it has none, or an option that it does not know is bound: the fit says so
+        return rows
     many = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
     return rows if many or sum(p.kind in kinds for p in parameters) > 1 else rows[:1]
 

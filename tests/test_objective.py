@@ -124,15 +124,15 @@ def losses_and_gradients(guide, draws):
 
 def test_a_kl_in_closed_form_has_the_same_mean_and_gradient_as_its_estimate():
     """Both parts of the loss and both gradients, each within five Monte-Carlo errors; the variance is another."""
-    estimated, closed = (losses_and_gradients(marked(flag), 4000) for flag in (False, True))
-    error = torch.sqrt((estimated.var(0) + closed.var(0)) / 4000)
+    estimated, closed = (losses_and_gradients(marked(flag), 1500) for flag in (False, True))
+    error = torch.sqrt((estimated.var(0) + closed.var(0)) / 1500)
     assert ((estimated.mean(0) - closed.mean(0)).abs() < 5 * error).all()
     # Of w: KL(N(0.7, 1.3²) ‖ N(0, 1)); of z: given w, and over its draws.
     x = torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64)
     first = (1.3**2 + 0.7**2 - 1) / 2 - math.log(1.3)
     rows = (1.3**2 + 1.3**2 + (0.7 * x - 0.7) ** 2) / 8 - 0.5 - math.log(1.3 / 2)
     truth = first + float(rows.sum())
-    assert abs(float(closed[:, 1].mean()) - truth) < 5 * float(closed[:, 1].std()) / math.sqrt(4000)
+    assert abs(float(closed[:, 1].mean()) - truth) < 5 * float(closed[:, 1].std()) / math.sqrt(1500)
     assert float(closed[:, 1].var()) < float(estimated[:, 1].var())
 
 
@@ -140,10 +140,10 @@ def test_the_two_parts_of_the_loss_are_those_of_each_step():
     """With a guide that does not move, the mean KL of the steps is the known one, on both engines."""
     x = torch.tensor([1.0, -0.5, 2.0])
     for engine in ("eager", "compiled"):
-        posterior = fit(two_levels, marked(True), x, steps=1500, lr=1e-9, engine=engine, progress=False)
-        expected = losses_and_gradients(marked(True), 1500)[:, :2]
+        posterior = fit(two_levels, marked(True), x, steps=1200, lr=1e-9, engine=engine, progress=False)
+        expected = losses_and_gradients(marked(True), 600)[:, :2]
         for ours, theirs in zip((posterior.losses, posterior.kl), expected.T, strict=True):
-            error = math.sqrt(2 * float(theirs.var()) / 1500)
+            error = math.sqrt(float(theirs.var()) * (1 / 600 + 1 / 1200))
             assert abs(ours.mean() - float(theirs.mean())) < 5 * error
 
 
