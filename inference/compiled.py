@@ -98,10 +98,14 @@ class CompiledEngine:
         NotCompilable
             If there is no compiler, or it refuses the program.
         """
-        flat = self.program.params.flatten()
+        flat = self.task.begin
         state = CompiledState(flat, [torch.zeros_like(flat) for _ in self.update.moments], stream)
         self._bind(state)
         return state
+
+    def result(self, state: CompiledState) -> Tensor:
+        """θ that the steps so far have found: their last, or an average."""
+        return state.flat if self.task.landing is None else self.task.landing.result(state.moments)
 
     def refresh(self, state: CompiledState) -> None:
         """Record and compile again if something that the model takes from around it has changed."""
@@ -206,7 +210,7 @@ class CompiledEngine:
 
 
 def _update(task: Task) -> Update:
-    update = update_of(task.optimizer, task.lr)
+    update = task.landing or update_of(task.optimizer, task.lr)
     if update is None:
         name = getattr(task.optimizer, "__name__", task.optimizer)
         raise Untraceable(f"the optimiser {name} with these options has no compiled form")

@@ -15,6 +15,7 @@ from inference.optimizers import make_optimizer, set_step_size
 from inference.pauses import Pauses
 from inference.sites import refuse_non_finite
 from inference.task import Task
+from inference.updates import Updating
 
 __all__ = ["EagerEngine", "SVIState"]
 
@@ -43,9 +44,11 @@ class EagerEngine:
 
     def init(self, stream: RandomStream) -> SVIState:
         """The state before the first step."""
-        flat = self.program.params.flatten().requires_grad_(True)
+        task = self.task
+        flat = task.begin.requires_grad_(True)
         flat.grad = torch.zeros_like(flat)
-        return SVIState(flat, flat.grad, make_optimizer(self.task.optimizer, flat, self.task.lr), stream)
+        optimizer = Updating(flat, task.landing) if task.landing else make_optimizer(task.optimizer, flat, task.lr)
+        return SVIState(flat, flat.grad, optimizer, stream)
 
     def advance(self, state: SVIState, steps: int, pauses: Pauses | None = None) -> Tensor:
         """Take ``steps`` steps in place and return what :func:`~inference.objective.loss` was in each, (steps, 2).
@@ -72,15 +75,21 @@ class EagerEngine:
             pauses.keep(state.step, state.flat)
         return losses
 
+    def result(self, state: SVIState) -> Tensor:
+        """θ that the steps so far have found: their last, or an average."""
+        landing, kept = self.task.landing, state.optimizer.state[state.flat]
+        return state.flat if landing is None else landing.result([kept[name] for name in landing.moments])
+
     def refresh(self, state: SVIState) -> None:
         """Nothing: every step reads what is there."""
 
     def _step(self, state: SVIState, step: int) -> Tensor:
         state.grad.zero_()
         task = self.task
-        set_step_size(state.optimizer, task.lr, step)
+        if task.landing is None:
+            set_step_size(state.optimizer, task.lr, step)
         beta = task.anneal(step) if task.anneal else None
-        value = loss(task.model, task.guide, task.args, task.particles, not self.program.scored, beta)
+        value = loss(task.model, task.guide, task.args, task.particles, not self.program.scored, beta, task.sticking)
         if value.requires_grad:
             value[0].backward()
             state.optimizer.step()

@@ -26,6 +26,11 @@ class Engine(Protocol):
     def advance(self, state: Any, steps: int, pauses: Pauses | None = None) -> Tensor:
         """Take steps in place; their losses. θ is kept at the end, and on the way where the engine can."""
 
+    task: Task
+
+    def result(self, state: Any) -> Tensor:
+        """θ that the steps so far have found."""
+
     def refresh(self, state: Any) -> None:
         """Look again at what callbacks may have changed."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from tqdm.auto import tqdm
 
 from inference.compiled import CompiledEngine
 from inference.engines import Engine
+from inference.landing import EVERY, Landing
 from inference.pauses import Pauses
 from inference.program import Program, set_training
 from inference.watch import CHUNK, Watch
@@ -26,11 +28,14 @@ def run_steps(runner: Engine, state: Any, program: Program, watch: Watch, label:
     callback is due, but for callbacks that only look while compiled steps run:
     those are told after the chunk what there was at their step.
     """
-    size, late = CHUNK, not watch.may_change and isinstance(runner, CompiledEngine)
+    compiled = isinstance(runner, CompiledEngine)
+    size, late, landing = CHUNK, not watch.may_change and compiled, runner.task.landing
+    look = CHUNK if compiled else EVERY
     with tqdm(total=watch.steps, unit="step", disable=not progress, desc=label) as bar:
         while state.step < watch.steps:
-            begun, pauses = time.perf_counter(), Pauses(watch.until)
+            begun, pauses = time.perf_counter(), Pauses(partial(_until, watch, landing))
             steps = min(size, (watch.steps if late else watch.until(state.step)) - state.step)
+            steps = steps if landing is None else min(steps, look - state.step % look)
             try:
                 chunk = runner.advance(state, steps, pauses)
             except ValueError:
@@ -43,9 +48,19 @@ def run_steps(runner: Engine, state: Any, program: Program, watch: Watch, label:
             if progress:
                 bar.set_postfix(elbo=f"{-chunk[:, 0].mean().item():.4g}", refresh=False)
             bar.update(len(chunk))
-            if watch.tell(chunk, pauses) and state.step < watch.steps:
+            told = watch.tell(chunk, pauses)
+            if landing is not None:
+                landing.look(state.step, [flat for at, _, flat in pauses.kept if at % EVERY == 0], watch.curves[0])
+                bar.total = watch.steps = landing.steps
+            if told and state.step < watch.steps:
                 if not getattr(program.guide, "training", True):  # it was asked
                     set_training(program.guide, True)
                 if watch.may_change:
                     runner.refresh(state)
     return watch.curves
+
+
+def _until(watch: Watch, landing: Landing | None, step: int) -> int:
+    """The next step at which θ is wanted."""
+    stop = watch.until(step)
+    return stop if landing is None else min(stop, step + EVERY - step % EVERY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -14,7 +15,7 @@ from pyro.infer import Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import kl_divergence
+from torch.distributions import Distribution, kl_divergence
 
 __all__ = ["Model", "log_density", "log_weight", "loss", "traces", "traces_with_plates"]
 
@@ -49,7 +50,9 @@ def log_density(trace: poutine.Trace) -> Tensor:
     return _log_density(_samples(trace))
 
 
-def _estimate(model_trace: poutine.Trace, guide_trace: poutine.Trace, beta: float | Tensor | None) -> Tensor:
+def _estimate(
+    model_trace: poutine.Trace, guide_trace: poutine.Trace, beta: float | Tensor | None, sticking: bool = False
+) -> Tensor:
     """(2,): −log w, with the gradient of −(β log p(x, z) − log q(z)), and the part of it that is KL(q ‖ p(z)).
 
     Where a guide draws in another space, a Delta site holds the change of
@@ -60,12 +63,24 @@ def _estimate(model_trace: poutine.Trace, guide_trace: poutine.Trace, beta: floa
     drawn = [site for site in _samples(guide_trace) if site["name"] not in exact]
     latents = [site for site in _samples(model_trace) if not site["is_observed"] and site["name"] not in exact]
     prior = _log_density(latents) - _log_density([site for site in drawn if type(site["fn"]) is Delta])
-    entropy = _log_density([site for site in drawn if type(site["fn"]) is not Delta])
+    of_guide = [site for site in drawn if type(site["fn"]) is not Delta]
+    entropy = _log_density([{**site, "fn": _fixed(site["fn"])} for site in of_guide] if sticking else of_guide)
     divergence = sum(exact.values(), entropy)
     target = _log_density([site for site in _samples(model_trace) if site["is_observed"]]) + prior
     if beta is not None:
         target = target.detach() * (1 - beta) + target * beta
     return torch.stack([divergence - target, divergence - prior])
+
+
+def _fixed(fn: Any) -> Any:
+    """A Normal of any kind with its parameters cut off from their gradient."""
+    twin = copy.copy(fn)
+    for name, value in vars(fn).items():
+        if isinstance(value, Tensor):
+            vars(twin)[name] = value.detach()
+        elif isinstance(value, Distribution):
+            vars(twin)[name] = _fixed(value)
+    return twin
 
 
 def _closed_forms(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> dict[str, Tensor]:
@@ -112,6 +127,7 @@ def loss(
     particles: int,
     reparameterized: bool,
     beta: float | Tensor | None = None,
+    sticking: bool = False,
 ) -> Tensor:
     """(2,): −ELBO in nats, estimated from ``particles`` draws, with Trace_ELBO's gradient; and its part KL(q ‖ p(z)).
 
@@ -128,13 +144,17 @@ def loss(
     With β the gradient is that of −E_q [β log p(x, z) − log q(z)], the annealed
     target's; the number is −ELBO all the same. It needs a reparameterised guide.
 
+    With ``sticking`` the gradient leaves out the score ∂ log q_θ(z)/∂θ at fixed
+    z, whose mean is 0: at q = p it has no variance. For guides of Normals.
+
     References
     ----------
     Ranganath, Gerrish, Blei (2014), Black box variational inference.
     Kingma, Welling (2014), Auto-encoding variational Bayes.
+    Roeder, Wu, Duvenaud (2017), Sticking the landing.
     """
     if not reparameterized:
         value = Trace_ELBO(num_particles=particles).differentiable_loss(model, guide, *args)
         return torch.stack([value, torch.full_like(value, torch.nan)])
-    total = sum(_estimate(*traces(model, guide, args), beta) for _ in range(particles))
+    total = sum(_estimate(*traces(model, guide, args), beta, sticking) for _ in range(particles))
     return torch.as_tensor(total / particles)

@@ -34,6 +34,7 @@ from inference.density import as_points, log_density
 from inference.diagnostics import Diagnosis, NoWeights, diagnose
 from inference.export import write_predictor
 from inference.isolation import RandomStream
+from inference.landing import Stop
 from inference.latents import Batch, Latents
 from inference.metrics import HeldOut, class_scores, scores
 from inference.objective import Model, log_weight, traces
@@ -60,6 +61,7 @@ class FitRecord:
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
     starts: tuple[float, ...] = ()
+    stop: Stop | None = None
 
 
 class Posterior(EncodingCalls):

@@ -109,7 +109,7 @@ def trace_step(task: Task, update: Update, stream: RandomStream) -> Step:
         )
     if task.feed is not None and not task.feed.by_torch:
         raise Untraceable("its fresh data are not drawn by torch's random numbers alone, which a graph could repeat")
-    theta = program.params.flatten().to(program.device)
+    theta = task.begin.to(program.device)
     with program.running(theta.clone(), RandomStream(dict(stream.state))):
         before = _other_randomness()
         recorder = _Recorder(task, update, theta)
@@ -198,7 +198,7 @@ class _Recorder:
         with Substitute(list(zip(leaves, self.program.params.views(self.theta), strict=True)), tape):
             task = self.task
             beta = self.rates[-1] if task.anneal else None
-            return loss(task.model, task.guide, task.args, particles, True, beta)
+            return loss(task.model, task.guide, task.args, particles, True, beta, task.sticking)
 
     def _descend(self, value: Tensor) -> None:
         if not value.requires_grad:

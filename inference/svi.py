@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,15 +27,21 @@ from inference.compiled import CompiledEngine
 from inference.engines import choose
 from inference.fresh import Feed, Fresh
 from inference.isolation import RandomStream
+from inference.landing import Landing, Stop
 from inference.loop import run_steps
 from inference.objective import Model
 from inference.optimizers import LearningRate
+from inference.placing import apply_start
 from inference.posterior import FitRecord, Posterior
 from inference.program import Program, device_for
+from inference.start import NoStart, find_start
 from inference.task import Task
 from inference.watch import Callback, Watch, opened, settled
+from inference.whitening import whitening
 
 __all__ = ["fit"]
+
+USUAL_LR = 0.01
 
 
 def fit(
@@ -43,7 +49,7 @@ def fit(
     guide: Model,
     *data: Any,
     steps: int = 10_000,
-    lr: LearningRate = 0.01,
+    lr: LearningRate | None = None,
     optimizer: str | Callable[..., Optimizer] = "adam",
     particles: int = 1,
     batch_size: int | None = None,
@@ -145,7 +151,12 @@ def fit(
     ['bias', 'noise', 'weights']
     """
     steps = positive_integer(steps, "steps")
-    if not callable(lr):
+    finds = optimizer == "auto"
+    if finds and (lr is not None or anneal is not None or batch_size is not None):
+        raise ValueError("optimizer='auto' finds its own steps, on all rows: leave lr, anneal and batch_size out")
+    if lr is None:
+        lr = USUAL_LR
+    elif not callable(lr):
         lr = positive_number(lr, "lr")
     particles = positive_integer(particles, "particles")
     restarts = positive_integer(restarts, "restarts")
@@ -170,17 +181,33 @@ def fit(
         stream = RandomStream.seeded(seed_number(seed), number)
         program = Program.start(model, guide, args, stream, where, kind, batch_size=batch_size)
         task = Task.of(program, args, batch_size, **options)
+        if finds:
+            task = _landing(task, stream, steps)
         runner, state = choose(engine, task, stream, steps * restarts, progress)
         used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
         fitted = _Fitted(program, args, state.flat, stream, names, seed, {**said, "engine": used})
         watch = Watch(callbacks, steps, program.params, fitted.posterior, (number + 1, restarts))
         label = f"fit {number + 1}/{restarts}" if restarts > 1 else "fit"
         fitted.curves = run_steps(runner, state, program, watch, label, progress)
+        fitted.flat = runner.result(state)
+        fitted.stop = task.landing.stop if task.landing else None
         return fitted
 
     with opened(callbacks):
         best, starts = _best(start, restarts)
     return best.posterior(best.flat, best.curves, time.perf_counter() - started, starts)
+
+
+def _landing(task: Task, stream: RandomStream, steps: int) -> Task:
+    """The task with a start, a step size and an end to be found; with Adam as usual where there is no such start."""
+    start = find_start(task.program, task.args, stream)
+    if isinstance(start, NoStart):
+        warnings.warn(f"no start was found, so this is Adam with steps of {USUAL_LR}: {start.reason}", stacklevel=4)
+        return replace(task, optimizer="adam")
+    theta = apply_start(task.program, start)
+    landing = Landing(start, whitening(task.program, start, theta), theta, steps)
+    sticking = isinstance(task.program.guide, AutoMultivariateNormal)
+    return replace(task, optimizer="adam", landing=landing, sticking=sticking)
 
 
 def _data(
@@ -209,6 +236,7 @@ class _Fitted:
     seed: int
     options: dict[str, Any]
     curves: Tensor = field(default_factory=lambda: torch.empty(2, 0))
+    stop: Stop | None = None
 
     @property
     def loss(self) -> float:
@@ -218,7 +246,7 @@ class _Fitted:
     def posterior(self, flat: Tensor, curves: Tensor, seconds: float, starts: tuple[float, ...] = ()) -> Posterior:
         """The posterior at θ = ``flat``, after the steps with these losses and KL."""
         values, kl = curves.clone().cpu().numpy()
-        record = FitRecord(values, kl, seconds, self.seed, self.options, starts)
+        record = FitRecord(values, kl, seconds, self.seed, self.options, starts, self.stop)
         program, finished = _finish(self.program, flat.detach(), self.args, self.stream)
         return Posterior(program, finished, self.args, self.names, record)
 

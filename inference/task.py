@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from inference.annealing import Power
 from inference.arguments import row_count
 from inference.fresh import Feed
 from inference.isolation import RandomStream
+from inference.landing import Landing
 from inference.minibatch import MiniBatch
 from inference.objective import Model, traces
 from inference.optimizers import LearningRate
@@ -25,7 +27,8 @@ class Task:
     """A program with its data and the options of its optimisation; ``model`` and ``guide`` take mini-batches.
 
     ``anneal`` is β by step, the power that the target is raised to; a ``feed``
-    draws the data of each step.
+    draws the data of each step; ``landing`` finds start, step size and end, and
+    takes the place of the optimiser; ``sticking`` is the kind of gradient.
     """
 
     program: Program
@@ -37,6 +40,13 @@ class Task:
     particles: int = 1
     anneal: Power | None = None
     feed: Feed | None = None
+    landing: Landing | None = None
+    sticking: bool = False
+
+    @property
+    def begin(self) -> Tensor:
+        """θ before the first step, (P,)."""
+        return self.program.params.flatten() if self.landing is None else self.landing.theta.clone()
 
     @classmethod
     def of(cls, program: Program, args: tuple[Any, ...], batch_size: int | None = None, **options: Any) -> Task:

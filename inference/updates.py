@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from inference.optimizers import LearningRate, optimizer_class
 
-__all__ = ["Update", "update_of"]
+__all__ = ["Update", "Updating", "update_of"]
 
 
 class Update(ABC):
@@ -39,6 +39,24 @@ class Update(ABC):
     @abstractmethod
     def apply(self, theta: Tensor, grad: Tensor, moments: list[Tensor], rates: Tensor) -> None:
         """Change θ and the moments in place."""
+
+
+class Updating(Optimizer):
+    """``update`` as an optimiser of torch over one flat vector, for the engine that calls those."""
+
+    def __init__(self, flat: Tensor, update: Update) -> None:
+        super().__init__([flat], {})
+        self._update = update
+        self.state[flat] = {"step": 0, **{name: torch.zeros_like(flat) for name in update.moments}}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Change the vector in place."""
+        (flat,) = self.param_groups[0]["params"]
+        state = self.state[flat]
+        rates = torch.tensor(self._update.rates(state["step"]), dtype=flat.dtype, device=flat.device)
+        self._update.apply(flat, flat.grad, [state[name] for name in self._update.moments], rates)
+        state["step"] += 1
 
 
 class AdamUpdate(Update):

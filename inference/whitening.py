@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from pyro.infer.autoguide import AutoContinuous, AutoDelta, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoContinuous, AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 from torch.distributions import transform_to
 
@@ -35,6 +35,14 @@ class Whitening:
         if len(self.rows) == len(self.scale):
             return self.block @ phi
         return (self.scale * phi).index_copy(0, self.rows, self.block @ phi[self.rows])
+
+    def coordinates(self, change: Tensor) -> Tensor:
+        """Φ of a change of θ, both (P,), in double precision."""
+        block, rows = self.block.double(), self.rows
+        found = change / self.scale.double()
+        if len(rows):
+            found[rows] = torch.linalg.solve(block, change[rows])
+        return found
 
     def pull(self, grad: Tensor) -> Tensor:
         """Wᵀg, (P,): the gradient by φ."""
@@ -104,7 +112,9 @@ class _Layout:
 
     def _spread(self, name: str) -> None:
         sigma = self.params.constrained(self.theta, [f"{self.prefix}.{name}"])[f"{self.prefix}.{name}"]
-        self.scale[self._entries(name)] = (self._slopes(name) * sigma.reshape(-1).double() / math.sqrt(2)).to(self.theta)
+        self.scale[self._entries(name)] = (self._slopes(name) * sigma.reshape(-1).double() / math.sqrt(2)).to(
+            self.theta
+        )
 
     def _factor(self, tril: Tensor) -> None:
         """A ``scale`` s and a unit ``scale_tril`` U with diag(s)U = L(1 + Φ), moved together by Φ."""
@@ -122,7 +132,7 @@ class _Layout:
                 du = (change - unit * ds[:, None]) / s[:, None]
                 place = i if i == j else size + i * size + j
                 moves.append((place, torch.cat([slopes * ds, du.tril(-1).reshape(-1)])))
-        matrix = torch.zeros(size + size**2, size + size**2, dtype=tril.dtype)
+        matrix = torch.eye(size + size**2, dtype=tril.dtype)  # 1 for what is above the diagonal, and never moves
         for place, column in moves:
             matrix[:, place] = column
         self._block([*self._entries("scale"), *self._entries("scale_tril")], matrix)

@@ -1,0 +1,141 @@
+"""A step size and an end that are found: Adam in whitened coordinates, until it wanders in place, then averaged."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from inference.diagnostics import convergence
+from inference.start import Start
+from inference.updates import Update
+from inference.whitening import Whitening
+
+__all__ = ["EVERY", "Landing", "Stop", "split_rhat"]
+
+EVERY = 10  # steps between two points of the path that are looked at
+_LOOK = 100  # steps between two looks
+_SIZE = 0.05  # of a step in φ, whose unit is a posterior standard deviation
+_WARM = 100
+_FIRST, _SETTLE = 1000, 1000  # steps before the first look, and of the least settling
+_RHAT, _AIM, _MCSE = 1.1, 0.03, 0.06
+_FIRST_MOMENT, _SECOND_MOMENT, _EPSILON = 0.9, 0.999, 1e-8
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a fit ended: ``converged``, and by which figures.
+
+    ``rhat`` is the largest split R-hat of the parameters over the last half of
+    the search at one step size, ``mcse`` the largest Monte-Carlo standard error
+    of their averages, in units in which a posterior standard deviation is 1.
+    """
+
+    converged: bool
+    reason: str
+    rhat: float
+    mcse: float
+
+
+class Landing(Update):
+    """Adam on φ, θ = θ₀ + Wφ, at one step size, then linearly to 0 while θ is averaged.
+
+    The first phase ends when the split R-hat of all φ over its last half is at
+    most 1.1 and the ELBO no longer rises; the second is as long as the averages
+    need for a standard error of 0.03 posterior standard deviations.
+
+    References
+    ----------
+    Dhaka et al. (2020), Robust, accurate stochastic optimization for variational inference.
+    Defazio et al. (2023), Optimal linear decay learning rate schedules and further refinements.
+    Polyak, Juditsky (1992), Acceleration of stochastic approximation by averaging.
+    """
+
+    moments = ("average", "exp_avg", "exp_avg_sq")
+
+    def __init__(self, start: Start, whitening: Whitening, theta: Tensor, steps: int) -> None:
+        super().__init__({}, _SIZE)
+        self.start = start
+        self.theta = theta
+        self.ceiling = self.steps = steps
+        self.settling = max(0, steps - max(_SETTLE, steps // 4))
+        self.stop: Stop | None = None
+        self._map = whitening
+        self._decided = False
+        self._path: list[Tensor] = []
+
+    def step_size(self, step: int) -> float:
+        """The size of a step in φ."""
+        left = 1.0 if step < self.settling else (self.steps - step) / (self.steps - self.settling)
+        return _SIZE * left * min(1.0, (step + 1) / _WARM)
+
+    def rates(self, step: int) -> tuple[float, ...]:
+        """α/(1−β₁ᵗ), √(1−β₂ᵗ), and the weight of θ in its average."""
+        weight = 0.0 if step < self.settling else 1 / (step - self.settling + 1)
+        first, second = 1 - _FIRST_MOMENT ** (step + 1), 1 - _SECOND_MOMENT ** (step + 1)
+        return self.step_size(step) / first, math.sqrt(second), weight
+
+    def apply(self, theta: Tensor, grad: Tensor, moments: list[Tensor], rates: Tensor) -> None:
+        """Change θ, its average and Adam's moments in place."""
+        average, mean, square = moments
+        pulled = self._map.pull(grad)
+        mean.copy_(mean * _FIRST_MOMENT + (1 - _FIRST_MOMENT) * pulled)
+        square.copy_(square * _SECOND_MOMENT + (1 - _SECOND_MOMENT) * pulled * pulled)
+        theta.sub_(self._map.move(rates[0] * mean / (square.sqrt() / rates[1] + _EPSILON)))
+        average.add_((theta - average) * rates[2])
+
+    def result(self, moments: list[Tensor]) -> Tensor:
+        """θ, averaged over the second phase."""
+        return moments[self.moments.index("average")]
+
+    def look(self, step: int, points: list[Tensor], losses: Tensor) -> None:
+        """Judge the path so far, ``points`` being θ since the last look and ``losses`` all of −ELBO; end a phase."""
+        if self._decided:
+            return
+        self._path += [self._map.coordinates(point.double() - self.theta.double()) for point in points]
+        if step >= _FIRST and step % _LOOK == 0:
+            self._judge(step, losses)
+
+    def _judge(self, step: int, losses: Tensor) -> None:
+        recent = torch.stack(self._path[len(self._path) // 2 :])
+        rhat = float(split_rhat(recent).max())
+        rising = not convergence(losses[step // 2 :].double().cpu().numpy()).converged
+        last = step >= self.settling
+        if (rhat > _RHAT or rising) and not last:
+            return
+        blocks = recent[: len(recent) // 10 * 10].reshape(-1, 10, recent.shape[1]).mean(1)
+        spread = float(blocks.std(0).max())
+        wanted = 10 * EVERY * math.ceil((spread / _AIM) ** 2)
+        length = min(max(_SETTLE, wanted), self.ceiling - step)
+        mcse = spread * math.sqrt(10 * EVERY / max(length, 1))
+        self.settling, self.steps, self._decided = step, step + length, True
+        self.stop = _stop(step, rhat, mcse, rising)
+
+
+def _stop(step: int, rhat: float, mcse: float, rising: bool) -> Stop:
+    troubles = []
+    if rhat > _RHAT:
+        troubles.append(f"R-hat of the parameters is {rhat:.2f}, above {_RHAT}")
+    if rising:
+        troubles.append("the ELBO was still rising")
+    if mcse > _MCSE:
+        troubles.append(f"their averages are known to {mcse:.2f} posterior sds only, above {_MCSE}")
+    figures = f"R-hat {rhat:.2f} (at most {_RHAT}), averages known to {mcse:.3f} posterior sds"
+    if troubles:
+        return Stop(False, f"the ceiling of steps was reached: {'; '.join(troubles)}", rhat, mcse)
+    return Stop(True, f"converged after {step:,} steps and settled since: {figures}", rhat, mcse)
+
+
+def split_rhat(points: Tensor) -> Tensor:
+    """Split R-hat of T points of P numbers, (T, P) → (P,): √(1 + (B − W/n)/W), the two halves as chains.
+
+    Gelman et al. (2013), Bayesian data analysis, section 11.4.
+    """
+    half = len(points) // 2
+    chains = torch.stack([points[:half], points[-half:]])
+    within = chains.var(1).mean(0)
+    between = chains.mean(1).var(0)
+    still = within <= 1e-20
+    return torch.where(still, 1.0, ((half - 1) / half + between / torch.where(still, 1.0, within)).sqrt())
