@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from inference.diagnostics import convergence
-from inference.start import Start
 from inference.updates import Update
 from inference.whitening import Whitening
 
@@ -30,13 +29,14 @@ class Stop:
 
     ``rhat`` is the largest split R-hat of the parameters over the last half of
     the search at one step size, ``mcse`` the largest Monte-Carlo standard error
-    of their averages, in units in which a posterior standard deviation is 1.
+    of their averages, in units in which a posterior standard deviation is 1;
+    both None where there was no time to look.
     """
 
     converged: bool
     reason: str
-    rhat: float
-    mcse: float
+    rhat: float | None
+    mcse: float | None
 
 
 class Landing(Update):
@@ -55,15 +55,14 @@ class Landing(Update):
 
     moments = ("average", "exp_avg", "exp_avg_sq")
 
-    def __init__(self, start: Start, whitening: Whitening, theta: Tensor, steps: int) -> None:
+    def __init__(self, whitening: Whitening, theta: Tensor, steps: int) -> None:
         super().__init__({}, _SIZE)
-        self.start = start
         self.theta = theta
         self.ceiling = self.steps = steps
-        self.settling = max(0, steps - max(_SETTLE, steps // 4))
-        self.stop: Stop | None = None
+        self.settling = steps - min(max(_SETTLE, steps // 4), steps // 2)
+        self.stop = Stop(False, f"{steps:,} steps are too few to see whether they had settled", None, None)
         self._map = whitening
-        self._decided = False
+        self._decided = steps < _FIRST + _SETTLE  # then there is no time to look
         self._path: list[Tensor] = []
 
     def step_size(self, step: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,7 +53,12 @@ MOST_LATENTS = 10_000  # of all rows together, beyond which one row's misfit dro
 
 @dataclass(frozen=True)
 class FitRecord:
-    """How a posterior came about: −ELBO and its KL per step, seconds, seed, options, −ELBO where each start ended."""
+    """How a posterior came about: −ELBO and its KL per step, seconds, seed, options, −ELBO where each start ended.
+
+    ``evaluations`` counts gradients of the log joint, those of the search of a
+    start and those of steps and particles; ``stop`` says why it ended where
+    that was to be found.
+    """
 
     losses: np.ndarray
     kl: np.ndarray
@@ -61,6 +66,7 @@ class FitRecord:
     seed: int
     options: dict[str, Any] = field(default_factory=dict)
     starts: tuple[float, ...] = ()
+    evaluations: int = 0
     stop: Stop | None = None
 
 
@@ -102,6 +108,12 @@ class Posterior(EncodingCalls):
         score-function gradients.
         """
         return self.record.kl
+
+    @property
+    def stop_reason(self) -> str:
+        """Why the fit ended, with figures where it was to find its end: ``optimizer="auto"``."""
+        stop = self.record.stop
+        return f"all {len(self.losses):,} steps were taken" if stop is None else stop.reason
 
     @property
     def params(self) -> dict[str, Tensor]:
@@ -416,6 +428,8 @@ class Posterior(EncodingCalls):
             "seconds": self.record.seconds,
             "seed": self.record.seed,
             "options": self.record.options,
+            "evaluations": self.record.evaluations,
+            "stop": None if self.record.stop is None else asdict(self.record.stop),
             "starts": [loss if math.isfinite(loss) else None for loss in self.record.starts],
         }
         traces = {"losses": torch.from_numpy(self.losses), "kl": torch.from_numpy(self.kl)}
@@ -552,7 +566,10 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
     flat = storage.assemble(folder, program.params, pieces).to(where)
     starts = tuple(math.inf if loss is None else loss for loss in manifest["starts"])
     curves = (traces["losses"].numpy(), traces["kl"].numpy())
-    record = FitRecord(*curves, manifest["seconds"], manifest["seed"], manifest["options"], starts)
+    stop = None if manifest["stop"] is None else Stop(**manifest["stop"])
+    record = FitRecord(
+        *curves, manifest["seconds"], manifest["seed"], manifest["options"], starts, manifest["evaluations"], stop
+    )
     return Posterior(program, flat, args, names, record, has_data=bool(data))
 
 

@@ -39,7 +39,19 @@ MANIFEST = "posterior.json"
 TENSORS = "posterior.safetensors"
 TRACES = ("losses", "kl")
 PARAM = "param:"
-REQUIRED = {"schema", "model", "guide", "dtype", "arguments", "seconds", "seed", "options", "starts"}
+REQUIRED = {
+    "schema",
+    "model",
+    "guide",
+    "dtype",
+    "arguments",
+    "seconds",
+    "seed",
+    "options",
+    "starts",
+    "evaluations",
+    "stop",
+}
 
 
 @cache

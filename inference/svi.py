@@ -83,9 +83,13 @@ def fit(
         Optimiser steps.
     lr
         The step size: a number, or a function of the step (from 0) that returns
-        one, such as :func:`cosine_decay`.
+        one, such as :func:`cosine_decay`; 0.01 if left out.
     optimizer
-        ``"adam"``, ``"adamw"``, ``"sgd"``, or a callable that takes ``([θ], lr=lr)``.
+        ``"adam"``, ``"adamw"``, ``"clippedadam"``, ``"sgd"``, or a callable that
+        takes ``([θ], lr=lr)``; or ``"auto"``, which finds where to start (the
+        mode), how to step (in coordinates in which the posterior is round) and
+        when to stop (``steps`` is then the most), for Normal guides of continuous
+        latents on all rows. ``posterior.stop_reason`` says how it ended.
     particles
         S, draws of z averaged in each step.
     batch_size
@@ -180,9 +184,9 @@ def fit(
     def start(number: int) -> _Fitted:
         stream = RandomStream.seeded(seed_number(seed), number)
         program = Program.start(model, guide, args, stream, where, kind, batch_size=batch_size)
-        task = Task.of(program, args, batch_size, **options)
+        task, searched = Task.of(program, args, batch_size, **options), 0
         if finds:
-            task = _landing(task, stream, steps)
+            task, searched = _landing(task, stream, steps)
         runner, state = choose(engine, task, stream, steps * restarts, progress)
         used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
         fitted = _Fitted(program, args, state.flat, stream, names, seed, {**said, "engine": used})
@@ -191,6 +195,7 @@ def fit(
         fitted.curves = run_steps(runner, state, program, watch, label, progress)
         fitted.flat = runner.result(state)
         fitted.stop = task.landing.stop if task.landing else None
+        fitted.searched = searched
         return fitted
 
     with opened(callbacks):
@@ -198,16 +203,16 @@ def fit(
     return best.posterior(best.flat, best.curves, time.perf_counter() - started, starts)
 
 
-def _landing(task: Task, stream: RandomStream, steps: int) -> Task:
-    """The task with a start, a step size and an end to be found; with Adam as usual where there is no such start."""
+def _landing(task: Task, stream: RandomStream, steps: int) -> tuple[Task, int]:
+    """The task with a start, a step size and an end to be found, or else Adam as usual; and what the search cost."""
     start = find_start(task.program, task.args, stream)
     if isinstance(start, NoStart):
         warnings.warn(f"no start was found, so this is Adam with steps of {USUAL_LR}: {start.reason}", stacklevel=4)
-        return replace(task, optimizer="adam")
+        return replace(task, optimizer="adam"), start.evaluations
     theta = apply_start(task.program, start)
-    landing = Landing(start, whitening(task.program, start, theta), theta, steps)
+    landing = Landing(whitening(task.program, start, theta), theta, steps)
     sticking = isinstance(task.program.guide, AutoMultivariateNormal)
-    return replace(task, optimizer="adam", landing=landing, sticking=sticking)
+    return replace(task, optimizer="adam", landing=landing, sticking=sticking), start.evaluations
 
 
 def _data(
@@ -237,6 +242,7 @@ class _Fitted:
     options: dict[str, Any]
     curves: Tensor = field(default_factory=lambda: torch.empty(2, 0))
     stop: Stop | None = None
+    searched: int = 0
 
     @property
     def loss(self) -> float:
@@ -246,7 +252,8 @@ class _Fitted:
     def posterior(self, flat: Tensor, curves: Tensor, seconds: float, starts: tuple[float, ...] = ()) -> Posterior:
         """The posterior at θ = ``flat``, after the steps with these losses and KL."""
         values, kl = curves.clone().cpu().numpy()
-        record = FitRecord(values, kl, seconds, self.seed, self.options, starts, self.stop)
+        evaluations = self.searched + len(values) * int(self.options["particles"])
+        record = FitRecord(values, kl, seconds, self.seed, self.options, starts, evaluations, self.stop)
         program, finished = _finish(self.program, flat.detach(), self.args, self.stream)
         return Posterior(program, finished, self.args, self.names, record)
 

@@ -1,0 +1,202 @@
+"""optimizer="auto": a start, steps and an end that are found; what lands, what says that it did not."""
+
+import math
+from functools import partial
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from test_compiled import losses_of_both
+
+from guides import bernoulli_dropout, full_rank_normal, mean_field_normal
+from inference import every, fit, load
+from inference.isolation import RandomStream
+from inference.landing import Landing, split_rhat
+from inference.objective import loss
+from inference.placing import apply_start
+from inference.program import Program
+from inference.start import find_start
+from inference.task import Task
+from inference.whitening import whitening
+from ppl_models import DropoutRegression, exact_linear_regression, linear_regression
+
+CPU = torch.device("cpu")
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randn(60, 2, generator=GENERATOR, dtype=torch.float64) + torch.tensor([3.0, 0.0])  # not centred
+Y = X @ torch.tensor([1.0, -2.0], dtype=torch.float64) + 0.5 * torch.randn(60, generator=GENERATOR, dtype=torch.float64)
+MODEL = partial(linear_regression, noise=0.5)
+
+
+def landed(model=MODEL, guide=full_rank_normal, x=X, y=Y, **options):
+    options = {"optimizer": "auto", "dtype": torch.float64, "progress": False, **options}
+    return fit(model, guide(model), x, y, **options)
+
+
+def flat_line(x, y=None):
+    """A line with flat priors, on raw columns."""
+    slopes = pyro.sample("slopes", dist.ImproperUniform(dist.constraints.real, (), (x.shape[1],)))
+    sigma = pyro.sample("sigma", dist.ImproperUniform(dist.constraints.positive, (), ()))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ slopes, sigma), obs=y)
+
+
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_full_rank_lands_on_the_exact_posterior(engine):
+    """Every mean within 0.1 posterior sd and every sd within a tenth, of 20,000 draws."""
+    posterior = landed(engine=engine, steps=4000)
+    exact = exact_linear_regression(X, Y, noise=0.5)
+    draws = posterior.sample(20_000)
+    found = torch.cat([draws["weights"], draws["bias"][:, None]], 1).double()
+    sd = exact.covariance.diagonal().sqrt()
+    assert ((found.mean(0) - exact.mean).abs() < 0.1 * sd).all()
+    assert ((found.std(0) / sd - 1).abs() < 0.1).all()
+    assert posterior.record.stop.converged
+    assert posterior.stop_reason.startswith("converged after")
+    assert len(posterior.losses) < 4000
+    assert posterior.record.evaluations > len(posterior.losses)
+
+
+def test_mean_field_has_the_means_though_latents_are_correlated():
+    posterior = landed(guide=mean_field_normal, steps=7000, engine="compiled")
+    exact = exact_linear_regression(X, Y, noise=0.5)
+    draws = posterior.sample(20_000)
+    found = torch.cat([draws["weights"], draws["bias"][:, None]], 1).double()
+    assert ((found.mean(0) - exact.mean).abs() < 0.1 * exact.covariance.diagonal().sqrt()).all()
+
+
+@pytest.mark.parametrize("guide", [AutoNormal, AutoMultivariateNormal])
+def test_flat_priors_and_columns_of_any_scale(guide):
+    """The slopes of columns at 1e-4 and 1e+4 are those of the columns in units, in other units."""
+    scale = torch.tensor([1e-4, 1e4], dtype=torch.float64)
+    plain, wild = (landed(flat_line, guide, x, engine="compiled", steps=6000).sample(20_000) for x in (X, X * scale))
+    sd = torch.linalg.inv(X.T @ X / 0.25).diagonal().sqrt()
+    truth = torch.linalg.lstsq(X, Y[:, None]).solution[:, 0]
+    for draws, factor in ((plain, 1.0), (wild, scale)):
+        assert (((draws["slopes"].double() * factor).mean(0) - truth).abs() < 0.1 * sd).all()
+    ratio = (wild["slopes"].double() * scale).std(0) / plain["slopes"].double().std(0)
+    assert ((ratio - 1).abs() < 0.1).all()
+
+
+def test_where_it_does_not_land_it_does_not_say_so():
+    """The funnel of eight schools, and a fit that is too short to tell."""
+    sigma = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18], dtype=torch.float64)
+    effects = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12], dtype=torch.float64)
+
+    def schools(sigma, y=None):
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+        with pyro.plate("data", len(sigma)):
+            theta = pyro.sample("theta", dist.Normal(mu, tau))
+            pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+    funnel = landed(schools, mean_field_normal, sigma, effects, steps=3000, engine="compiled")
+    assert not funnel.record.stop.converged
+    assert "ceiling of steps" in funnel.stop_reason
+    assert "R-hat" in funnel.stop_reason
+    short = landed(steps=300, engine="eager")
+    assert not short.record.stop.converged
+    assert "300 steps are too few" in short.stop_reason
+    assert len(short.losses) == 300
+
+
+def test_what_it_found_is_saved_and_loaded(tmp_path):
+    posterior = landed(steps=3000, engine="eager")
+    posterior.save(tmp_path / "run")
+    loaded = load(tmp_path / "run", MODEL, full_rank_normal(MODEL))
+    assert loaded.record.stop == posterior.record.stop
+    assert loaded.stop_reason == posterior.stop_reason
+    assert loaded.record.evaluations == posterior.record.evaluations
+    assert torch.equal(loaded.sample(3)["weights"], posterior.sample(3)["weights"])
+    plain = fit(MODEL, full_rank_normal(MODEL), X, Y, steps=20, progress=False)
+    assert plain.stop_reason == "all 20 steps were taken"
+
+
+def test_callbacks_see_the_end_that_was_found():
+    steps = []
+    posterior = landed(steps=4000, engine="compiled", callbacks=[every(300, lambda now: steps.append(now.step))])
+    assert steps[-1] == len(posterior.losses)
+    np.testing.assert_array_equal(posterior.losses, landed(steps=4000, engine="compiled").losses)
+
+
+@pytest.mark.parametrize("guide", [full_rank_normal, mean_field_normal])
+def test_same_noise_same_losses_on_both_engines(guide):
+    stream = RandomStream.seeded(0)
+    program = Program.start(MODEL, guide(MODEL), (X, Y), stream, CPU, torch.float64)
+    start = find_start(program, (X, Y), stream)
+    theta = apply_start(program, start)
+    off = theta + 0.05 * torch.randn(len(theta), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    landing = Landing(whitening(program, start, theta), off, 2000)  # at the mode the gradient is rounding alone
+    options = {"landing": landing, "sticking": guide is full_rank_normal}
+    ours, theirs, mine, other = losses_of_both(MODEL, guide(MODEL), (X, Y), **options)
+    torch.testing.assert_close(ours[:, 0], theirs[:, 0], rtol=1e-10, atol=0)
+    torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-10)
+
+
+def test_sticking_the_landing_has_the_same_mean_gradient_and_no_variance_at_the_posterior():
+    stream = RandomStream.seeded(0)
+    program = Program.start(MODEL, full_rank_normal(MODEL), (X, Y), stream, CPU, torch.float64)
+    theta = apply_start(program, find_start(program, (X, Y), stream))
+    task = Task.of(program, (X, Y))
+
+    def gradients(at, sticking, draws=400):
+        found = []
+        for seed in range(draws):
+            grad = torch.zeros_like(at)
+            with program.running(at, RandomStream.seeded(seed), grad):
+                loss(task.model, task.guide, task.args, 1, True, None, sticking)[0].backward()
+            found.append(grad)
+        return torch.stack(found)
+
+    at_mode = gradients(theta, True, 20)
+    assert float(at_mode.abs().max()) < 1e-3 * float(gradients(theta, False, 20).abs().max())
+    off = theta + 0.02 * torch.randn(len(theta), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plain, sticking = gradients(off, False), gradients(off, True)
+    error = torch.sqrt((plain.var(0) + sticking.var(0)) / 400)
+    assert ((plain.mean(0) - sticking.mean(0)).abs() <= 5 * error + 1e-9).all()
+
+
+def test_in_whitened_coordinates_the_hessian_is_the_identity():
+    """Of −ELBO at a Normal posterior, by a full-rank guide, estimated from the mean gradient at both sides."""
+    stream = RandomStream.seeded(0)
+    program = Program.start(MODEL, full_rank_normal(MODEL), (X, Y), stream, CPU, torch.float64)
+    start = find_start(program, (X, Y), stream)
+    theta = apply_start(program, start)
+    white = whitening(program, start, theta)
+
+    def gradient(phi):
+        total = torch.zeros_like(theta)
+        for seed in range(800):
+            with program.running(theta + white.move(phi), RandomStream.seeded(seed), total):
+                loss(program.model, program.guide, (X, Y), 1, True, None, True)[0].backward()
+        return white.pull(total) / 800
+
+    for place in (0, 1, 4, 6 + 3):  # two locations, a spread, and one below the diagonal
+        phi = torch.zeros_like(theta)
+        phi[place] = 0.02
+        slope = (gradient(phi) - gradient(-phi)) / 0.04
+        assert float(slope[place]) == pytest.approx(1, abs=0.2)
+    change = white.move(torch.randn(len(theta), dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(white.move(white.coordinates(change)), change)
+
+
+def test_split_rhat_tells_wandering_in_place_from_wandering_off():
+    points = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+    assert (split_rhat(points) < 1.03).all()
+    assert (split_rhat(points + torch.linspace(0, 4, 200)[:, None]) > 1.3).all()
+    assert (split_rhat(torch.ones(50, 2)) == 1).all()
+
+
+def test_what_it_cannot_do_is_said():
+    for options in ({"lr": 0.1}, {"anneal": 100}, {"batch_size": 10}):
+        with pytest.raises(ValueError, match="finds its own steps, on all rows"):
+            landed(**options)
+    model = DropoutRegression(2, hidden=4)
+    with pytest.warns(UserWarning, match="no start was found, so this is Adam"):
+        posterior = fit(
+            *(model, bernoulli_dropout(model), X.float(), Y.float()), optimizer="auto", steps=20, progress=False
+        )
+    assert math.isfinite(posterior.losses[-1])
+    assert posterior.record.stop is None
