@@ -10,7 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNormal
+from pyro.infer.autoguide import (
+    AutoDiagonalNormal,
+    AutoLaplaceApproximation,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -34,7 +40,7 @@ from inference.optimizers import LearningRate
 from inference.placing import apply_start
 from inference.posterior import FitRecord, Posterior
 from inference.program import Program, device_for
-from inference.start import NoStart, find_start
+from inference.start import NoStart, Start, find_start
 from inference.task import Task
 from inference.watch import Callback, Watch, opened, settled
 from inference.whitening import whitening
@@ -42,6 +48,9 @@ from inference.whitening import whitening
 __all__ = ["fit"]
 
 USUAL_LR = 0.01
+LONG = 1_000  # steps from which a fit is worth the search of its start
+FEW = 50  # latents up to which the best Normal on the way to no mode is a start
+NORMALS = (AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)
 
 
 def fit(
@@ -50,7 +59,7 @@ def fit(
     *data: Any,
     steps: int = 10_000,
     lr: LearningRate | None = None,
-    optimizer: str | Callable[..., Optimizer] = "adam",
+    optimizer: str | Callable[..., Optimizer] | None = None,
     particles: int = 1,
     batch_size: int | None = None,
     seed: int = 0,
@@ -88,8 +97,10 @@ def fit(
         ``"adam"``, ``"adamw"``, ``"clippedadam"``, ``"sgd"``, or a callable that
         takes ``([θ], lr=lr)``; or ``"auto"``, which finds where to start (the
         mode), how to step (in coordinates in which the posterior is round) and
-        when to stop (``steps`` is then the most), for Normal guides of continuous
-        latents on all rows. ``posterior.stop_reason`` says how it ended.
+        when to stop (``steps`` is then the most), for guides of continuous
+        latents on all rows. ``posterior.stop_reason`` says how it ended. If left
+        out, a Normal guide goes that way where it can, unless ``steps`` are below
+        1,000 or ``lr``, ``anneal`` or ``batch_size`` are given; other fits are Adam's.
     particles
         S, draws of z averaged in each step.
     batch_size
@@ -155,9 +166,10 @@ def fit(
     ['bias', 'noise', 'weights']
     """
     steps = positive_integer(steps, "steps")
-    finds = optimizer == "auto"
-    if finds and (lr is not None or anneal is not None or batch_size is not None):
+    own = lr is not None or anneal is not None or batch_size is not None
+    if own and optimizer == "auto":
         raise ValueError("optimizer='auto' finds its own steps, on all rows: leave lr, anneal and batch_size out")
+    finds = optimizer == "auto" or (optimizer is None and not own and steps >= LONG)
     if lr is None:
         lr = USUAL_LR
     elif not callable(lr):
@@ -170,11 +182,17 @@ def fit(
         raise ValueError(f"engine is {engine!r}: pass 'auto', 'eager' or 'compiled'")
     where, kind = device_for(device, model, guide), as_dtype(dtype)
     args, names, feed = _data(model, data, where, kind, seed_number(seed))
-    options: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "particles": particles, "anneal": power, "feed": feed}
+    options: dict[str, Any] = {
+        "optimizer": optimizer or "adam",
+        "lr": lr,
+        "particles": particles,
+        "anneal": power,
+        "feed": feed,
+    }
     said = {
         "steps": steps,
         "lr": f"{_name(lr)} from {lr(0):g}" if callable(lr) else lr,
-        "optimizer": _name(optimizer),
+        "optimizer": _name(optimizer or "adam"),
         "particles": particles,
         "batch_size": batch_size,
         "anneal": _name(anneal),
@@ -185,11 +203,12 @@ def fit(
         stream = RandomStream.seeded(seed_number(seed), number)
         program = Program.start(model, guide, args, stream, where, kind, batch_size=batch_size)
         task, searched = Task.of(program, args, batch_size, **options), 0
-        if finds:
-            task, searched = _landing(task, stream, steps)
+        if finds and (optimizer or isinstance(program.guide, NORMALS)):
+            task, searched = _landing(task, stream, steps, warn=optimizer is not None)
         runner, state = choose(engine, task, stream, steps * restarts, progress)
         used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
-        fitted = _Fitted(program, args, state.flat, stream, names, seed, {**said, "engine": used})
+        found = {"lr": "found", "optimizer": "auto"} if task.landing else {}
+        fitted = _Fitted(program, args, state.flat, stream, names, seed, {**said, **found, "engine": used})
         watch = Watch(callbacks, steps, program.params, fitted.posterior, (number + 1, restarts))
         label = f"fit {number + 1}/{restarts}" if restarts > 1 else "fit"
         fitted.curves = run_steps(runner, state, program, watch, label, progress)
@@ -203,11 +222,14 @@ def fit(
     return best.posterior(best.flat, best.curves, time.perf_counter() - started, starts)
 
 
-def _landing(task: Task, stream: RandomStream, steps: int) -> tuple[Task, int]:
+def _landing(task: Task, stream: RandomStream, steps: int, warn: bool) -> tuple[Task, int]:
     """The task with a start, a step size and an end to be found, or else Adam as usual; and what the search cost."""
     start = find_start(task.program, task.args, stream)
+    if isinstance(start, Start) and not start.is_mode and len(start.loc) > FEW:
+        start = NoStart(f"the search of {len(start.loc)} latents ended at no mode", start.evaluations)
     if isinstance(start, NoStart):
-        warnings.warn(f"no start was found, so this is Adam with steps of {USUAL_LR}: {start.reason}", stacklevel=4)
+        if warn:
+            warnings.warn(f"no start was found, so this is Adam with steps of {USUAL_LR}: {start.reason}", stacklevel=4)
         return replace(task, optimizer="adam"), start.evaluations
     theta = apply_start(task.program, start)
     landing = Landing(whitening(task.program, start, theta), theta, steps)
