@@ -75,7 +75,7 @@ def fit(
         float | None, typer.Option(help="Step size at the start; the one usual for MODEL, or else 0.02.")
     ] = None,
     decay: Annotated[bool, typer.Option(help="Let the step size fall to 0 as half a cosine.")] = True,
-    optimizer: Annotated[str, typer.Option(help="adam, adamw, clippedadam or sgd.")] = "adam",
+    optimizer: Annotated[str, typer.Option(help="adam, adamw, clippedadam, sgd, or auto.")] = "adam",
     particles: Annotated[int, typer.Option(help="Draws a step.")] = 1,
     anneal: Annotated[int | None, typer.Option(help="Steps over which the target rises to its full height.")] = None,
     restarts: Annotated[int, typer.Option(help="Starts, of which the best ELBO is kept.")] = 1,
@@ -107,12 +107,13 @@ def fit(
     lr = usual["lr"] if lr is None else lr
     batch_size = usual["batch_size"] if batch_size is None else batch_size
     _hint(len(split.train[0]), batch_size)
+    schedule = cosine_decay(positive_number(lr, "lr"), positive_integer(steps, "steps")) if decay else lr
     posterior = fit_posterior(
         bound,
         built,
         *data_for(bound, split.train),
         steps=steps,
-        lr=cosine_decay(positive_number(lr, "lr"), positive_integer(steps, "steps")) if decay else lr,
+        lr=None if optimizer == "auto" else schedule,
         optimizer=optimizer,
         particles=particles,
         anneal=anneal,
@@ -206,6 +207,8 @@ def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
 
 def _tell(posterior: Posterior, run: Run, split: Split, folder: Path) -> None:
     print(f"{run.model} on {Path(run.data).name}: {len(split.train[0])} rows to fit, {len(split.test[0])} held out")
+    if posterior.record.stop is not None:
+        print(f"  {posterior.stop_reason}")
     held_out = _evaluate(posterior, split)
     if held_out is not None:
         _print_scores(held_out.scores, split)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from pyro.infer.autoguide import (
     AutoContinuous,
@@ -17,7 +19,7 @@ from inference.places import Places
 from inference.program import Program, name_of
 from inference.start import Start
 
-__all__ = ["apply_start"]
+__all__ = ["apply_start", "start_at"]
 
 
 def apply_start(program: Program, start: Start) -> Tensor:
@@ -52,6 +54,22 @@ def apply_start(program: Program, start: Start) -> Tensor:
     if not values or not names.keys() <= set(program.params.names):
         raise ValueError(f"{name_of(guide)} has no location and scale that a start could set: leave it where it is")
     return program.params.replaced(program.params.flatten(), names)
+
+
+def start_at(program: Program, start: Start, theta: Tensor) -> Start:
+    """``start`` with the spread that the guide has at ``theta``, for a map of coordinates by what it has learned."""
+    prefix = getattr(program.guide, "_pyro_name", "")
+    found = program.params.constrained(theta.double())
+    if isinstance(program.guide, AutoNormal):
+        names = Places.of(program.guide).names
+        sd = torch.cat([found[f"{prefix}.scales.{name}"].reshape(-1) for name in names])
+        return replace(start, sd=sd, scale_tril=sd.diag())
+    sd = found[f"{prefix}.scale"]
+    unit = found.get(f"{prefix}.scale_tril")
+    if unit is None:
+        return replace(start, sd=sd, scale_tril=sd.diag())
+    tril = sd[:, None] * unit
+    return replace(start, sd=torch.cholesky_inverse(tril).diagonal().rsqrt(), scale_tril=tril)
 
 
 def _spread(guide: AutoContinuous, start: Start) -> dict[str, Tensor]:

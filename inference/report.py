@@ -153,6 +153,8 @@ def _how(posterior: Posterior) -> str:
     if len(starts) > 1:
         ends = ", ".join(f"{-loss:.4g}" for loss in starts)
         parts.append(f"the best of {len(starts)} starts, which ended at an ELBO of {ends}")
+    if posterior.record.stop is not None:
+        parts.append(posterior.stop_reason)
     return "; ".join(parts)
 
 

@@ -598,3 +598,11 @@ def test_an_autoencoder_is_fitted_on_rows_alone_scored_and_asked_for_codes(here,
     assert list(codes.columns) == [*(f"z{i}" for i in range(3)), *(f"z{i}_std" for i in range(3))]
     assert len(codes) == 1000
     assert max(abs(np.corrcoef(codes[f"z{i}"], kind)[0, 1]) for i in range(3)) > 0.8
+
+
+def test_a_fit_that_finds_its_own_steps_says_why_it_stopped(here, capsys):
+    status = main(fit_arguments("houses.csv", "run", optimizer="auto", steps=2500, engine="eager"))
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    assert re.search("converged after|ceiling of steps", printed.out)
+    assert re.search("converged after|ceiling of steps", Path("run/report.html").read_text())
