@@ -6,16 +6,13 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from pyro.infer.autoguide import (
-    AutoDiagonalNormal,
     AutoLaplaceApproximation,
-    AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
-    AutoNormal,
 )
 from torch import Tensor
 from torch.optim import Optimizer
@@ -29,29 +26,24 @@ from inference.arguments import (
     positive_number,
     seed_number,
 )
+from inference.automatic import automatic
 from inference.compiled import CompiledEngine
 from inference.engines import choose
 from inference.fresh import Feed, Fresh
 from inference.isolation import RandomStream
-from inference.landing import Landing, Stop
+from inference.landing import Stop
 from inference.loop import run_steps
 from inference.objective import Model
 from inference.optimizers import LearningRate
-from inference.placing import apply_start, start_at
 from inference.posterior import FitRecord, Posterior
 from inference.program import Program, device_for
-from inference.start import NoStart, Start, find_start
 from inference.task import Task
 from inference.watch import Callback, Watch, opened, settled
-from inference.whitening import whitening
 
 __all__ = ["fit"]
 
 USUAL_LR = 0.01
-FIRST = 2_000  # steps that mend the coordinates of a start that is no mode
 LONG = 1_000  # steps from which a fit is worth the search of its start
-FEW = 50  # latents up to which the best Normal on the way to no mode is a start
-NORMALS = (AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)
 
 
 def fit(
@@ -209,8 +201,8 @@ def fit(
         stream = RandomStream.seeded(seed_number(seed), number)
         program = Program.start(model, guide, args, stream, where, kind, batch_size=batch_size)
         task, searched = Task.of(program, args, batch_size, **options), 0
-        if finds and feed is None and (optimizer or isinstance(program.guide, NORMALS)):
-            task, searched = _landing(task, stream, steps, optimizer is not None, taken)
+        if finds and feed is None:
+            task, searched = automatic(task, stream, steps, optimizer is not None, taken, progress)
         runner, state = choose(engine, task, stream, steps * restarts, progress)
         used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
         found = {"lr": "found", "optimizer": "auto"} if task.landing else {}
@@ -227,33 +219,6 @@ def fit(
     with opened(callbacks):
         best, starts = _best(start, restarts)
     return best.posterior(best.flat, best.curves, time.perf_counter() - started, starts)
-
-
-def _landing(
-    task: Task, stream: RandomStream, steps: int, warn: bool, taken: Callable[[Task, int], Tensor]
-) -> tuple[Task, int]:
-    """The task with a start, a step size and an end to be found, or else Adam as usual; and what the search cost.
-
-    From a start that is no mode, whose curvature says little, the guide is first
-    moved for some ``steps`` by ``taken``, and the coordinates then made after it.
-    """
-    program = task.program
-    start = find_start(program, task.args, stream)
-    if isinstance(start, Start) and not start.is_mode and len(start.loc) > FEW:
-        start = NoStart(f"the search of {len(start.loc)} latents ended at no mode", start.evaluations)
-    if isinstance(start, NoStart):
-        if warn:
-            warnings.warn(f"no start was found, so this is Adam with steps of {USUAL_LR}: {start.reason}", stacklevel=4)
-        return replace(task, optimizer="adam"), start.evaluations
-    theta = apply_start(program, start)
-    sticking = isinstance(program.guide, AutoMultivariateNormal)
-    task = replace(task, optimizer="adam", sticking=sticking)
-    landing, cost = Landing(whitening(program, start, theta), theta, steps), start.evaluations
-    if not start.is_mode and steps >= 3 * FIRST:
-        theta = taken(replace(task, landing=Landing(whitening(program, start, theta), theta, FIRST)), FIRST)
-        again = start_at(program, start, theta)
-        landing, cost = Landing(whitening(program, again, theta), theta, steps - FIRST), cost + FIRST * task.particles
-    return replace(task, landing=landing), cost
 
 
 def _data(

@@ -47,7 +47,7 @@ LEVELS = [
     {"placing", "whitening"},
     {"landing"},
     {"task"},
-    {"gradients", "step"},
+    {"automatic", "gradients", "step"},
     {"asked", "programs"},
     {"arviz_export", "autoencoder", "compiled", "eager", "figures", "metrics", "onnx_export", "sections", "verified"},
     {"engines", "export", "pictures", "screens"},
