@@ -92,8 +92,8 @@ def find_start(program: Program, args: tuple[Any, ...], stream: RandomStream, tr
         return NoStart(f"{density.size} latents are more than {_MOST}, and a search of their mode too dear")
     try:
         found = _search(density, tries)
-    except (NotImplementedError, RuntimeError, ValueError) as error:
-        found = NoStart(f"the search of the mode failed: {str(error).splitlines()[0]}")
+    except Exception as error:  # a user's model may raise anything where a fit would never have taken it
+        found = NoStart(f"the search of the mode failed: {type(error).__name__}: {' '.join(str(error).split())}")
     return found if isinstance(found, Start) else NoStart(found.reason, density.evaluations)
 
 

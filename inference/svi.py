@@ -200,9 +200,20 @@ def fit(
     def start(number: int) -> _Fitted:
         stream = RandomStream.seeded(seed_number(seed), number)
         program = Program.start(model, guide, args, stream, where, kind, batch_size=batch_size)
-        task, searched = Task.of(program, args, batch_size, **options), 0
-        if finds and feed is None:
-            task, searched = automatic(task, stream, steps, optimizer is not None, taken, progress)
+        plain = Task.of(program, args, batch_size, **options)
+        if not finds or feed is not None:
+            return run(number, plain, stream)
+        task, searched = automatic(plain, stream, steps, optimizer is not None, taken, progress)
+        try:
+            return run(number, task, stream, searched)
+        except ValueError as error:
+            if optimizer is not None or task.landing is None:
+                raise
+            warnings.warn(f"the steps that were found failed, so this is Adam: {error}", UserWarning, stacklevel=4)
+            return run(number, plain, stream, searched)
+
+    def run(number: int, task: Task, stream: RandomStream, searched: int = 0) -> _Fitted:
+        program = task.program
         runner, state = choose(engine, task, stream, steps * restarts, progress)
         used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
         found = {"lr": "found", "optimizer": "auto"} if task.landing else {}

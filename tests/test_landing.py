@@ -200,3 +200,32 @@ def test_what_it_cannot_do_is_said():
         )
     assert math.isfinite(posterior.losses[-1])
     assert posterior.record.stop is None
+
+
+def test_a_default_fit_whose_found_steps_fail_is_adams_with_a_warning(monkeypatch):
+    """The default must not lose a fit that Adam makes."""
+    monkeypatch.setattr("inference.landing._SIZE", 1e30)
+    with pytest.warns(UserWarning, match="the steps that were found failed, so this is Adam: .*at step"):
+        posterior = fit(
+            MODEL, full_rank_normal(MODEL), X.float(), Y.float(), steps=1000, engine="eager", progress=False
+        )
+    assert posterior.record.options["optimizer"] == "adam"
+    assert len(posterior.losses) == 1000
+    with pytest.raises(ValueError, match="at step"):
+        landed(steps=1000, engine="eager")
+
+
+def test_a_model_that_the_search_cannot_run_is_fitted_all_the_same():
+    """Here one that insists on single precision."""
+
+    def picky(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        if w.dtype != torch.float32:
+            raise TypeError("single precision only")
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(w * x[:, 0], 1.0), obs=y)
+
+    posterior = fit(picky, mean_field_normal(picky), X.float(), Y.float(), steps=1000, engine="eager", progress=False)
+    assert posterior.record.options["optimizer"] == "adam"
+    with pytest.warns(UserWarning, match="the search of the mode failed: TypeError: single precision only"):
+        fit(picky, mean_field_normal(picky), X.float(), Y.float(), steps=20, optimizer="auto", progress=False)
