@@ -29,9 +29,10 @@ from tqdm import tqdm
 
 from inference import JsonLines, LivePlot, ParameterTrace, Progress, Snapshots, TensorBoard
 from inference.compiled import CompiledEngine
+from inference.fitted import FitRecord
 from inference.isolation import RandomStream
 from inference.loop import run_steps
-from inference.posterior import FitRecord, Posterior
+from inference.posterior import Posterior
 from inference.program import Program
 from inference.task import Task
 from inference.watch import Watch, opened

@@ -3,189 +3,47 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNormal
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from inference import storage
-from inference.arguments import (
-    argument_names,
-    as_dtype,
-    as_tensors,
-    check_new_shapes,
-    positive_integer,
-    row_count,
-    seed_number,
-)
+from inference.arguments import argument_names, as_dtype, as_tensors, positive_integer, seed_number
 from inference.arviz_export import to_arviz
 from inference.asked import Asked
-from inference.autoencoder import Autoencoder, EncodingCalls, HeldOutRows, evidence_scores
 from inference.density import as_points, log_density
 from inference.diagnostics import Diagnosis, NoWeights, diagnose
 from inference.export import write_predictor
+from inference.fitted import FitRecord
 from inference.isolation import RandomStream
 from inference.landing import Stop
-from inference.latents import Batch, Latents
-from inference.metrics import HeldOut, class_scores, scores
+from inference.latents import Latents
 from inference.objective import Model, log_weight, traces
-from inference.predict import ClassPrediction, Prediction, joined, log_likelihood, predictive
-from inference.program import Program, clone, device_for, name_of, named_failure, set_training
+from inference.predicting import Predicting
+from inference.program import Program, clone, device_for
 from inference.report import write_report
 from inference.sections import Labels
 from inference.sites import observed_nodes
-from inference.vectorized import affordable, draws_together, for_each_draw
+from inference.vectorized import draws_together, for_each_draw
 
-__all__ = ["FitRecord", "Posterior", "load"]
+__all__ = ["Posterior", "load"]
 
-T = TypeVar("T")
 MOST_LATENTS = 10_000  # of all rows together, beyond which one row's misfit drowns in the others' noise
 
 
-@dataclass(frozen=True)
-class FitRecord:
-    """How a posterior came about: −ELBO and its KL per step, seconds, seed, options, −ELBO where each start ended.
-
-    ``evaluations`` counts gradients of the log joint, those of the search of a
-    start and those of steps and particles; ``stop`` says why it ended where
-    that was to be found.
-    """
-
-    losses: np.ndarray
-    kl: np.ndarray
-    seconds: float
-    seed: int
-    options: dict[str, Any] = field(default_factory=dict)
-    starts: tuple[float, ...] = ()
-    evaluations: int = 0
-    stop: Stop | None = None
-
-
-class Posterior(EncodingCalls):
+class Posterior(Predicting):
     """q(z), fitted: sample it, predict with it, check it, save it.
 
     Made by :func:`inference.fit` or :func:`inference.load`. Calls that draw take
     a ``seed`` and give the same numbers for the same seed.
     """
-
-    def __init__(
-        self,
-        program: Program,
-        flat: Tensor,
-        args: tuple[Any, ...],
-        names: list[str],
-        record: FitRecord,
-        has_data: bool = True,
-    ) -> None:
-        set_training(program.guide, False)
-        self._program = program
-        self._flat = flat
-        self._args = args
-        self._has_data = has_data
-        self.argument_names = names
-        self.record = record
-
-    @property
-    def losses(self) -> np.ndarray:
-        """−ELBO in nats, one estimate a step, shape (steps,)."""
-        return self.record.losses
-
-    @property
-    def kl(self) -> np.ndarray:
-        """KL(q ‖ p(z)) in nats, one estimate a step, shape (steps,): what the latents cost.
-
-        The other part of −ELBO is what the data cost, −E_q log p(x | z) =
-        ``losses − kl``, factors included. NaN where the guide needs
-        score-function gradients.
-        """
-        return self.record.kl
-
-    @property
-    def stop_reason(self) -> str:
-        """Why the fit ended, with figures where it was to find its end: ``optimizer="auto"``."""
-        stop = self.record.stop
-        return f"all {len(self.losses):,} steps were taken" if stop is None else stop.reason
-
-    @property
-    def params(self) -> dict[str, Tensor]:
-        """The fitted parameters by name, in the user's (constrained) space."""
-        return self._program.params.constrained(self._flat)
-
-    @property
-    def unconstrained_params(self) -> dict[str, Tensor]:
-        """The fitted parameters by the same names, as the optimiser moves them: any real numbers.
-
-        Flattened and joined in this order they are θ, shape (P,). A scale σ, for
-        one, is kept as the number whose softplus or exponential it is.
-
-        >>> from guides import mean_field_normal
-        >>> from inference import fit
-        >>> from ppl_models import linear_regression
-        >>> x = torch.linspace(-1, 1, 50).reshape(-1, 1)
-        >>> guide = mean_field_normal(linear_regression)
-        >>> posterior = fit(linear_regression, guide, x, x[:, 0], steps=10, progress=False)
-        >>> name = "AutoNormal.scales.bias"
-        >>> bool(posterior.params[name] > 0), bool(posterior.unconstrained_params[name] > 0)
-        (True, False)
-        """
-        return {name: view.clone() for name, view in self._program.params.named(self._flat).items()}
-
-    @property
-    def program(self) -> Program:
-        """Model, guide and what one run showed of them."""
-        return self._program
-
-    @property
-    def model_name(self) -> str:
-        """The name of the model function or module."""
-        return name_of(self._program.model)
-
-    @property
-    def guide_name(self) -> str:
-        """The name of the guide function or class."""
-        return name_of(self._program.guide)
-
-    @property
-    def has_data(self) -> bool:
-        """Whether the data of the fit is at hand."""
-        return self._has_data
-
-    @property
-    def data(self) -> tuple[Any, ...]:
-        """The arguments of the fit.
-
-        Raises
-        ------
-        ValueError
-            If the posterior was loaded without them.
-        """
-        if not self._has_data:
-            given = ", ".join(self.argument_names)
-            raise ValueError(f"this posterior was loaded without its data: pass it, load(path, model, guide, {given})")
-        return self._args
-
-    @property
-    def observed_site(self) -> str:
-        """The name of the one observed site.
-
-        Raises
-        ------
-        ValueError
-            If there is none, or several.
-        """
-        sites = [site.name for site in self._program.observed]
-        if len(sites) == 1:
-            return sites[0]
-        raise ValueError(f"the model observes {sites or 'no site'}: pass site= with the name of one to predict")
 
     def sample(self, draws: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:
         """Draw from q(z): ``{site: tensor of shape (S, *site shape)}``, in the model's own space."""
@@ -211,105 +69,6 @@ class Posterior(EncodingCalls):
         with self._running(0):
             found = log_density(self._program.guide, self._args, points)
         return found.reshape(leading).cpu()
-
-    def predict(
-        self,
-        *new_data: Any,
-        draws: int = 1000,
-        seed: int = 0,
-        site: str | None = None,
-        batch_size: int | None = None,
-        per_row: bool = False,
-        progress: bool = True,
-    ) -> Prediction | ClassPrediction:
-        """The posterior predictive at new rows, ``draws`` functions of all of them.
-
-        Each draw of z is used for every row, so a draw is a function. Latents
-        of single rows, where the guide does not take the new rows, are drawn
-        from the model given the shared ones.
-
-        Parameters
-        ----------
-        new_data
-            The model's arguments without the observed one, as ``predict(x_new)``.
-        site
-            The observed site, where the model has more than one.
-        batch_size
-            The most rows to run the model on at a time, which bounds the
-            memory; right where rows do not depend on each other given the
-            latents. If left out, that of the fit, or else all rows. The
-            functions are the same.
-        per_row
-            Draw the latents anew for each row, which is noise rather than
-            functions; for :func:`~guides.bernoulli_dropout`.
-        progress
-            Show a bar over the batches once it has taken a second.
-
-        Raises
-        ------
-        ValueError
-            If the new data has other columns than the fit, or does not fit the model.
-        """
-        args = self._new_arguments(new_data)
-        return self._predictive(args, draws, seed, site, batch_size, per_row, progress)
-
-    def predict_data(
-        self,
-        *,
-        draws: int = 1000,
-        seed: int = 0,
-        site: str | None = None,
-        batch_size: int | None = None,
-        progress: bool = True,
-    ) -> Prediction | ClassPrediction:
-        """The posterior predictive at the rows of the fit, for posterior-predictive checks."""
-        return self._predictive(self.data, draws, seed, site, batch_size, False, progress)
-
-    @property
-    def is_autoencoder(self) -> bool:
-        """Whether the model observes what the guide encodes, so that rows are remade rather than predicted."""
-        sites = self._program.observed
-        return hasattr(self._program.guide, "encode") and len(sites) == 1 and sites[0].argument == 0
-
-    def evaluate(
-        self,
-        *test: Any,
-        draws: int | None = None,
-        seed: int = 0,
-        batch_size: int | None = None,
-        progress: bool = True,
-    ) -> HeldOut | HeldOutRows:
-        """Predict held-out rows, given in the order of the fit as ``evaluate(x_test, y_test)``, and score it.
-
-        Of an autoencoder, ``evaluate(x_test)`` is how probable the rows are
-        under the model: :class:`~inference.autoencoder.EvidenceScores`.
-
-        Parameters
-        ----------
-        draws
-            If left out, as many as take some ten seconds, at most 1,000 and at least 50.
-        batch_size
-            The most rows at a time, as in :meth:`predict`.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`predict` does; also if a class was observed that the model does not know.
-        """
-        *inputs, observed = test
-        if draws is None:
-            _, draws = affordable(max(1, len(observed)), self._program.params.size, 1000)
-        if self.is_autoencoder:
-            code = self.encode(*test, batch_size=batch_size)
-            with self._autoencoding(seed, batch_size) as autoencoder:
-                bounds = autoencoder.evidence(self._new_arguments(test), _count(draws), progress)
-            return HeldOutRows(code, torch.as_tensor(np.asarray(test[0])), evidence_scores(code, *bounds, draws))
-        prediction = self.predict(*inputs, draws=draws, seed=seed, batch_size=batch_size, progress=progress)
-        y = torch.as_tensor(np.asarray(observed))
-        if isinstance(prediction, ClassPrediction):
-            return HeldOut(prediction, y, class_scores(prediction, y), tuple(inputs))
-        likelihood = self.log_likelihood(*test, draws=draws, seed=seed, batch_size=batch_size)[self.observed_site]
-        return HeldOut(prediction, y, scores(prediction, y, likelihood), tuple(inputs))
 
     def prior(self, draws: int = 1000, *, seed: int = 0, rows: int | None = None) -> dict[str, Tensor]:
         """Draw latents and observations from the model before the data, ``{site: (S, *site shape)}``.
@@ -346,25 +105,6 @@ class Posterior(EncodingCalls):
         observed = {site.argument for site in self._program.observed}
         pairs = enumerate(zip(self.argument_names, self.data, strict=True))
         return {name: value for i, (name, value) in pairs if isinstance(value, Tensor) and i not in observed}
-
-    def log_likelihood(
-        self, *data: Any, draws: int = 1000, seed: int = 0, batch_size: int | None = None
-    ) -> dict[str, Tensor]:
-        """The log likelihood log p(yₙ | zₛ) in nats, ``{observed site: (S, N, …)}``.
-
-        On ``data``, given in the order of the fit, or else on the data of the
-        fit; ``batch_size`` rows at a time, as in :meth:`predict`.
-        """
-        args = self._new_arguments(data) if data else self.data
-        sites = [site.name for site in self._program.observed]
-
-        def run(batch: Batch) -> dict[str, Tensor]:
-            return log_likelihood(batch.model, batch.latents, draws, batch.args, sites)
-
-        parts = list(self._for_batches(run, args, draws, seed, batch_size))
-        return {
-            site: torch.cat([part[site] for part in parts], 1) if len(parts) > 1 else parts[0][site] for site in sites
-        }
 
     def log_weights(self, draws: int = 1000, *, seed: int = 0) -> Tensor:
         """The log weight log p(x, zₛ) − log q(zₛ) in nats on the full data, shape (S,)."""
@@ -472,70 +212,6 @@ class Posterior(EncodingCalls):
         )
         return write_predictor(asked, Path(path), {"model": self.model_name, "guide": self.guide_name})
 
-    @contextmanager
-    def _running(self, seed: int) -> Iterator[None]:
-        set_training(self._program.guide, False)
-        with torch.no_grad(), self._program.running(self._flat, RandomStream.seeded(seed_number(seed))):
-            yield
-
-    @contextmanager
-    def _autoencoding(self, seed: int, batch_size: int | None) -> Iterator[Autoencoder]:
-        with self._running(seed):
-            yield Autoencoder(self._program, self._args, self.observed_site, self._batch_size(batch_size))
-
-    def _batch_size(self, given: int | None) -> int | None:
-        """The most rows to run at a time: what was asked for, else that of the fit, else all."""
-        size = self.record.options.get("batch_size") if given is None else given
-        return None if size is None else positive_integer(size, "batch_size")
-
-    def _predictive(
-        self,
-        args: tuple[Any, ...],
-        draws: int,
-        seed: int,
-        site: str | None,
-        batch_size: int | None,
-        per_row: bool,
-        progress: bool,
-    ) -> Prediction | ClassPrediction:
-        wanted = site or self.observed_site
-
-        def run(batch: Batch) -> Prediction | ClassPrediction:
-            return predictive(batch.model, batch.latents, draws, batch.args, wanted)
-
-        return joined(list(self._for_batches(run, args, draws, seed, batch_size, per_row, progress)))
-
-    def _for_batches(
-        self,
-        run: Callable[[Batch], T],
-        args: tuple[Any, ...],
-        draws: int,
-        seed: int,
-        batch_size: int | None,
-        per_row: bool = False,
-        progress: bool = False,
-    ) -> Iterator[T]:
-        """``run`` on one batch of rows after the other; errors say whose code failed, and on which shapes."""
-        size = self._batch_size(batch_size)
-        latents = Latents(self._program, self._args)
-        with (
-            self._running(seed),
-            tqdm(desc="predict", total=row_count(args), unit="row", delay=1, leave=False, disable=not progress) as bar,
-        ):
-            for batch in latents.batches(_count(draws), args, size, per_row):
-                yield named_failure("model", self._program.model, batch.args, partial(run, batch))
-                bar.update(row_count(batch.args) or 1)
-
-    def _new_arguments(self, data: tuple[Any, ...]) -> tuple[Any, ...]:
-        """``data`` as the model takes it, checked against the fit, what is missing given as None."""
-        names = self.argument_names[: len(data)] + [f"argument {i}" for i in range(len(self.argument_names), len(data))]
-        args = as_tensors(data, names, self._program.device, self._program.dtype, shared=True)
-        check_new_shapes(args, self.argument_names, [_shape(value) for value in self._args])
-        for site in self._program.observed:
-            if site.argument is not None and site.argument < len(args) and args[site.argument] is not None:
-                site.refuse_impossible(args[site.argument])
-        return args + (None,) * (len(self._args) - len(args))
-
 
 def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str | torch.device = "auto") -> Posterior:
     """The posterior that :meth:`Posterior.save` wrote, bound to ``model`` and ``guide``.
@@ -575,7 +251,3 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
 
 def _count(draws: int, name: str = "draws") -> int:
     return positive_integer(draws, name)
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, Tensor) else None

@@ -29,13 +29,14 @@ from inference.arguments import (
 from inference.automatic import automatic
 from inference.compiled import CompiledEngine
 from inference.engines import choose
+from inference.fitted import FitRecord
 from inference.fresh import Feed, Fresh
 from inference.isolation import RandomStream
 from inference.landing import Stop
 from inference.loop import run_steps
 from inference.objective import Model
 from inference.optimizers import LearningRate
-from inference.posterior import FitRecord, Posterior
+from inference.posterior import Posterior
 from inference.program import Program, device_for
 from inference.task import Task
 from inference.watch import Callback, Watch, opened, settled
@@ -197,7 +198,7 @@ def fit(
         runner.advance(state, count)
         return runner.result(state).detach().clone()
 
-    def start(number: int) -> _Fitted:
+    def start(number: int) -> _Attempt:
         stream = RandomStream.seeded(seed_number(seed), number)
         program = Program.start(model, guide, args, stream, where, kind, batch_size=batch_size)
         plain = Task.of(program, args, batch_size, **options)
@@ -212,12 +213,12 @@ def fit(
             warnings.warn(f"the steps that were found failed, so this is Adam: {error}", UserWarning, stacklevel=4)
             return run(number, plain, stream, searched)
 
-    def run(number: int, task: Task, stream: RandomStream, searched: int = 0) -> _Fitted:
+    def run(number: int, task: Task, stream: RandomStream, searched: int = 0) -> _Attempt:
         program = task.program
         runner, state = choose(engine, task, stream, steps * restarts, progress)
         used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
         found = {"lr": "found", "optimizer": "auto"} if task.landing else {}
-        fitted = _Fitted(program, args, state.flat, stream, names, seed, {**said, **found, "engine": used})
+        fitted = _Attempt(program, args, state.flat, stream, names, seed, {**said, **found, "engine": used})
         most = task.landing.steps if task.landing else steps
         watch = Watch(callbacks, most, program.params, fitted.posterior, (number + 1, restarts))
         label = f"fit {number + 1}/{restarts}" if restarts > 1 else "fit"
@@ -247,7 +248,7 @@ def _data(
 
 
 @dataclass
-class _Fitted:
+class _Attempt:
     """One start: where it is, and once it has ended its losses and KL, (2, steps)."""
 
     program: Program
@@ -275,9 +276,9 @@ class _Fitted:
         return Posterior(program, finished, self.args, self.names, record)
 
 
-def _best(start: Callable[[int], _Fitted], restarts: int) -> tuple[_Fitted, tuple[float, ...]]:
+def _best(start: Callable[[int], _Attempt], restarts: int) -> tuple[_Attempt, tuple[float, ...]]:
     """The best of several starts, and the loss of each, infinite where one failed."""
-    fits: list[_Fitted | None] = []
+    fits: list[_Attempt | None] = []
     for number in range(restarts):
         try:
             fits.append(start(number))

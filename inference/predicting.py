@@ -1,0 +1,191 @@
+"""What a posterior says of rows, those of the fit and new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from inference.arguments import positive_integer, row_count
+from inference.autoencoder import Autoencoder, EncodingCalls, HeldOutRows, evidence_scores
+from inference.fitted import Fitted
+from inference.latents import Batch, Latents
+from inference.metrics import HeldOut, class_scores, scores
+from inference.predict import ClassPrediction, Prediction, joined, log_likelihood, predictive
+from inference.program import named_failure
+from inference.vectorized import affordable
+
+__all__ = ["Predicting"]
+
+T = TypeVar("T")
+
+
+class Predicting(Fitted, EncodingCalls):
+    """The questions about rows: predict, evaluate, log likelihood, and those of autoencoders."""
+
+    def predict(
+        self,
+        *new_data: Any,
+        draws: int = 1000,
+        seed: int = 0,
+        site: str | None = None,
+        batch_size: int | None = None,
+        per_row: bool = False,
+        progress: bool = True,
+    ) -> Prediction | ClassPrediction:
+        """The posterior predictive at new rows, ``draws`` functions of all of them.
+
+        Each draw of z is used for every row, so a draw is a function. Latents
+        of single rows, where the guide does not take the new rows, are drawn
+        from the model given the shared ones.
+
+        Parameters
+        ----------
+        new_data
+            The model's arguments without the observed one, as ``predict(x_new)``.
+        site
+            The observed site, where the model has more than one.
+        batch_size
+            The most rows to run the model on at a time, which bounds the
+            memory; right where rows do not depend on each other given the
+            latents. If left out, that of the fit, or else all rows. The
+            functions are the same.
+        per_row
+            Draw the latents anew for each row, which is noise rather than
+            functions; for :func:`~guides.bernoulli_dropout`.
+        progress
+            Show a bar over the batches once it has taken a second.
+
+        Raises
+        ------
+        ValueError
+            If the new data has other columns than the fit, or does not fit the model.
+        """
+        args = self._new_arguments(new_data)
+        return self._predictive(args, draws, seed, site, batch_size, per_row, progress)
+
+    def predict_data(
+        self,
+        *,
+        draws: int = 1000,
+        seed: int = 0,
+        site: str | None = None,
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> Prediction | ClassPrediction:
+        """The posterior predictive at the rows of the fit, for posterior-predictive checks."""
+        return self._predictive(self.data, draws, seed, site, batch_size, False, progress)
+
+    @property
+    def is_autoencoder(self) -> bool:
+        """Whether the model observes what the guide encodes, so that rows are remade rather than predicted."""
+        sites = self._program.observed
+        return hasattr(self._program.guide, "encode") and len(sites) == 1 and sites[0].argument == 0
+
+    def evaluate(
+        self,
+        *test: Any,
+        draws: int | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+        progress: bool = True,
+    ) -> HeldOut | HeldOutRows:
+        """Predict held-out rows, given in the order of the fit as ``evaluate(x_test, y_test)``, and score it.
+
+        Of an autoencoder, ``evaluate(x_test)`` is how probable the rows are
+        under the model: :class:`~inference.autoencoder.EvidenceScores`.
+
+        Parameters
+        ----------
+        draws
+            If left out, as many as take some ten seconds, at most 1,000 and at least 50.
+        batch_size
+            The most rows at a time, as in :meth:`predict`.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`predict` does; also if a class was observed that the model does not know.
+        """
+        *inputs, observed = test
+        if draws is None:
+            _, draws = affordable(max(1, len(observed)), self._program.params.size, 1000)
+        if self.is_autoencoder:
+            code = self.encode(*test, batch_size=batch_size)
+            with self._autoencoding(seed, batch_size) as autoencoder:
+                bounds = autoencoder.evidence(self._new_arguments(test), positive_integer(draws, "draws"), progress)
+            return HeldOutRows(code, torch.as_tensor(np.asarray(test[0])), evidence_scores(code, *bounds, draws))
+        prediction = self.predict(*inputs, draws=draws, seed=seed, batch_size=batch_size, progress=progress)
+        y = torch.as_tensor(np.asarray(observed))
+        if isinstance(prediction, ClassPrediction):
+            return HeldOut(prediction, y, class_scores(prediction, y), tuple(inputs))
+        likelihood = self.log_likelihood(*test, draws=draws, seed=seed, batch_size=batch_size)[self.observed_site]
+        return HeldOut(prediction, y, scores(prediction, y, likelihood), tuple(inputs))
+
+    def log_likelihood(
+        self, *data: Any, draws: int = 1000, seed: int = 0, batch_size: int | None = None
+    ) -> dict[str, Tensor]:
+        """The log likelihood log p(yₙ | zₛ) in nats, ``{observed site: (S, N, …)}``.
+
+        On ``data``, given in the order of the fit, or else on the data of the
+        fit; ``batch_size`` rows at a time, as in :meth:`predict`.
+        """
+        args = self._new_arguments(data) if data else self.data
+        sites = [site.name for site in self._program.observed]
+
+        def run(batch: Batch) -> dict[str, Tensor]:
+            return log_likelihood(batch.model, batch.latents, draws, batch.args, sites)
+
+        parts = list(self._for_batches(run, args, draws, seed, batch_size))
+        return {
+            site: torch.cat([part[site] for part in parts], 1) if len(parts) > 1 else parts[0][site] for site in sites
+        }
+
+    @contextmanager
+    def _autoencoding(self, seed: int, batch_size: int | None) -> Iterator[Autoencoder]:
+        with self._running(seed):
+            yield Autoencoder(self._program, self._args, self.observed_site, self._batch_size(batch_size))
+
+    def _predictive(
+        self,
+        args: tuple[Any, ...],
+        draws: int,
+        seed: int,
+        site: str | None,
+        batch_size: int | None,
+        per_row: bool,
+        progress: bool,
+    ) -> Prediction | ClassPrediction:
+        wanted = site or self.observed_site
+
+        def run(batch: Batch) -> Prediction | ClassPrediction:
+            return predictive(batch.model, batch.latents, draws, batch.args, wanted)
+
+        return joined(list(self._for_batches(run, args, draws, seed, batch_size, per_row, progress)))
+
+    def _for_batches(
+        self,
+        run: Callable[[Batch], T],
+        args: tuple[Any, ...],
+        draws: int,
+        seed: int,
+        batch_size: int | None,
+        per_row: bool = False,
+        progress: bool = False,
+    ) -> Iterator[T]:
+        """``run`` on one batch of rows after the other; errors say whose code failed, and on which shapes."""
+        size = self._batch_size(batch_size)
+        latents = Latents(self._program, self._args)
+        with (
+            self._running(seed),
+            tqdm(desc="predict", total=row_count(args), unit="row", delay=1, leave=False, disable=not progress) as bar,
+        ):
+            for batch in latents.batches(positive_integer(draws, "draws"), args, size, per_row):
+                yield named_failure("model", self._program.model, batch.args, partial(run, batch))
+                bar.update(row_count(batch.args) or 1)
