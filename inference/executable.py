@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,15 +37,31 @@ class Plan:
     output: View
 
 
+@contextmanager
+def _at_most(threads: int) -> Iterator[None]:
+    """Torch and its BLAS with so many threads: those of a small product wait for each other longer than they work."""
+    before = torch.get_num_threads()
+    if before == threads:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class Executable:
     """A library and a plan bound to tensors: ``run`` takes steps, changing the state among the inputs in place.
 
     ``inputs`` are kept for good; the graph's rows are given as examples of one
-    row here, and to each ``run`` as many as there are steps.
+    row here, and to each ``run`` as many as there are steps. No more than
+    ``threads`` work on it, those of BLAS included.
     """
 
-    def __init__(self, library: Path, plan: Plan, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, library: Path, plan: Plan, inputs: Sequence[Tensor], threads: int) -> None:
         self.plan = plan
+        self._threads = threads
         self._functions = ctypes.CDLL(str(library))
         self._native = all(isinstance(part, int) for part in plan.parts)
         block = torch.zeros(plan.scratch + _ALIGNMENT, dtype=torch.uint8)
@@ -62,11 +79,12 @@ class Executable:
         ``rows`` are contiguous (steps, numbers a step), in the order of ``plan.rows``.
         """
         losses = torch.empty(len(rows[0]), *self.plan.output.shape, dtype=self.plan.output.dtype)
-        if not self._native:
-            return self._run_in_parts(rows, losses)
-        for slot, value in zip(self.plan.rows, rows, strict=True):
-            self._table[slot] = value.data_ptr()
-        self._functions.run(self._table, ctypes.c_long(len(losses)), ctypes.c_void_p(losses.data_ptr()))
+        with _at_most(self._threads):
+            if not self._native:
+                return self._run_in_parts(rows, losses)
+            for slot, value in zip(self.plan.rows, rows, strict=True):
+                self._table[slot] = value.data_ptr()
+            self._functions.run(self._table, ctypes.c_long(len(losses)), ctypes.c_void_p(losses.data_ptr()))
         return losses
 
     def _run_in_parts(self, rows: Sequence[Tensor], losses: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[
     if cache is not None:
         found = _load(cache / key)
         if found is not None:
-            return Executable(cache / key / _LIBRARY, found, inputs)
+            return Executable(cache / key / _LIBRARY, found, inputs, threads)
     with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as name:
         folder = Path(name)
         plan = _build(folder, module, inputs, rows, threads)
@@ -53,7 +53,7 @@ def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[
         if cache is not None:
             library = _keep(folder, cache / key) / _LIBRARY
             _prune(cache)
-        return Executable(library, plan, inputs)
+        return Executable(library, plan, inputs, threads)
 
 
 def _build(folder: Path, module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], threads: int) -> Plan:

@@ -228,3 +228,18 @@ def _inputs_first(graph):
         if node.op == "placeholder":
             first.prepend(node)
     return graph
+
+
+def test_no_more_threads_than_asked_work_on_it_and_the_process_keeps_its_own(cache, monkeypatch):
+    """Those of BLAS too, which on a busy machine wait for each other a thousand times as long as they work."""
+    asked, before = [], torch.get_num_threads()
+    real = torch.set_num_threads
+    real(2)
+    try:
+        monkeypatch.setattr(torch, "set_num_threads", lambda count: (asked.append(count), real(count)))
+        given = inputs()
+        programs.executable(module(), given, [1], 1).run([torch.stack([given[1]] * 3)])
+        assert asked == [1, 2]
+        assert torch.get_num_threads() == 2
+    finally:
+        real(before)
