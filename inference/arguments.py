@@ -20,6 +20,7 @@ __all__ = [
     "positive_number",
     "row_count",
     "seed_number",
+    "shape_of",
 ]
 
 
@@ -64,6 +65,11 @@ def as_tensors(
 def row_count(args: Sequence[Any]) -> int | None:
     """N, the rows of the first argument that has any; None where none has."""
     return next((len(value) for value in args if _has_rows(value)), None)
+
+
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """The shape of a tensor; None for anything else."""
+    return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def _has_rows(value: Any) -> bool:

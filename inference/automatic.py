@@ -52,10 +52,9 @@ def automatic(
             warnings.warn(f"no start was found, so this is Adam with the usual steps: {start.reason}", stacklevel=4)
         return replace(task, sticking=False), start.evaluations
     theta = apply_start(program, start)
-    landing, cost = Landing(whitening(program, start, theta), theta, steps), start.evaluations
+    coordinates, cost = whitening(program, start, theta), start.evaluations
     if not start.is_mode and steps >= 3 * _MENDING:
-        first = Landing(whitening(program, start, theta), theta, _MENDING)
-        theta = taken(replace(task, landing=first), _MENDING)
-        again = whitening(program, start_at(program, start, theta), theta)
-        landing, cost = Landing(again, theta, steps - _MENDING), cost + _MENDING * task.particles
-    return replace(task, landing=landing), cost
+        theta = taken(replace(task, landing=Landing(coordinates, theta, _MENDING)), _MENDING)
+        coordinates = whitening(program, start_at(program, start, theta), theta)
+        steps, cost = steps - _MENDING, cost + _MENDING * task.particles
+    return replace(task, landing=Landing(coordinates, theta, steps)), cost

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.arguments import as_tensors, check_new_shapes, positive_integer, seed_number
+from inference.arguments import as_tensors, check_new_shapes, positive_integer, seed_number, shape_of
 from inference.isolation import RandomStream
 from inference.landing import Stop
 from inference.program import Program, name_of, set_training
@@ -166,12 +166,8 @@ class Fitted:
         """``data`` as the model takes it, checked against the fit, what is missing given as None."""
         names = self.argument_names[: len(data)] + [f"argument {i}" for i in range(len(self.argument_names), len(data))]
         args = as_tensors(data, names, self._program.device, self._program.dtype, shared=True)
-        check_new_shapes(args, self.argument_names, [_shape(value) for value in self._args])
+        check_new_shapes(args, self.argument_names, [shape_of(value) for value in self._args])
         for site in self._program.observed:
             if site.argument is not None and site.argument < len(args) and args[site.argument] is not None:
                 site.refuse_impossible(args[site.argument])
         return args + (None,) * (len(self._args) - len(args))
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, Tensor) else None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.arguments import as_tensors
+from inference.arguments import as_tensors, shape_of
 from inference.isolation import RandomStream, environment
 
 __all__ = ["Feed", "Fresh", "fresh"]
@@ -67,7 +67,7 @@ class Feed:
             torch.set_rng_state(state)
             again = as_tensors(self._drawn(), names[: len(drawn)], device, dtype)
         self.by_torch = all(_is_same(*pair) for pair in zip(self.first, again, strict=True))
-        self._shapes = [_shape(value) for value in self.first]
+        self._shapes = [shape_of(value) for value in self.first]
         self._now = self.first
 
     def guide(self, guide: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,7 +81,7 @@ class Feed:
     def next(self) -> tuple[Any, ...]:
         """New data."""
         drawn = tuple(self._tensor(value) for value in self._drawn())
-        shapes = [_shape(value) for value in drawn]
+        shapes = [shape_of(value) for value in drawn]
         if shapes != self._shapes:
             raise ValueError(f"fresh data had shapes {self._shapes} first, now {shapes}: draw as many rows each time")
         self._now = drawn
@@ -108,10 +108,6 @@ def _on_new(feed: Feed, guide: Callable[..., Any], *_: Any) -> Any:
 
 def _on_same(feed: Feed, model: Callable[..., Any], *_: Any) -> Any:
     return model(*feed.now)
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def _is_same(one: Any, other: Any) -> bool:

@@ -93,7 +93,8 @@ class Landing(Update):
         """Judge the path so far, ``points`` being θ since the last look and ``losses`` all of −ELBO; end a phase."""
         if self._decided:
             return
-        self._path += [self._map.coordinates(point.double() - self.theta.double()) for point in points]
+        if points:
+            self._path += self._map.coordinates(torch.stack(points).double() - self.theta.double())
         if step >= _FIRST and step % _LOOK == 0:
             self._judge(step, losses)
 

@@ -37,11 +37,10 @@ class Whitening:
         return (self.scale * phi).index_copy(0, self.rows, self.block @ phi[self.rows])
 
     def coordinates(self, change: Tensor) -> Tensor:
-        """Φ of a change of θ, both (P,), in double precision."""
-        block, rows = self.block.double(), self.rows
+        """Φ of changes of θ, both (T, P), in double precision."""
         found = change / self.scale.double()
-        if len(rows):
-            found[rows] = torch.linalg.solve(block, change[rows])
+        if len(self.rows):
+            found[:, self.rows] = torch.linalg.solve(self.block.double(), change[:, self.rows].T).T
         return found
 
     def pull(self, grad: Tensor) -> Tensor:
