@@ -16,7 +16,8 @@ __all__ = ["EVERY", "Landing", "Stop", "split_rhat"]
 
 EVERY = 10  # steps between two points of the path that are looked at
 _LOOK = 100  # steps between two looks
-_SIZE = 0.05  # of a step in φ, whose unit is a posterior standard deviation
+_SIZE = 0.05  # of a step in each φ, whose unit is a posterior standard deviation,
+_MOVING = 65  # up to that many, those of ten latents of full rank; more share its length
 _WARM = 100
 _FIRST, _SETTLE = 1000, 1000  # steps before the first look, and of the least settling
 _RHAT, _AIM, _MCSE = 1.1, 0.03, 0.06
@@ -42,6 +43,10 @@ class Stop:
 class Landing(Update):
     """Adam on φ, θ = θ₀ + Wφ, at one step size, then linearly to 0 while θ is averaged.
 
+    Each φ moves by 0.05 a step, or by less where they are many, so that the
+    whole step is never longer than √65 · 0.05 posterior standard deviations:
+    what the noise of the gradient costs grows with the square of that length.
+
     The first phase ends when the split R-hat of all φ over its last half is at
     most 1.1 and the ELBO no longer rises; the second is as long as the averages
     need for a standard error of 0.03 posterior standard deviations. Without
@@ -58,6 +63,7 @@ class Landing(Update):
 
     def __init__(self, whitening: Whitening, theta: Tensor, steps: int, early: bool = True) -> None:
         super().__init__({}, _SIZE)
+        self.size = _SIZE * min(1.0, math.sqrt(_MOVING / max(1, whitening.moving)))
         self.theta = theta
         self.ceiling = self.steps = steps
         self.settling = steps - min(max(_SETTLE, steps // 4), steps // 2)
@@ -70,7 +76,7 @@ class Landing(Update):
     def step_size(self, step: int) -> float:
         """The size of a step in φ."""
         left = 1.0 if step < self.settling else (self.steps - step) / (self.steps - self.settling)
-        return _SIZE * left * min(1.0, (step + 1) / _WARM)
+        return self.size * left * min(1.0, (step + 1) / _WARM)
 
     def rates(self, step: int) -> tuple[float, ...]:
         """α/(1−β₁ᵗ), √(1−β₂ᵗ), and the weight of θ in its average."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,8 @@ from inference.places import Places
 from inference.program import Program
 
 __all__ = ["LogJoint"]
+
+_NoFactor = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 
 
 @dataclass
@@ -53,19 +55,21 @@ class LogJoint:
         return self.places.size
 
     def value(self, u: Tensor) -> float:
-        """The log joint, −∞ where it is not a number."""
+        """The log joint, −∞ where it is not a number, or needs a factor of a matrix that has none."""
         self.evaluations += 1
-        with torch.no_grad(), self._running():
+        with torch.no_grad(), self._running(), suppress(_NoFactor):
             return _finite(self._at(u))
+        return -math.inf
 
     def slope(self, u: Tensor) -> tuple[float, Tensor]:
-        """The log joint and its gradient, (D,)."""
+        """The log joint and its gradient, (D,); NaN where a matrix has no factor."""
         self.evaluations += 1
         at = u.detach().requires_grad_()
-        with torch.enable_grad(), self._running():
+        with torch.enable_grad(), self._running(), suppress(_NoFactor):
             value = self._at(at)
             (grad,) = torch.autograd.grad(value, at, materialize_grads=True)
-        return _finite(value.detach()), grad
+            return _finite(value.detach()), grad
+        return -math.inf, torch.full_like(u, math.nan)
 
     def hessian(self, u: Tensor) -> Tensor:
         """Second derivatives, (D, D).

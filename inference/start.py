@@ -23,10 +23,12 @@ _MOST = 5000  # latents
 _DENSE = 300  # latents with a full covariance
 _FEW = 50  # latents up to which a search from several starts is cheap
 _ATTEMPTS = 20
-_STEPS, _NEWTON = (40, 60), (12, 3)  # up to that many, and above
+_STEPS = (40, 60)  # up to that many, and above
+_NEWTON, _PRODUCTS = 12, 1500  # steps at most, and Hessian-vector products that they may cost
 _RISING = 2.0  # nats that the next step would gain where a path ended: it is not near a mode
 _PROBES, _DRAWS = 30, 30
 _THINNED, _ROUGH, _FINE = 10, 5, 3  # iterates of a path that Pathfinder looks at, draws for each, and how many it keeps
+_SAME = 0.01  # nats between the ends of two paths at one mode, at most
 _FLAT = 1e-3  # nats that it would gain at a mode, where Newton's steps are not taken
 _GAP = 1.0  # nats between the Laplace approximation's evidence and its ELBO, above which other Normals are tried
 
@@ -145,18 +147,27 @@ def _search(density: LogJoint, tries: int) -> Start | NoStart:
     paths = [path for path in paths if path]
     if not paths:
         return NoStart("log p(x, z) has no finite gradient at any of the starts")
-    top = max((path[-1] for path in paths), key=lambda point: point.value)
-    noise = density.noise(_DRAWS)
-    if density.size > _DENSE:
-        found = [_diagonal(density, top, noise)]
-    else:
-        found = [_laplace(density, top, noise)]
-        if not (found[0].is_mode and found[0].elbo > _evidence(found[0]) - _GAP * max(1, density.size / 10)):
-            found += _pathfinder(density, paths, noise)
-    best = max(found, key=lambda start: start.elbo)
+    noise, gap = density.noise(_DRAWS), _GAP * max(1, density.size / 10)
+    of_end = _diagonal if density.size > _DENSE else _laplace
+    found = [of_end(density, end, noise) for end in _ends(paths)]
+    best = max(found, key=lambda start: (start.is_mode, start.elbo))
+    if density.size <= _DENSE and not (best.is_mode and best.elbo > _evidence(best) - gap):
+        other = max(_pathfinder(density, paths, noise), key=lambda start: start.elbo, default=best)
+        best = other if other.elbo > best.elbo + (gap if best.is_mode else 0) else best
     if not math.isfinite(best.elbo) and not best.is_mode:
         return NoStart("no Normal around the points of the search has a finite ELBO")
     return best
+
+
+def _ends(paths: list[list[Iterate]]) -> list[Iterate]:
+    """Where the paths ended, each height once; of those that still rise only the highest, if no other is there."""
+    ends = sorted((path[-1] for path in paths), key=lambda end: -end.value)
+    still = [end for end in ends if end.grad @ end.covariance(end.grad) <= _RISING]
+    kept: list[Iterate] = []
+    for end in still or ends[:1]:
+        if not kept or kept[-1].value - end.value > _SAME:
+            kept.append(end)
+    return kept
 
 
 def _begins(density: LogJoint, tries: int) -> list[Tensor]:
@@ -189,7 +200,7 @@ def _variances(density: LogJoint, u: Tensor) -> Tensor:
 
 def _laplace(density: LogJoint, top: Iterate, noise: Tensor) -> Start:
     rising = top.grad @ top.covariance(top.grad) > _RISING
-    end = climb(density, top.u, 0 if rising else _NEWTON[density.size > _FEW])
+    end = climb(density, top.u, 0 if rising else min(_NEWTON, _PRODUCTS // density.size))
     covariance = absolute_inverse(torch.nan_to_num(end.hessian, 0.0, 0.0, 0.0), 1e-12 if end.is_mode else 1e-6)
     return _scored(density, end.u, covariance, noise, end.is_mode, end.value)
 

@@ -16,12 +16,66 @@ from inference.start import Start
 
 __all__ = ["Whitening", "whitening"]
 
-_DENSE = 700  # parameters with a map of their own; above, only the locations have one
+
+@dataclass(frozen=True)
+class Triangle:
+    """A ``scale`` s and a unit lower triangular U with diag(s)U = L(1 + Φ), moved together by Φ, to first order.
+
+    ``spread`` and ``unit`` are the entries in θ of s, (D,), and of U, (D²,);
+    ``slopes`` how fast the unconstrained s moves with s. Φ, lower triangular, has
+    1/√2 on its diagonal for each unit of φ.
+    """
+
+    spread: Tensor
+    unit: Tensor
+    tril: Tensor
+    slopes: Tensor
+
+    @property
+    def _weights(self) -> Tensor:
+        """Φ for a unit of φ, (D, D)."""
+        return torch.ones_like(self.tril).tril(-1) + torch.eye(len(self.tril)).to(self.tril) / math.sqrt(2)
+
+    @property
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        """S and U at φ = 0."""
+        s = self.tril.diagonal()
+        return s, self.tril / s[:, None]
+
+    def move(self, phi: Tensor) -> tuple[Tensor, Tensor]:
+        """The change of what is at ``spread`` and ``unit``."""
+        s, unit = self._rows
+        size = len(s)
+        matrix = self._weights * (phi[self.unit].view(size, size) + phi[self.spread].diag())
+        change = self.tril @ matrix
+        ds = change.diagonal()
+        du = (change - unit * ds[:, None]) / s[:, None]
+        return self.slopes * ds, du.tril(-1).reshape(-1)
+
+    def pull(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient by φ at ``spread`` and ``unit``."""
+        s, unit = self._rows
+        size = len(s)
+        below = grad[self.unit].view(size, size).tril(-1) / s[:, None]
+        on = grad[self.spread] * self.slopes - (below * unit).sum(1)
+        by = self._weights * (self.tril.T @ (below + on.diag()))
+        return by.diagonal().clone(), by.tril(-1).reshape(-1)
+
+    def coordinates(self, change: Tensor) -> tuple[Tensor, Tensor]:
+        """Φ of changes of θ, (T, P), at ``spread``, (T, D), and ``unit``, (T, D²), in double precision."""
+        s, unit = (part.double() for part in self._rows)
+        size = len(s)
+        ds = change[:, self.spread] / self.slopes.double()
+        below = change[:, self.unit].view(-1, size, size).tril(-1) * s[:, None]
+        whole = below + ds[:, :, None] * unit
+        found = torch.linalg.solve_triangular(self.tril.double(), whole, upper=False)
+        found = found / torch.where(self._weights > 0, self._weights, 1.0).double()
+        return found.diagonal(dim1=1, dim2=2), found.tril(-1).reshape(len(change), -1)
 
 
 @dataclass(frozen=True)
 class Whitening:
-    """W = diag(``scale``), with the square ``block`` in its place at the entries ``rows``.
+    """W = diag(``scale``), with the square ``block`` in its place at the entries ``rows``, and a triangle at its own.
 
     ``scale`` is (P,), ``rows`` (m,) and ``block`` (m, m).
     """
@@ -29,25 +83,35 @@ class Whitening:
     scale: Tensor
     rows: Tensor
     block: Tensor
+    triangle: Triangle | None = None
+
+    @property
+    def moving(self) -> int:
+        """How many of the coordinates move θ: those above the diagonal of a triangle don't."""
+        size = 0 if self.triangle is None else len(self.triangle.tril)
+        return len(self.scale) - size * (size + 1) // 2
 
     def move(self, phi: Tensor) -> Tensor:
         """Wφ, (P,)."""
-        if len(self.rows) == len(self.scale):
-            return self.block @ phi
-        return (self.scale * phi).index_copy(0, self.rows, self.block @ phi[self.rows])
+        moved = (self.scale * phi).index_copy(0, self.rows, self.block @ phi[self.rows])
+        return moved if self.triangle is None else self._placed(moved, 0, *self.triangle.move(phi))
+
+    def pull(self, grad: Tensor) -> Tensor:
+        """Wᵀg, (P,): the gradient by φ."""
+        pulled = (self.scale * grad).index_copy(0, self.rows, self.block.T @ grad[self.rows])
+        return pulled if self.triangle is None else self._placed(pulled, 0, *self.triangle.pull(grad))
 
     def coordinates(self, change: Tensor) -> Tensor:
         """Φ of changes of θ, both (T, P), in double precision."""
         found = change / self.scale.double()
-        if len(self.rows):
-            found[:, self.rows] = torch.linalg.solve(self.block.double(), change[:, self.rows].T).T
-        return found
+        found[:, self.rows] = torch.linalg.solve(self.block.double(), change[:, self.rows].T).T
+        return found if self.triangle is None else self._placed(found, 1, *self.triangle.coordinates(change))
 
-    def pull(self, grad: Tensor) -> Tensor:
-        """Wᵀg, (P,): the gradient by φ."""
-        if len(self.rows) == len(self.scale):
-            return self.block.T @ grad
-        return (self.scale * grad).index_copy(0, self.rows, self.block.T @ grad[self.rows])
+    def _placed(self, values: Tensor, dim: int, spread: Tensor, unit: Tensor) -> Tensor:
+        triangle = self.triangle
+        if triangle is None:
+            return values
+        return values.index_copy(dim, triangle.spread, spread).index_copy(dim, triangle.unit, unit)
 
 
 def whitening(program: Program, start: Start, theta: Tensor) -> Whitening:
@@ -70,7 +134,8 @@ class _Layout:
         self.start = start
         self.theta = theta
         self.scale = torch.ones_like(theta)
-        self.blocks: list[tuple[list[int], Tensor]] = []
+        self.rows: list[int] = []
+        self.triangle: Triangle | None = None
         self.prefix = getattr(program.guide, "_pyro_name", "")
 
     def whitening(self) -> Whitening:
@@ -78,18 +143,17 @@ class _Layout:
         square = self.start.sd.diag() if tril is None else tril
         if isinstance(guide, AutoNormal):
             sites = Places.of(guide).names
-            self._block([i for name in sites for i in self._entries(f"locs.{name}")], square)
+            self.rows = [i for name in sites for i in self._entries(f"locs.{name}")]
             for name in sites:
                 self._spread(f"scales.{name}")
         elif isinstance(guide, AutoContinuous):
-            self._block(self._entries("loc"), square)
-            if isinstance(guide, AutoMultivariateNormal) and tril is not None and len(self.theta) <= _DENSE:
-                self._factor(tril)
+            self.rows = self._entries("loc")
+            if isinstance(guide, AutoMultivariateNormal) and tril is not None:
+                self.triangle = self._triangle(tril)
             elif "scale" in self._own():
                 self._spread("scale")
-        rows = torch.tensor([i for part, _ in self.blocks for i in part], dtype=torch.long)
-        block = torch.block_diag(*(matrix for _, matrix in self.blocks)) if self.blocks else torch.zeros(0, 0)
-        return Whitening(self.scale, rows, block.to(self.theta))
+        rows = torch.tensor(self.rows, dtype=torch.long)
+        return Whitening(self.scale, rows, square[: len(rows), : len(rows)].to(self.theta), self.triangle)
 
     def _own(self) -> set[str]:
         return {name.removeprefix(f"{self.prefix}.") for name in self.params.names}
@@ -98,9 +162,6 @@ class _Layout:
         which = self.params.names.index(f"{self.prefix}.{name}")
         begin = sum(leaf.numel() for leaf in self.params.leaves[:which])
         return list(range(begin, begin + self.params.leaves[which].numel()))
-
-    def _block(self, entries: list[int], matrix: Tensor) -> None:
-        self.blocks.append((entries, matrix))
 
     def _slopes(self, name: str) -> Tensor:
         """How fast each unconstrained number moves with the constrained one."""
@@ -115,23 +176,6 @@ class _Layout:
             self.theta
         )
 
-    def _factor(self, tril: Tensor) -> None:
-        """A ``scale`` s and a unit ``scale_tril`` U with diag(s)U = L(1 + Φ), moved together by Φ."""
-        size = len(tril)
-        s, moves = tril.diagonal(), []
-        unit = tril / s[:, None]
-        slopes = self._slopes("scale")
-        for i in range(size):
-            for j in range(size):
-                if j > i:  # above the diagonal nothing is
-                    continue
-                change = torch.outer(tril[:, i], torch.eye(size, dtype=tril.dtype)[j]).tril()
-                change = change / math.sqrt(2) if i == j else change
-                ds = change.diagonal()
-                du = (change - unit * ds[:, None]) / s[:, None]
-                place = i if i == j else size + i * size + j
-                moves.append((place, torch.cat([slopes * ds, du.tril(-1).reshape(-1)])))
-        matrix = torch.eye(size + size**2, dtype=tril.dtype)  # 1 for what is above the diagonal, and never moves
-        for place, column in moves:
-            matrix[:, place] = column
-        self._block([*self._entries("scale"), *self._entries("scale_tril")], matrix)
+    def _triangle(self, tril: Tensor) -> Triangle:
+        spread, unit = (torch.tensor(self._entries(name), dtype=torch.long) for name in ("scale", "scale_tril"))
+        return Triangle(spread, unit, tril.to(self.theta), self._slopes("scale").to(self.theta))
