@@ -26,6 +26,7 @@ from inference.metrics import HeldOut
 from inference.pictures import as_images, entropy_grids
 from inference.predict import ClassPrediction, Prediction
 from inference.sections import Labels, Section
+from inference.sites import scalars
 from inference.storage import replacing, versions
 from inference.vectorized import affordable
 
@@ -301,12 +302,12 @@ def _replicated(observed: np.ndarray, samples: Tensor, label: str, reading: str)
 
 
 def _posterior(posterior: Posterior, draws: int) -> Iterator[Section]:
-    values = _scalars({n: v.numpy() for n, v in posterior.sample(draws).items()})
+    values = scalars({n: v.numpy() for n, v in posterior.sample(draws).items()})
     if not values:
         return
     # Of a fit by mini-batches, one batch shows the latents that all rows share.
     before = posterior.prior(draws, rows=posterior.record.options.get("batch_size"))
-    prior = _scalars({n: v.numpy() for n, v in before.items()})
+    prior = scalars({n: v.numpy() for n, v in before.items()})
     chosen = dict(list(values.items())[:MAX_PANELS])
     reading = (
         "What was believed before the data (outline) and after (filled): a filled shape like its outline means that "
@@ -329,17 +330,6 @@ def _posterior(posterior: Posterior, draws: int) -> Iterator[Section]:
 
 def _partly(shown: int, total: int) -> str:
     return f" ({shown} of {total} unknowns)" if shown < total else ""
-
-
-def _scalars(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """(S, …) arrays as one (S,) array an element, scalar sites first."""
-    flat: dict[str, np.ndarray] = {}
-    for name, draws in sorted(values.items(), key=lambda item: item[1].ndim > 1):
-        for index in np.ndindex(draws.shape[1:]):
-            flat[f"{name}[{', '.join(map(str, index))}]" if index else name] = draws[(slice(None), *index)].astype(
-                float
-            )
-    return flat
 
 
 def _summary(values: Mapping[str, np.ndarray]) -> tuple[list[str], list[list[str]]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom, poisson
+from scipy.special import bdtr, bdtrc, gammaln
+from scipy.stats import binom
 
 __all__ = ["Shape", "ecdf_band", "ecdf_p_value", "holm", "symmetry_p_value", "thresholds"]
 
@@ -75,7 +76,7 @@ def ecdf_p_value(u: np.ndarray, points: np.ndarray) -> float:
     (True, True)
     """
     counts = np.searchsorted(np.sort(u), points)
-    tails = 2 * np.minimum(binom.cdf(counts, len(u), points), binom.sf(counts - 1, len(u), points))
+    tails = 2 * np.minimum(bdtr(counts, len(u), points), bdtrc(counts - 1, len(u), points))
     return _leaving(len(u), points, float(tails.min()))
 
 
@@ -110,8 +111,14 @@ def _leaving(size: int, points: np.ndarray, gamma: float) -> float:
     inside = np.ones(1)
     for i, width in enumerate(np.diff(np.r_[0.0, points, 1.0])):
         steps = np.arange(lower[i + 1] - upper[i], upper[i + 1] - lower[i] + 1)
-        inside = np.convolve(poisson.pmf(steps, size * width), inside, mode="valid")
-    return float(np.clip(1 - inside[0] / poisson.pmf(size, size), 0.0, 1.0))
+        inside = np.convolve(_poisson(steps, size * width), inside, mode="valid")
+    return float(np.clip(1 - inside[0] / _poisson(np.array(size), size), 0.0, 1.0))
+
+
+def _poisson(counts: np.ndarray, mean: float) -> np.ndarray:
+    """Probabilities of ``counts``, 0 of those below 0."""
+    found: np.ndarray = np.exp(counts * np.log(mean) - mean - gammaln(counts + 1))
+    return found
 
 
 def symmetry_p_value(p: np.ndarray) -> float:

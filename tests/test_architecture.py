@@ -52,7 +52,7 @@ LEVELS = [
     {"asked", "programs"},
     {"arviz_export", "autoencoder", "compiled", "eager", "figures", "metrics", "onnx_export", "sections", "verified"},
     {"engines", "export", "pictures", "reliability_figures", "screens"},
-    {"code_pictures", "held_out_report"},
+    {"calibration_figures", "code_pictures", "held_out_report"},
     {"code_report"},
     {"report"},
     {"predicting"},
@@ -60,7 +60,9 @@ LEVELS = [
     {"watch"},
     {"contour", "json_lines", "live_plot", "loop", "parameter_trace", "snapshots", "tensorboard"},
     {"svi"},
-    {"registry", "runs"},
+    {"registry", "runs", "simulated"},
+    {"calibration_folder"},
+    {"calibration"},
     {"cli"},
     {"__main__", "__init__"},
 ]
@@ -117,6 +119,7 @@ def test_the_public_names():
     }
     assert names == {
         "inference": {
+            "Calibration",
             "ClassPrediction",
             "Diagnosis",
             "GradientCheck",
@@ -127,6 +130,7 @@ def test_the_public_names():
             "Posterior",
             "Prediction",
             "Progress",
+            "calibrate",
             "check_gradients",
             "Snapshots",
             "TensorBoard",
