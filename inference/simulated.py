@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from inference.flat_priors import DrawableFlats
 from inference.isolation import RandomStream, environment
 from inference.objective import Model
 from inference.program import Program, device_for, name_of, named_failure
-from inference.sites import Site, base_distribution, latent_values, observed_nodes, scalars
+from inference.sites import Site, base_distribution, observed_nodes, scalars
 from inference.svi import fit
 
 __all__ = ["Outcome", "Simulation", "check_options"]
@@ -42,14 +42,15 @@ class Simulation:
     """Everything that a fit to simulated data needs, in whatever process it runs.
 
     ``inputs`` are the arguments of the model with None for those it observes,
-    ``observed`` names the sites that those come from, by position, and
-    ``names`` the scalar latents that are ranked.
+    ``observed`` names the sites that those come from, by position, ``latents``
+    the sites that q has, and ``names`` their scalars, which are ranked.
     """
 
     model: Model
     guide_builder: Callable[[Model], Model]
     inputs: tuple[Any, ...]
     observed: Mapping[int, str]
+    latents: tuple[str, ...]
     names: tuple[str, ...]
     draws: int
     seed: int
@@ -80,12 +81,11 @@ class Simulation:
         with _apart(seed, where, kind):
             trace = named_failure("model", model, args, lambda: poutine.trace(DrawableFlats()(model)).get_trace(*args))
             _refuse_unfit(trace, name_of(model))
-            guide = named_failure("guide builder", guide_builder, (model,), lambda: guide_builder(model))
-        program = Program.start(model, guide, args, RandomStream.seeded(seed), where, kind)
+            guide = _built(guide_builder, model)
+        program = Program.start(model, guide, args, RandomStream.seeded(seed), where, kind, check_values=False)
         observed = _arguments_of(program.observed)
-        found = cls(
-            *(model, guide_builder, _inputs(args, set(observed)), observed, (), draws, seed, options, where, kind)
-        )
+        inputs, latents = _inputs(args, set(observed)), tuple(site.name for site in program.latents)
+        found = cls(model, guide_builder, inputs, observed, latents, (), draws, seed, options, where, kind)
         truth, made = named_failure("model", model, found.inputs, lambda: found.simulate(seed))
         for position, site in observed.items():
             if made[position].shape != args[position].shape:
@@ -93,16 +93,15 @@ class Simulation:
                     f"site {site!r} has shape {tuple(made[position].shape)} when the model makes it, but its data has "
                     f"{tuple(args[position].shape)}: give data of the shape that the model makes"
                 )
-        return cls(**{**vars(found), "names": tuple(scalars(_numpy(truth, whole=False)))})
+        return replace(found, names=tuple(_scalars(truth)))
 
     def simulate(self, seed: int) -> tuple[dict[str, Tensor], tuple[Any, ...]]:
-        """Latents z* ~ p(z), and the arguments of the model with y* ~ p(y | z*) in place."""
+        """Latents z* ~ p(z), (1, *site shape), and the arguments of the model with y* ~ p(y | z*) in place."""
         with _apart(seed, self.device, self.dtype), torch.no_grad():
             trace = poutine.trace(poutine.uncondition(self.model)).get_trace(*self.inputs)
         made = {position: trace.nodes[site]["value"] for position, site in self.observed.items()}
         args = tuple(made.get(i, value) for i, value in enumerate(self.inputs))
-        observed = set(self.observed.values())
-        return {name: value for name, value in latent_values(trace).items() if name not in observed}, args
+        return {name: trace.nodes[name]["value"][None] for name in self.latents}, args
 
     def run(self, number: int) -> Outcome:
         """Simulate, fit and rank; the numbers depend on ``seed`` and ``number`` alone.
@@ -120,7 +119,7 @@ class Simulation:
                 drawn = posterior.sample(self.draws, seed=seeds[2])
             except ValueError as error:
                 return Outcome(number, None, str(error))
-        true, draws = scalars(_numpy(truth, whole=False)), scalars(_numpy(drawn, whole=True))
+        true, draws = _scalars(truth), _scalars(drawn)
         generator = np.random.default_rng(seeds[3])
         return Outcome(number, [_rank(true[name], draws[name], generator) for name in self.names])
 
@@ -139,10 +138,20 @@ def _rank(truth: np.ndarray, draws: np.ndarray, generator: np.random.Generator) 
     return below + int(generator.integers(ties + 1))
 
 
-def _numpy(values: Mapping[str, Tensor], whole: bool) -> dict[str, np.ndarray]:
-    """Tensors as arrays with the draws in front; single values as one draw."""
-    arrays = {name: value.detach().cpu().numpy() for name, value in values.items()}
-    return arrays if whole else {name: value[None] for name, value in arrays.items()}
+def _scalars(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return scalars({name: value.detach().cpu().numpy() for name, value in values.items()})
+
+
+def _built(guide_builder: Callable[[Model], Model], model: Model) -> Model:
+    """The guide, or one ValueError that says what was expected."""
+    wanted = "give what is called as guide_builder(model) and returns a guide, such as full_rank_normal"
+    try:
+        guide = guide_builder(model)
+    except Exception as error:
+        raise ValueError(f"the guide builder {name_of(guide_builder)!r} failed: {error}: {wanted}") from error
+    if not callable(guide):
+        raise ValueError(f"the guide builder {name_of(guide_builder)!r} returned {type(guide).__name__}: {wanted}")
+    return guide
 
 
 def _inputs(args: tuple[Any, ...], observed: set[int]) -> tuple[Any, ...]:
