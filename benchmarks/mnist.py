@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from benchmarks.works import Network
 from guides import bernoulli_dropout
 from inference import ClassPrediction, Posterior, cosine_decay, fit
-from inference.metrics import calibration_error
+from inference.reliability import reliability
 from ppl_models import DropoutCNN
 from ppl_models.datasets import fashion_mnist, mnist
 
@@ -68,8 +68,8 @@ def scores(seconds: float, test: Tensor, fashion: Tensor, without: Tensor, y: Te
         float(entropy[wrong].mean() / entropy[~wrong].mean()),
         float(roc_auc_score(wrong, entropy)),
         float(roc_auc_score(which, torch.cat([entropy, strange]))),
-        calibration_error(test, y),
-        calibration_error(without, y),
+        reliability(test, y).error,
+        reliability(without, y).error,
     )
 
 

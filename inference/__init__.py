@@ -1,5 +1,6 @@
 """Fit a Pyro model by SVI, then sample, predict, diagnose, report and save."""
 
+from inference.calibration import Calibration, calibrate
 from inference.contour import plot_loss_contour
 from inference.diagnostics import Diagnosis
 from inference.fresh import fresh
@@ -17,6 +18,7 @@ from inference.tensorboard import TensorBoard
 from inference.watch import Progress, every
 
 __all__ = [
+    "Calibration",
     "ClassPrediction",
     "Diagnosis",
     "GradientCheck",
@@ -29,6 +31,7 @@ __all__ = [
     "Progress",
     "Snapshots",
     "TensorBoard",
+    "calibrate",
     "check_gradients",
     "cosine_decay",
     "every",

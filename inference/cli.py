@@ -233,11 +233,14 @@ def _print_scores(scores: Scores | ClassScores | EvidenceScores, split: Split) -
         return
     if isinstance(scores, ClassScores):
         print(f"  share predicted rightly   {scores.accuracy:10.3f}")
+        print(f"  Brier score               {scores.brier:10.3f}")
         print(f"  calibration error         {scores.calibration_error:10.3f}")
     else:
         print(f"  test RMSE                 {scores.rmse:10.2f}")
         print(f"  least squares, same rows  {least_squares_rmse(split):10.2f}")
-        print(f"  inside the {scores.prob:.0%} interval   {scores.coverage:10.1%}")
+        for found in scores.coverage:
+            print(f"  inside the {found.prob:.0%} interval   {found.share:10.1%} ± {2 * found.standard_error:.1%}")
+        print(f"  CRPS a row                {scores.crps:10.4g}")
     print(f"  log likelihood a row      {scores.log_likelihood:10.3f} nats")
 
 

@@ -14,7 +14,6 @@ from inference.predict import ClassPrediction, Prediction
 
 __all__ = [
     "as_svg",
-    "calibration",
     "class_entropy",
     "elbo_curve",
     "functions",
@@ -183,23 +182,6 @@ def observed_vs_predicted(prediction: Prediction, observed: np.ndarray, label: s
         axes.plot(ends, ends, color=GREY, lw=1, ls="--", label="predicted = observed")
         axes.set(xlabel=f"predicted {label}, with 90 % interval", ylabel=f"observed {label}")
         axes.legend(fontsize=9)
-        return as_svg(figure)
-
-
-def calibration(prediction: ClassPrediction, observed: np.ndarray) -> str:
-    """Share of right answers against the probability that was given to them."""
-    with rc_context(STYLE):
-        figure, axes = _panel(height=4.0)
-        confidence = prediction.probs.max(-1).values.numpy()
-        right = prediction.labels.numpy() == observed
-        groups = np.array_split(np.argsort(confidence), min(10, max(1, len(right) // 10)))
-        points = np.array([[confidence[g].mean(), right[g].mean(), right[g].std() / np.sqrt(len(g))] for g in groups])
-        axes.errorbar(
-            points[:, 0], points[:, 1], 2 * points[:, 2], fmt="o", color=BLUE, capsize=2, label="a tenth of the rows"
-        )
-        axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls="--", label="probability = share right")
-        axes.set(xlabel="probability of the predicted class", ylabel="share right")
-        axes.legend()
         return as_svg(figure)
 
 

@@ -11,8 +11,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from inference.predict import ClassPrediction, Prediction
+from inference.reliability import Coverage, Reliability, brier_score, places, reliability
 
-__all__ = ["ClassScores", "HeldOut", "Scores", "calibration_error", "class_scores", "log_predictive_density", "scores"]
+__all__ = ["ClassScores", "HeldOut", "Scores", "class_scores", "log_predictive_density", "scores"]
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,19 @@ class Scores:
     """Regression on N held-out rows.
 
     ``rmse`` in the units of y; ``log_likelihood`` the mean log predictive
-    density in nats a row; ``coverage`` the share of rows inside the central
-    interval that should hold ``prob`` of them, ``coverage_se`` its binomial
-    standard error if it did.
+    density in nats a row; ``crps`` the mean continuous ranked probability
+    score, in the units of y; ``coverage`` of the central intervals of 50, 80,
+    90 and 95 %; ``pit`` where each observation fell among its predictions,
+    uniform on (0, 1) where these are as sure as they should be, see
+    :class:`~inference.reliability.Places`.
     """
 
     rows: int
     rmse: float
     log_likelihood: float
-    coverage: float
-    coverage_se: float
-    prob: float
+    crps: float
+    coverage: tuple[Coverage, ...]
+    pit: Tensor
 
 
 @dataclass(frozen=True)
@@ -38,17 +41,25 @@ class ClassScores:
     """Classification on N held-out rows.
 
     ``accuracy`` is the share predicted rightly; ``log_likelihood`` the mean log
-    predictive density in nats a row; ``calibration_error`` the expected
-    difference between confidence and accuracy; ``error_auroc`` how well entropy
-    tells wrong rows from right ones, 1 being perfectly and 0.5 not at all, None
-    where all rows are right or all wrong.
+    predictive density in nats a row; ``brier`` the mean squared difference
+    between class probabilities and what was observed, summed over classes;
+    ``reliability`` how often predicted classes are right, by the probability
+    given to them; ``error_auroc`` how well entropy tells wrong rows from right
+    ones, 1 being perfectly and 0.5 not at all, None where all rows are right or
+    all wrong.
     """
 
     rows: int
     accuracy: float
     log_likelihood: float
-    calibration_error: float
+    brier: float
+    reliability: Reliability
     error_auroc: float | None
+
+    @property
+    def calibration_error(self) -> float:
+        """The expected difference between confidence and accuracy."""
+        return self.reliability.error
 
 
 @dataclass(frozen=True)
@@ -67,18 +78,17 @@ def log_predictive_density(log_likelihood: Tensor) -> Tensor:
     return torch.logsumexp(per_row, 0) - math.log(len(per_row))
 
 
-def scores(prediction: Prediction, y: Tensor, log_likelihood: Tensor, prob: float = 0.9) -> Scores:
+def scores(prediction: Prediction, y: Tensor, log_likelihood: Tensor) -> Scores:
     """Compare a prediction with what was observed, ``log_likelihood`` of shape (S, N, …) at the same rows."""
     y = y.detach().cpu()
-    lower, upper = prediction.interval(prob)
-    inside = ((lower <= y) & (y <= upper)).double()
+    found = places(prediction.samples, y)
     return Scores(
         rows=len(y),
         rmse=float((prediction.mean - y).double().square().mean().sqrt()),
         log_likelihood=float(log_predictive_density(log_likelihood).mean()),
-        coverage=float(inside.mean()),
-        coverage_se=math.sqrt(prob * (1 - prob) / inside.numel()),
-        prob=prob,
+        crps=float(found.crps.mean()),
+        coverage=found.coverage,
+        pit=found.pit,
     )
 
 
@@ -101,22 +111,7 @@ def class_scores(prediction: ClassPrediction, y: Tensor) -> ClassScores:
         rows=len(y),
         accuracy=1 - float(wrong.double().mean()),
         log_likelihood=float(probs.double().log().mean()),
-        calibration_error=calibration_error(prediction.probs, y),
+        brier=brier_score(prediction.probs, y),
+        reliability=reliability(prediction.probs, y),
         error_auroc=float(roc_auc_score(wrong.numpy(), prediction.entropy.numpy())) if tellable else None,
     )
-
-
-def calibration_error(probs: Tensor, y: Tensor, bins: int = 15) -> float:
-    """Expected calibration error Σ_b (n_b/N) |accuracy_b − confidence_b|, over even bins of confidence.
-
-    The confidence of a row is the probability of its most probable class.
-    Guo, Pleiss, Sun, Weinberger (2017), On calibration of modern neural networks.
-
-    >>> probs = torch.tensor([[0.8, 0.2], [0.8, 0.2]])
-    >>> round(calibration_error(probs, torch.tensor([0, 1])), 6)
-    0.3
-    """
-    confidence, labels = probs.double().max(-1)
-    of = (confidence * bins).long().clamp_max(bins - 1)
-    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, of, (labels == y).double() - confidence)
-    return float(gap.abs().sum() / len(y))

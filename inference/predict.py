@@ -15,7 +15,16 @@ from inference.objective import Model
 from inference.sites import base_distribution
 from inference.vectorized import draws_together, for_each_draw
 
-__all__ = ["ClassPrediction", "Interval", "Prediction", "at_latents", "joined", "log_likelihood", "predictive"]
+__all__ = [
+    "ClassPrediction",
+    "Interval",
+    "Prediction",
+    "at_latents",
+    "joined",
+    "log_likelihood",
+    "predictive",
+    "quantile",
+]
 
 Latents = Mapping[str, Tensor]
 
@@ -80,8 +89,8 @@ class Prediction:
             raise ValueError(f"of is {of!r}: pass 'observations' or 'functions'")
         values = self.samples if of == "observations" else self.draws
         tail = (1 - prob) / 2
-        ends = [_quantile(values, q) for q in (tail, 1 - tail)]
-        return Interval(*ends)
+        ordered = values.sort(0).values
+        return Interval(quantile(ordered, tail), quantile(ordered, 1 - tail))
 
 
 @dataclass(frozen=True)
@@ -137,9 +146,8 @@ def _entropy(probs: Tensor) -> Tensor:
     return torch.special.entr(probs).sum(-1)
 
 
-def _quantile(values: Tensor, q: float) -> Tensor:
-    """Along the draws, interpolated; by sorting, as ``torch.quantile`` refuses large inputs."""
-    ordered = values.sort(0).values
+def quantile(ordered: Tensor, q: float) -> Tensor:
+    """Along sorted draws, interpolated; ``torch.quantile`` refuses large inputs."""
     place = q * (len(ordered) - 1)
     low = int(place)
     high = min(low + 1, len(ordered) - 1)

@@ -21,10 +21,12 @@ from inference.arguments import row_count
 from inference.autoencoder import HeldOutRows
 from inference.code_report import code_sections
 from inference.diagnostics import Diagnosis
-from inference.metrics import ClassScores, HeldOut, Scores
+from inference.held_out_report import held_out_sections
+from inference.metrics import HeldOut
 from inference.pictures import as_images, entropy_grids
 from inference.predict import ClassPrediction, Prediction
 from inference.sections import Labels, Section
+from inference.sites import scalars
 from inference.storage import replacing, versions
 from inference.vectorized import affordable
 
@@ -101,7 +103,7 @@ def _of_predictions(
 ) -> list[Callable[[], Iterable[Section]]]:
     shown = _shown(posterior, draws) if len(posterior.program.observed) == 1 else None
     return [
-        lambda: _held_out(held_out, baselines, names),
+        lambda: held_out_sections(held_out, baselines, names) if held_out is not None else [],
         lambda: _images(posterior, held_out, shown),
         lambda: [_elbo(posterior)],
         lambda: _predictive(posterior, shown, draws, names),
@@ -182,45 +184,6 @@ def _elbo(posterior: Posterior) -> Section:
     )
     picture = figures.elbo_curve(posterior.losses, posterior.kl)
     return Section("Did the fit settle?", reading, picture, figure_label="ELBO by step, and its two parts")
-
-
-def _held_out(held_out: HeldOut | None, baselines: Mapping[str, float], names: Labels) -> Iterator[Section]:
-    if held_out is None:
-        return
-    prediction, observed = held_out.prediction, held_out.observed.numpy()
-    if isinstance(prediction, ClassPrediction):
-        picture = figures.calibration(prediction, observed)
-        reading = (
-            "On rows the fit never saw: points on the dashed line mean that its probabilities can be taken at "
-            "their word."
-        )
-    else:
-        picture = figures.observed_vs_predicted(prediction, observed, names.target or prediction.site)
-        reading = (
-            "On rows the fit never saw: the closer to the dashed line the better the prediction, and about nine in ten "
-            "points should lie inside their interval."
-        )
-    rows = [*_score_rows(held_out.scores), *((f"RMSE of {n}, same rows", f"{v:.4g}") for n, v in baselines.items())]
-    yield Section("How good are its predictions?", reading, picture, rows, figure_label="observed against predicted")
-
-
-def _score_rows(scores: Scores | ClassScores) -> list[tuple[str, str]]:
-    rows = [("held-out rows", str(scores.rows))]
-    if isinstance(scores, ClassScores):
-        rows.append(("share predicted rightly", f"{scores.accuracy:.3f}"))
-        if scores.error_auroc is not None:
-            rows.append(
-                (
-                    "how well entropy tells wrong from right (AUROC: 0.5 not at all, 1 always)",
-                    f"{scores.error_auroc:.3f}",
-                )
-            )
-        rows.append(("expected calibration error, of probabilities", f"{scores.calibration_error:.3f}"))
-    else:
-        rows.append(("RMSE, in units of the target", f"{scores.rmse:.4g}"))
-        inside = f"{scores.coverage:.1%} (should be {scores.prob:.0%} ± {2 * scores.coverage_se:.0%})"
-        rows.append((f"rows inside their {scores.prob:.0%} interval", inside))
-    return [*rows, ("mean log likelihood, nats a row", f"{scores.log_likelihood:.3f}")]
 
 
 @dataclass(frozen=True)
@@ -339,12 +302,12 @@ def _replicated(observed: np.ndarray, samples: Tensor, label: str, reading: str)
 
 
 def _posterior(posterior: Posterior, draws: int) -> Iterator[Section]:
-    values = _scalars({n: v.numpy() for n, v in posterior.sample(draws).items()})
+    values = scalars({n: v.numpy() for n, v in posterior.sample(draws).items()})
     if not values:
         return
     # Of a fit by mini-batches, one batch shows the latents that all rows share.
     before = posterior.prior(draws, rows=posterior.record.options.get("batch_size"))
-    prior = _scalars({n: v.numpy() for n, v in before.items()})
+    prior = scalars({n: v.numpy() for n, v in before.items()})
     chosen = dict(list(values.items())[:MAX_PANELS])
     reading = (
         "What was believed before the data (outline) and after (filled): a filled shape like its outline means that "
@@ -367,17 +330,6 @@ def _posterior(posterior: Posterior, draws: int) -> Iterator[Section]:
 
 def _partly(shown: int, total: int) -> str:
     return f" ({shown} of {total} unknowns)" if shown < total else ""
-
-
-def _scalars(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """(S, …) arrays as one (S,) array an element, scalar sites first."""
-    flat: dict[str, np.ndarray] = {}
-    for name, draws in sorted(values.items(), key=lambda item: item[1].ndim > 1):
-        for index in np.ndindex(draws.shape[1:]):
-            flat[f"{name}[{', '.join(map(str, index))}]" if index else name] = draws[(slice(None), *index)].astype(
-                float
-            )
-    return flat
 
 
 def _summary(values: Mapping[str, np.ndarray]) -> tuple[list[str], list[list[str]]]:

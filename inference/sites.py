@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
@@ -19,6 +21,7 @@ __all__ = [
     "observed_arguments",
     "observed_nodes",
     "refuse_non_finite",
+    "scalars",
     "score_sites",
     "site_is_draw",
 ]
@@ -112,6 +115,21 @@ def site_is_draw(site: dict[str, Any]) -> bool:
     """Whether a number is drawn at this site: it is not observed, not the choice of rows, not a fixed value."""
     sampled = site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
     return sampled and type(base_distribution(site["fn"])).__name__ != "Delta"
+
+
+def scalars(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """(S, …) draws of sites as one (S,) array an element, scalar sites first.
+
+    >>> sorted(scalars({"w": np.zeros((5, 2)), "b": np.zeros(5)}))
+    ['b', 'w[0]', 'w[1]']
+    """
+    flat: dict[str, np.ndarray] = {}
+    for name, draws in sorted(values.items(), key=lambda item: item[1].ndim > 1):
+        for index in np.ndindex(draws.shape[1:]):
+            flat[f"{name}[{', '.join(map(str, index))}]" if index else name] = draws[(slice(None), *index)].astype(
+                float
+            )
+    return flat
 
 
 def score_sites(guide_trace: poutine.Trace) -> tuple[str, ...]:

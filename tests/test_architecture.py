@@ -26,6 +26,7 @@ LEVELS = [
         "pauses",
         "places",
         "sites",
+        "uniformity",
     },
     {
         "annealing",
@@ -42,7 +43,7 @@ LEVELS = [
         "vectorized",
     },
     {"diagnostics", "numpy_graph", "operator_names", "predict", "program", "storage", "tape"},
-    {"density", "log_joint", "numpy_predictor", "recorded"},
+    {"density", "log_joint", "numpy_predictor", "recorded", "reliability"},
     {"latents", "standalone", "start", "surface"},
     {"placing", "whitening"},
     {"init", "landing"},
@@ -50,8 +51,8 @@ LEVELS = [
     {"automatic", "fitted", "gradients", "step"},
     {"asked", "programs"},
     {"arviz_export", "autoencoder", "compiled", "eager", "figures", "metrics", "onnx_export", "sections", "verified"},
-    {"engines", "export", "pictures", "screens"},
-    {"code_pictures"},
+    {"engines", "export", "pictures", "reliability_figures", "screens"},
+    {"calibration_figures", "code_pictures", "held_out_report"},
     {"code_report"},
     {"report"},
     {"predicting"},
@@ -60,7 +61,9 @@ LEVELS = [
     {"contour", "json_lines", "live_plot", "loop", "parameter_trace", "snapshots", "tensorboard"},
     {"fitting"},
     {"svi"},
-    {"registry", "runs"},
+    {"registry", "runs", "simulated"},
+    {"calibration_folder"},
+    {"calibration"},
     {"cli"},
     {"__main__", "__init__"},
 ]
@@ -117,6 +120,7 @@ def test_the_public_names():
     }
     assert names == {
         "inference": {
+            "Calibration",
             "ClassPrediction",
             "Diagnosis",
             "GradientCheck",
@@ -127,6 +131,7 @@ def test_the_public_names():
             "Posterior",
             "Prediction",
             "Progress",
+            "calibrate",
             "check_gradients",
             "Snapshots",
             "TensorBoard",

@@ -126,6 +126,9 @@ def test_fit_prints_the_error_of_the_held_out_rows_and_where_the_report_is(fitte
     assert lines[0] == "linear_regression on houses.csv: 32 rows to fit, 8 held out"
     assert lines[1].split() == ["test", "RMSE", f"{np.sqrt(np.mean((mean - y_test) ** 2)):.2f}"]
     assert lines[2].split() == ["least", "squares,", "same", "rows", f"{np.sqrt(np.mean((plain - y_test) ** 2)):.2f}"]
+    inside = [line for line in lines if line.startswith("  inside the ")]
+    assert [line.split()[2] for line in inside] == ["50%", "80%", "90%", "95%"]
+    assert any(line.startswith("  CRPS a row") for line in lines)
     assert lines[-1] == f"report: {fitted.folder / 'report.html'}"
 
 
@@ -304,6 +307,7 @@ def test_a_classifier_of_images_by_name(here, capsys):
     said = capsys.readouterr().out
     assert "share predicted rightly" in said
     assert "calibration error" in said
+    assert "Brier score" in said
     assert "Which images is it sure of?" in (here / "run" / "report.html").read_text()
 
 

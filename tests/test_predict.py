@@ -217,4 +217,5 @@ def test_scores_against_hand_computed_ones():
     p = Prediction("y", draws, torch.linspace(0, 1, 101)[:, None].expand(101, 2), torch.zeros(2))
     found = scores(p, torch.tensor([0.5, 13.0]), torch.zeros(4, 2))
     assert found.rmse == pytest.approx(math.sqrt((0.5**2 + 3**2) / 2))
-    assert (found.coverage, found.rows, found.log_likelihood) == (0.5, 2, 0.0)
+    assert (found.rows, found.log_likelihood) == (2, 0.0)
+    assert [(c.prob, c.share) for c in found.coverage] == [(0.5, 0.5), (0.8, 0.5), (0.9, 0.5), (0.95, 0.5)]

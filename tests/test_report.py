@@ -65,6 +65,9 @@ def test_it_holds_every_part(page):
         "How good are its predictions?",
         "RMSE of least squares, same rows 0.31",
         "inside their 90% interval",
+        "CRPS, in units of the target",
+        "Are predictions as sure as they should be?",
+        "Do its intervals hold what they promise?",
         "mean log likelihood, nats a row",
         "Did the fit settle?",
         "How uncertain are the predictions?",
@@ -77,11 +80,11 @@ def test_it_holds_every_part(page):
         "seconds of fitting",
     ):
         assert part in text
-    assert Reader(page).tags.count("img") == 5
+    assert Reader(page).tags.count("img") == 7
 
 
 def test_every_figure_has_a_sentence_and_is_not_empty(page):
-    assert page.count('<p class="reading">') == page.count("<section>") == 6
+    assert page.count('<p class="reading">') == page.count("<section>") == 8
     for picture in re.findall(r"base64,([A-Za-z0-9+/=]+)", page):
         assert base64.b64decode(picture).count(b"<path") > 20
 
@@ -116,6 +119,7 @@ def test_classes_rows_and_several_sites(tmp_path):
     one = fit(model, AutoNormal(model), x, y, steps=200, progress=False)
     page = one.report(tmp_path / "one.html", test=(x, y)).read_text()
     assert "share predicted rightly" in page
+    assert "Can its probabilities be believed?" in page
     several = fit(model, AutoNormal(model), x, y, torch.ones(60), steps=200, progress=False)
     page = several.report(tmp_path / "two.html").read_text()
     assert "Does the model make data like label?" in page
@@ -196,5 +200,5 @@ def test_an_autoencoder_shows_its_codes_and_images_only_where_rows_are_images(tm
 
 
 def test_the_curve_of_the_elbo_has_its_two_parts(page):
-    picture = base64.b64decode(re.findall(r"base64,([A-Za-z0-9+/=]+)", page)[1]).decode()
+    picture = base64.b64decode(re.findall(r"base64,([A-Za-z0-9+/=]+)", page)[3]).decode()
     assert figures.elbo_curve(np.ones(400), np.full(400, np.nan)).count("<g ") < picture.count("<g ")
