@@ -2,11 +2,11 @@
 
     python -m benchmarks.learned_noise --threads 1 --nuts
 
-40 rows of a cosine with noise of sd 0.05, weights N(0, 1). Each way and seed by Adam along half a cosine
-from 0.01, 10,000 steps of one draw; NUTS with 500 steps of warm-up and 500 draws. Of each: the mean of the
-noise, RMSE of the mean of the functions to the true curve on 200 points of [−1, 1], the share of the curve
-in the 90 % interval of the functions and of new observations, gradients of the log density, seconds of the
-processor (compilation included, so a first fit has more), the ELBO, and the verdict. ``--data 1`` draws other noise for the rows.
+40 rows of a cosine with noise of sd 0.05, weights N(0, 1). Each way and seed by Adam along half a cosine from
+0.01, 10,000 steps of one draw; NUTS with 500 steps of warm-up and 500 draws. Of each: the mean of the noise,
+RMSE of the mean of the functions to the true curve on 200 points of [−1, 1], the share of the curve in the
+90 % interval of the functions and of new observations, gradients of the log density, seconds of the processor
+(a first fit compiles), the ELBO, and the verdict. ``--data 1`` draws other noise for the rows.
 """
 
 from __future__ import annotations
