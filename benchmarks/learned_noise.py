@@ -60,7 +60,7 @@ def by_kiln(builder: Builder, data: Table, seed: int) -> str:
     schedule = cosine_decay(LR, STEPS)
     posterior = fit(MODEL, builder(MODEL), data.x, data.y, steps=STEPS, lr=schedule, seed=seed, progress=False)
     seconds = time.process_time() - began
-    functions = posterior.predict(GRID, draws=DRAWS).draws  # type: ignore[union-attr]
+    functions = posterior.predict(GRID, draws=DRAWS).draws
     noise = posterior.sample(DRAWS)["noise"]
     found = posterior.diagnose()
     cost = f"{posterior.record.evaluations:>9,}{seconds:>8.1f}{-posterior.losses[-500:].mean():>8.1f}"
@@ -78,7 +78,7 @@ def by_nuts(data: Table, seed: int) -> str:
     def counted(values: dict[str, Tensor]) -> Tensor:
         nonlocal asked
         asked += 1
-        return potential(values)  # type: ignore[no-any-return]
+        return potential(values)
 
     kernel = NUTS(potential_fn=counted)
     chain = MCMC(kernel, DRAWS // 2, WARMUP, initial_params=start, transforms=transforms, disable_progbar=True)
