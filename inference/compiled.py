@@ -99,7 +99,7 @@ class CompiledEngine:
             If there is no compiler, or it refuses the program.
         """
         flat = self.task.begin
-        state = CompiledState(flat, [torch.zeros_like(flat) for _ in self.update.moments], stream)
+        state = CompiledState(flat, self.update.begin(flat), stream)
         self._bind(state)
         return state
 
