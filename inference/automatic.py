@@ -13,38 +13,32 @@ from pyro.infer.autoguide import (
     AutoNormal,
 )
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from inference.isolation import RandomStream
 from inference.landing import Landing
 from inference.placing import apply_start, start_at
-from inference.start import NoStart, Start, find_start
+from inference.start import NoStart, Start
 from inference.task import Task
 from inference.whitening import whitening
 
-__all__ = ["automatic"]
+__all__ = ["NORMALS", "automatic"]
 
 _MENDING = 2_000  # steps that mend the coordinates of a start that is no mode
 _FEW = 50  # latents up to which the best Normal on the way to no mode is a start
-_NORMALS = (AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)
+NORMALS = (AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)
 
 
 def automatic(
-    task: Task, stream: RandomStream, steps: int, asked: bool, taken: Callable[[Task, int], Tensor], progress: bool
+    task: Task, start: Start | NoStart, steps: int, early: bool, asked: bool, taken: Callable[[Task, int], Tensor]
 ) -> tuple[Task, int]:
-    """The task with a start, a step size and an end to be found, and what the search cost in gradients.
+    """The task with a step size and an end to be found from ``start``, and what that and the start cost in gradients.
 
     The task as it is, with a warning where this was ``asked`` for, if there is
-    no such start; where it was not, also for guides that are no Normals. From a
-    start that is no mode, whose curvature says little, the guide is first moved
-    for 2,000 of the ``steps``, by ``taken``, and the coordinates are made after it.
+    no start. From one that is no mode, whose curvature says little, the guide is
+    first moved for 2,000 of the ``steps``, by ``taken``, and the coordinates are
+    made after it. Without ``early`` all steps are taken.
     """
     program = task.program
-    if not asked and not isinstance(program.guide, _NORMALS):
-        return task, 0
     task = replace(task, optimizer="adam", sticking=isinstance(program.guide, AutoMultivariateNormal))
-    with tqdm(desc="start", bar_format="{desc} {elapsed}", disable=not progress, leave=False):
-        start = find_start(program, task.args, stream)
     if isinstance(start, Start) and not start.is_mode and len(start.loc) > _FEW:
         start = NoStart(f"the search of {len(start.loc)} latents ended at no mode", start.evaluations)
     if isinstance(start, NoStart):
@@ -57,4 +51,4 @@ def automatic(
         theta = taken(replace(task, landing=Landing(coordinates, theta, _MENDING)), _MENDING)
         coordinates = whitening(program, start_at(program, start, theta), theta)
         steps, cost = steps - _MENDING, cost + _MENDING * task.particles
-    return replace(task, landing=Landing(coordinates, theta, steps)), cost
+    return replace(task, landing=Landing(coordinates, theta, steps, early)), cost

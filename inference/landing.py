@@ -44,7 +44,8 @@ class Landing(Update):
 
     The first phase ends when the split R-hat of all φ over its last half is at
     most 1.1 and the ELBO no longer rises; the second is as long as the averages
-    need for a standard error of 0.03 posterior standard deviations.
+    need for a standard error of 0.03 posterior standard deviations. Without
+    ``early`` nothing is judged, and the second phase is the last quarter of ``steps``.
 
     References
     ----------
@@ -55,14 +56,15 @@ class Landing(Update):
 
     moments = ("average", "exp_avg", "exp_avg_sq")
 
-    def __init__(self, whitening: Whitening, theta: Tensor, steps: int) -> None:
+    def __init__(self, whitening: Whitening, theta: Tensor, steps: int, early: bool = True) -> None:
         super().__init__({}, _SIZE)
         self.theta = theta
         self.ceiling = self.steps = steps
         self.settling = steps - min(max(_SETTLE, steps // 4), steps // 2)
-        self.stop = Stop(False, f"{steps:,} steps are too few to see whether they had settled", None, None)
+        few = f"{steps:,} steps are too few to see whether they had settled"
+        self.stop = Stop(False, few if early else f"all {steps:,} steps were taken, as was asked", None, None)
         self._map = whitening
-        self._decided = steps < _FIRST + _SETTLE  # then there is no time to look
+        self._decided = not early or steps < _FIRST + _SETTLE  # then there is no time to look
         self._path: list[Tensor] = []
 
     def step_size(self, step: int) -> float:

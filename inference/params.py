@@ -107,6 +107,13 @@ class Params:
                 view.copy_(transform_to(kind).inv(values[name]).reshape(view.shape))
         return other
 
+    def hold(self, flat: Tensor) -> None:
+        """Let the leaves hold θ from now on, before and after they are bound to a vector."""
+        with torch.no_grad():
+            for leaf, view in zip(self.leaves, self.views(flat), strict=True):
+                if not torch.equal(leaf, view):  # a module of the user's is not written to without need
+                    leaf.copy_(view)
+
     @contextmanager
     def bound(self, flat: Tensor, grad: Tensor | None = None) -> Iterator[None]:
         """Let model and guide read their parameters from ``flat`` and write gradients to ``grad``.

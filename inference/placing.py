@@ -15,11 +15,12 @@ from pyro.infer.autoguide import (
 )
 from torch import Tensor
 
+from inference.objective import Model
 from inference.places import Places
 from inference.program import Program, name_of
 from inference.start import Start
 
-__all__ = ["apply_start", "start_at"]
+__all__ = ["apply_start", "located", "start_at"]
 
 
 def apply_start(program: Program, start: Start) -> Tensor:
@@ -39,21 +40,18 @@ def apply_start(program: Program, start: Start) -> Tensor:
     ----------
     Tipping, Bishop (1999), Probabilistic principal component analysis (low rank).
     """
-    guide = program.guide
-    places = Places.of(guide)
-    values: dict[str, Tensor] = {}
-    if isinstance(guide, AutoDelta):
-        values = places.values(start.loc)[0]
-    elif isinstance(guide, AutoNormal):
-        sites, spreads = places.named(start.loc), places.named(start.sd)
-        values = {f"locs.{n}": v for n, v in sites.items()} | {f"scales.{n}": v for n, v in spreads.items()}
-    elif isinstance(guide, AutoContinuous):
-        values = {"loc": start.loc, **_spread(guide, start)}
-    prefix = getattr(guide, "_pyro_name", "")
-    names = {f"{prefix}.{name}": value for name, value in values.items()}
-    if not values or not names.keys() <= set(program.params.names):
-        raise ValueError(f"{name_of(guide)} has no location and scale that a start could set: leave it where it is")
-    return program.params.replaced(program.params.flatten(), names)
+    return _replaced(program, {**_location(program.guide, start.loc), **_spread(program.guide, start)})
+
+
+def located(program: Program, u: Tensor) -> Tensor:
+    """θ, (P,), with the location μ of the guide at ``u``, (D,), its spread and the rest as the program has them.
+
+    Raises
+    ------
+    ValueError
+        If the guide has no location.
+    """
+    return _replaced(program, _location(program.guide, u))
 
 
 def start_at(program: Program, start: Start, theta: Tensor) -> Start:
@@ -72,8 +70,28 @@ def start_at(program: Program, start: Start, theta: Tensor) -> Start:
     return replace(start, sd=torch.cholesky_inverse(tril).diagonal().rsqrt(), scale_tril=tril)
 
 
-def _spread(guide: AutoContinuous, start: Start) -> dict[str, Tensor]:
-    if isinstance(guide, AutoLaplaceApproximation):
+def _replaced(program: Program, values: dict[str, Tensor]) -> Tensor:
+    prefix = getattr(program.guide, "_pyro_name", "")
+    names = {f"{prefix}.{name}": value for name, value in values.items()}
+    if not values or not names.keys() <= set(program.params.names):
+        guide = name_of(program.guide)
+        raise ValueError(f"{guide} has no location and scale that a start could set: leave it where it is")
+    return program.params.replaced(program.params.flatten(), names)
+
+
+def _location(guide: Model, u: Tensor) -> dict[str, Tensor]:
+    places = Places.of(guide)
+    if isinstance(guide, AutoDelta):
+        return places.values(u)[0]
+    if isinstance(guide, AutoNormal):
+        return {f"locs.{name}": value for name, value in places.named(u).items()}
+    return {"loc": u} if isinstance(guide, AutoContinuous) else {}
+
+
+def _spread(guide: Model, start: Start) -> dict[str, Tensor]:
+    if isinstance(guide, AutoNormal):
+        return {f"scales.{name}": value for name, value in Places.of(guide).named(start.sd).items()}
+    if not isinstance(guide, AutoContinuous) or isinstance(guide, AutoLaplaceApproximation):
         return {}
     if isinstance(guide, AutoMultivariateNormal):
         tril = start.sd.diag() if start.scale_tril is None else start.scale_tril

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from inference.log_joint import LogJoint
 from inference.mode import Iterate, absolute_inverse, ascend, climb
 from inference.program import Program, name_of
 
-__all__ = ["NoStart", "Start", "find_start"]
+__all__ = ["NoStart", "Start", "find_start", "start_from"]
 
 _MOST = 5000  # latents
 _DENSE = 300  # latents with a full covariance
@@ -25,6 +27,7 @@ _STEPS, _NEWTON = (40, 60), (12, 3)  # up to that many, and above
 _RISING = 2.0  # nats that the next step would gain where a path ended: it is not near a mode
 _PROBES, _DRAWS = 30, 30
 _THINNED, _ROUGH, _FINE = 10, 5, 3  # iterates of a path that Pathfinder looks at, draws for each, and how many it keeps
+_FLAT = 1e-3  # nats that it would gain at a mode, where Newton's steps are not taken
 _GAP = 1.0  # nats between the Laplace approximation's evidence and its ELBO, above which other Normals are tried
 
 
@@ -84,6 +87,17 @@ def find_start(program: Program, args: tuple[Any, ...], stream: RandomStream, tr
     ----------
     Zhang, Carpenter, Gelman, Vehtari (2022), Pathfinder: parallel quasi-Newton variational inference.
     """
+    return _looked(program, args, stream, partial(_search, tries=tries))
+
+
+def start_from(program: Program, args: tuple[Any, ...], stream: RandomStream, u: Tensor) -> Start | NoStart:
+    """The Normal at ``u``, (D,), with the curvature that log p(x, z(u)) + log |dz/du| has there, (|H|)⁻¹."""
+    return _looked(program, args, stream, partial(_here, u=u))
+
+
+def _looked(
+    program: Program, args: tuple[Any, ...], stream: RandomStream, look: Callable[[LogJoint], Start | NoStart]
+) -> Start | NoStart:
     reason = _unfit(program)
     if reason:
         return NoStart(reason)
@@ -91,10 +105,19 @@ def find_start(program: Program, args: tuple[Any, ...], stream: RandomStream, tr
     if density.size > _MOST:
         return NoStart(f"{density.size} latents are more than {_MOST}, and a search of their mode too dear")
     try:
-        found = _search(density, tries)
+        found = look(density)
     except Exception as error:  # a user's model may raise anything where a fit would never have taken it
         found = NoStart(f"the search of the mode failed: {type(error).__name__}: {' '.join(str(error).split())}")
-    return found if isinstance(found, Start) else NoStart(found.reason, density.evaluations)
+    return replace(found, evaluations=density.evaluations)
+
+
+def _here(density: LogJoint, u: Tensor) -> Start | NoStart:
+    value, grad = density.slope(u)
+    if not (math.isfinite(value) and torch.isfinite(grad).all()):
+        return NoStart("log p(x, z) or its gradient is not finite there")
+    metric = _metric(density, u)
+    is_mode = bool(grad @ (metric @ grad if metric.dim() == 2 else metric * grad) < _FLAT)
+    return _scored(density, u, metric, density.noise(_DRAWS), is_mode, value)
 
 
 def _unfit(program: Program) -> str:
@@ -133,7 +156,7 @@ def _search(density: LogJoint, tries: int) -> Start | NoStart:
     best = max(found, key=lambda start: start.elbo)
     if not math.isfinite(best.elbo) and not best.is_mode:
         return NoStart("no Normal around the points of the search has a finite ELBO")
-    return replace(best, evaluations=density.evaluations)
+    return best
 
 
 def _begins(density: LogJoint, tries: int) -> list[Tensor]:
@@ -172,7 +195,7 @@ def _laplace(density: LogJoint, top: Iterate, noise: Tensor) -> Start:
 
 
 def _diagonal(density: LogJoint, top: Iterate, noise: Tensor) -> Start:
-    is_mode = bool(top.grad @ top.covariance(top.grad) < 1e-3)
+    is_mode = bool(top.grad @ top.covariance(top.grad) < _FLAT)
     return _scored(density, top.u, _variances(density, top.u), noise, is_mode, top.value)
 
 

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro.infer.autoguide import (
-    AutoLaplaceApproximation,
-    AutoMultivariateNormal,
-)
-from torch import Tensor
 from torch.optim import Optimizer
 
 from inference.annealing import Power, as_power
@@ -26,20 +18,15 @@ from inference.arguments import (
     positive_number,
     seed_number,
 )
-from inference.automatic import automatic
-from inference.compiled import CompiledEngine
-from inference.engines import choose
-from inference.fitted import FitRecord
+from inference.automatic import NORMALS
+from inference.fitting import Fitting
 from inference.fresh import Feed, Fresh
-from inference.isolation import RandomStream
-from inference.landing import Stop
-from inference.loop import run_steps
+from inference.init import Init, as_init
 from inference.objective import Model
 from inference.optimizers import LearningRate
 from inference.posterior import Posterior
-from inference.program import Program, device_for
-from inference.task import Task
-from inference.watch import Callback, Watch, opened, settled
+from inference.program import device_for
+from inference.watch import Callback, opened
 
 __all__ = ["fit"]
 
@@ -54,6 +41,8 @@ def fit(
     steps: int = 10_000,
     lr: LearningRate | None = None,
     optimizer: str | Callable[..., Optimizer] | None = None,
+    init: Init = "auto",
+    stop: str = "auto",
     particles: int = 1,
     batch_size: int | None = None,
     seed: int = 0,
@@ -95,6 +84,17 @@ def fit(
         latents on all rows. ``posterior.stop_reason`` says how it ended. If left
         out, a Normal guide goes that way where it can, unless ``steps`` are below
         1,000 or ``lr``, ``anneal`` or ``batch_size`` are given; other fits are Adam's.
+    init
+        Where the guide starts: ``"mode"``, at a mode of the unconstrained log joint,
+        which is searched, with the curvature's spread; ``{site: value}``, with the
+        values in the model's own space, other sites where the guide has them; or
+        ``"prior"``, where the guide starts of itself, which for Pyro's autoguides is
+        the prior's median. ``"auto"`` searches the mode where the steps are found
+        too, and takes the best Normal on the way where there is none; else it is ``"prior"``.
+    stop
+        ``"converged"`` ends when the parameters wander in place and the ELBO no
+        longer rises, with ``steps`` as the most, and goes with steps that are found;
+        ``"steps"`` takes them all. ``"auto"`` is the first where it can be, else the second.
     particles
         S, draws of z averaged in each step.
     batch_size
@@ -163,7 +163,8 @@ def fit(
     own = lr is not None or anneal is not None or batch_size is not None
     if own and optimizer == "auto":
         raise ValueError("optimizer='auto' finds its own steps, on all rows: leave lr, anneal and batch_size out")
-    finds = optimizer == "auto" or (optimizer is None and not own and steps >= LONG)
+    finds = optimizer == "auto" or (optimizer is None and not own and steps >= LONG and isinstance(guide, NORMALS))
+    init, early = as_init(init), _early(stop, finds)
     if lr is None:
         lr = USUAL_LR
     elif not callable(lr):
@@ -176,13 +177,6 @@ def fit(
         raise ValueError(f"engine is {engine!r}: pass 'auto', 'eager' or 'compiled'")
     where, kind = device_for(device, model, guide), as_dtype(dtype)
     args, names, feed = _data(model, data, where, kind, seed_number(seed))
-    options: dict[str, Any] = {
-        "optimizer": optimizer or "adam",
-        "lr": lr,
-        "particles": particles,
-        "anneal": power,
-        "feed": feed,
-    }
     said = {
         "steps": steps,
         "lr": f"{_name(lr)} from {lr(0):g}" if callable(lr) else lr,
@@ -190,47 +184,42 @@ def fit(
         "particles": particles,
         "batch_size": batch_size,
         "anneal": _name(anneal),
+        "init": init if isinstance(init, str) else sorted(init),
     }
+    kind_of_step = "adam" if optimizer in (None, "auto") else optimizer
     started = time.perf_counter()
-
-    def taken(task: Task, count: int) -> Tensor:
-        runner, state = choose(engine, task, RandomStream.seeded(seed_number(seed), 2**20), steps * restarts, progress)
-        runner.advance(state, count)
-        return runner.result(state).detach().clone()
-
-    def start(number: int) -> _Attempt:
-        stream = RandomStream.seeded(seed_number(seed), number)
-        program = Program.start(model, guide, args, stream, where, kind, batch_size=batch_size)
-        plain = Task.of(program, args, batch_size, **options)
-        if not finds or feed is not None:
-            return run(number, plain, stream)
-        task, searched = automatic(plain, stream, steps, optimizer is not None, taken, progress)
-        try:
-            return run(number, task, stream, searched)
-        except ValueError as error:
-            if optimizer is not None or task.landing is None:
-                raise
-            warnings.warn(f"the steps that were found failed, so this is Adam: {error}", UserWarning, stacklevel=4)
-            return run(number, plain, stream, searched)
-
-    def run(number: int, task: Task, stream: RandomStream, searched: int = 0) -> _Attempt:
-        program = task.program
-        runner, state = choose(engine, task, stream, steps * restarts, progress)
-        used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
-        found = {"lr": "found", "optimizer": "auto"} if task.landing else {}
-        fitted = _Attempt(program, args, state.flat, stream, names, seed, {**said, **found, "engine": used})
-        most = task.landing.steps if task.landing else steps
-        watch = Watch(callbacks, most, program.params, fitted.posterior, (number + 1, restarts))
-        label = f"fit {number + 1}/{restarts}" if restarts > 1 else "fit"
-        fitted.curves = run_steps(runner, state, program, watch, label, progress)
-        fitted.flat = runner.result(state)
-        fitted.stop = task.landing.stop if task.landing else None
-        fitted.searched = searched
-        return fitted
-
+    fitting = Fitting(
+        model=model,
+        guide=guide,
+        args=args,
+        names=names,
+        device=where,
+        dtype=kind,
+        batch_size=batch_size,
+        options={"optimizer": kind_of_step, "lr": lr, "particles": particles, "anneal": power, "feed": feed},
+        steps=steps,
+        seed=seed_number(seed),
+        engine=engine,
+        init=init,
+        finds=finds and feed is None,
+        asked=optimizer is not None,
+        early=early,
+        restarts=restarts,
+        callbacks=callbacks,
+        progress=progress,
+        said=said,
+    )
     with opened(callbacks):
-        best, starts = _best(start, restarts)
+        best, starts = fitting.best()
     return best.posterior(best.flat, best.curves, time.perf_counter() - started, starts)
+
+
+def _early(stop: str, finds: bool) -> bool:
+    if stop not in ("auto", "converged", "steps"):
+        raise ValueError(f"stop is {stop!r}: pass 'auto', 'converged' or 'steps'")
+    if stop == "converged" and not finds:
+        raise ValueError("stop='converged' goes with steps that are found: pass optimizer='auto', and leave lr out")
+    return stop != "steps"
 
 
 def _data(
@@ -245,65 +234,6 @@ def _data(
     names = argument_names(model, 100)
     feed = Feed(data[0], names, device, dtype, seed)
     return feed.first, names[: len(feed.first)], feed
-
-
-@dataclass
-class _Attempt:
-    """One start: where it is, and once it has ended its losses and KL, (2, steps)."""
-
-    program: Program
-    args: tuple[Any, ...]
-    flat: Tensor
-    stream: RandomStream
-    names: list[str]
-    seed: int
-    options: dict[str, Any]
-    curves: Tensor = field(default_factory=lambda: torch.empty(2, 0))
-    stop: Stop | None = None
-    searched: int = 0
-
-    @property
-    def loss(self) -> float:
-        """−ELBO in nats, where the start ended."""
-        return settled(self.curves[0])
-
-    def posterior(self, flat: Tensor, curves: Tensor, seconds: float, starts: tuple[float, ...] = ()) -> Posterior:
-        """The posterior at θ = ``flat``, after the steps with these losses and KL."""
-        values, kl = curves.clone().cpu().numpy()
-        evaluations = self.searched + len(values) * int(self.options["particles"])
-        record = FitRecord(values, kl, seconds, self.seed, self.options, starts, evaluations, self.stop)
-        program, finished = _finish(self.program, flat.detach(), self.args, self.stream)
-        return Posterior(program, finished, self.args, self.names, record)
-
-
-def _best(start: Callable[[int], _Attempt], restarts: int) -> tuple[_Attempt, tuple[float, ...]]:
-    """The best of several starts, and the loss of each, infinite where one failed."""
-    fits: list[_Attempt | None] = []
-    for number in range(restarts):
-        try:
-            fits.append(start(number))
-        except ValueError as error:
-            if restarts == 1:
-                raise
-            warnings.warn(f"start {number + 1} of {restarts} failed: {error}", UserWarning, stacklevel=3)
-            fits.append(None)
-    whole = [fitted for fitted in fits if fitted is not None]
-    if not whole:
-        raise ValueError(f"all {restarts} starts failed; the warnings say at which step and site")
-    return min(whole, key=lambda fitted: fitted.loss), tuple(f.loss if f is not None else math.inf for f in fits)
-
-
-def _finish(program: Program, flat: Tensor, args: tuple[Any, ...], stream: RandomStream) -> tuple[Program, Tensor]:
-    """Turn the mode that AutoLaplaceApproximation found into its Normal; other guides stay as they are."""
-    if not isinstance(program.guide, AutoLaplaceApproximation):
-        return program, flat
-    with program.running(flat, stream):
-        normal = program.guide.laplace_approximation(*args)
-        values = {f"AutoMultivariateNormal.{k}": getattr(normal, k) for k in ("loc", "scale", "scale_tril")}
-    guide = AutoMultivariateNormal(program.guide.model)
-    finished = Program.start(program.model, guide, args, stream, program.device, program.dtype)
-    kept = program.params.constrained(flat)
-    return finished, finished.params.unconstrained({**kept, **values})
 
 
 def _name(option: Any) -> Any:
