@@ -105,7 +105,7 @@ class CompiledEngine:
 
     def result(self, state: CompiledState) -> Tensor:
         """θ that the steps so far have found: their last, or an average."""
-        return state.flat if self.task.landing is None else self.task.landing.result(state.moments)
+        return state.flat if self.task.landing is None else self.task.landing.result(state.flat, state.moments)
 
     def refresh(self, state: CompiledState) -> None:
         """Record and compile again if something that the model takes from around it has changed."""
