@@ -17,7 +17,7 @@ _KEEP = math.sqrt(_SECOND_MOMENT)
 _DISTANCE = 1e-5  # d before the first step
 _GROWTH, _RANGE = 1.02, 1e5  # of d in a step, but never so slow that a quarter of the steps is less than this range
 _WARM = 100
-_FIRST, _APART = 1000, 1.1  # the first look, and the ratio of a look's step to that of the look before
+_FIRST, _APART = 1000, 1.1  # the least step of a look, and the ratio of a look's step to that of the look before
 _AIM, _NOISE = 0.5, 0.02  # nats, and standard deviations of one loss: what the ELBO may gain and be flat
 
 
@@ -36,7 +36,8 @@ class FoundSteps(Finding):
     latest over the second half of ``steps``; before, where ``early``, when the
     last quarter of the steps so far is known to have gained no more than half a
     nat, or a fiftieth of the standard deviation of one loss, over the quarter
-    before.
+    before. A flat stretch of a long fit says little, so a quarter of ``steps`` is
+    the first look.
 
     References
     ----------
@@ -54,7 +55,7 @@ class FoundSteps(Finding):
         self.stop = Stop(False, few if early else f"all {steps:,} steps were taken, as was asked", None, None)
         self._growth = max(_GROWTH, _RANGE ** (4 / steps))
         self._decided = not early or steps < 2 * _FIRST  # then there is no time to look
-        self._next = _FIRST
+        self._next = max(_FIRST, steps // 4)
 
     def step_size(self, step: int) -> float:
         """γ."""
