@@ -49,7 +49,11 @@ def by_kiln(posterior: Posterior, guide: Callable[..., Any], seed: int) -> tuple
     )
     seconds = time.perf_counter() - began
     stop = found.record.stop
-    said = "no start" if stop is None else f"{'converged' if stop.converged else 'ceiling':<9} R-hat {stop.rhat:.2f}"
+    said = (
+        "no start"
+        if stop is None or stop.rhat is None
+        else f"{'converged' if stop.converged else 'ceiling':<9} R-hat {stop.rhat:.2f}"
+    )
     return (
         posterior.errors(found.sample(DRAWS)),
         seconds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -14,6 +13,7 @@ from pyro.infer.autoguide import (
 )
 from torch import Tensor
 
+from inference.found_steps import FoundSteps
 from inference.landing import Landing
 from inference.placing import apply_start, start_at
 from inference.start import NoStart, Start
@@ -28,23 +28,22 @@ NORMALS = (AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMu
 
 
 def automatic(
-    task: Task, start: Start | NoStart, steps: int, early: bool, asked: bool, taken: Callable[[Task, int], Tensor]
+    task: Task, start: Start | NoStart, steps: int, early: bool, taken: Callable[[Task, int], Tensor]
 ) -> tuple[Task, int]:
     """The task with a step size and an end to be found from ``start``, and what that and the start cost in gradients.
 
-    The task as it is, with a warning where this was ``asked`` for, if there is
-    no start. From one that is no mode, whose curvature says little, the guide is
-    first moved for 2,000 of the ``steps``, by ``taken``, and the coordinates are
-    made after it. Without ``early`` all steps are taken.
+    Without a start the guide goes from where it is, by steps of its own. From
+    one that is no mode, whose curvature says little, it is first moved for 2,000
+    of the ``steps``, by ``taken``, and the coordinates are made after it. Without
+    ``early`` all steps are taken.
     """
     program = task.program
     task = replace(task, optimizer="adam", sticking=isinstance(program.guide, AutoMultivariateNormal))
     if isinstance(start, Start) and not start.is_mode and len(start.loc) > _FEW:
         start = NoStart(f"the search of {len(start.loc)} latents ended at no mode", start.evaluations)
     if isinstance(start, NoStart):
-        if asked:
-            warnings.warn(f"no start was found, so this is Adam with the usual steps: {start.reason}", stacklevel=4)
-        return replace(task, sticking=False), start.evaluations
+        found = FoundSteps(program.params.flatten(), steps, early)
+        return replace(task, sticking=False, landing=found), start.evaluations
     theta = apply_start(program, start)
     coordinates, cost = whitening(program, start, theta), start.evaluations
     if not start.is_mode and steps >= 3 * _MENDING:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from inference.diagnostics import convergence
-from inference.updates import Update
+from inference.convergence import convergence
+from inference.finding import Finding, Stop
 from inference.whitening import Whitening
 
-__all__ = ["EVERY", "Landing", "Stop", "split_rhat"]
+__all__ = ["EVERY", "Landing", "split_rhat"]
 
 EVERY = 10  # steps between two points of the path that are looked at
 _LOOK = 100  # steps between two looks
@@ -24,23 +23,7 @@ _RHAT, _AIM, _MCSE = 1.1, 0.03, 0.06
 _FIRST_MOMENT, _SECOND_MOMENT, _EPSILON = 0.9, 0.999, 1e-8
 
 
-@dataclass(frozen=True)
-class Stop:
-    """Why a fit ended: ``converged``, and by which figures.
-
-    ``rhat`` is the largest split R-hat of the parameters over the last half of
-    the search at one step size, ``mcse`` the largest Monte-Carlo standard error
-    of their averages, in units in which a posterior standard deviation is 1;
-    both None where there was no time to look.
-    """
-
-    converged: bool
-    reason: str
-    rhat: float | None
-    mcse: float | None
-
-
-class Landing(Update):
+class Landing(Finding):
     """Adam on φ, θ = θ₀ + Wφ, at one step size, then linearly to 0 while θ is averaged.
 
     Each φ moves by 0.05 a step, or by less where they are many, so that the
@@ -60,12 +43,11 @@ class Landing(Update):
     """
 
     moments = ("average", "exp_avg", "exp_avg_sq")
+    every = EVERY
 
     def __init__(self, whitening: Whitening, theta: Tensor, steps: int, early: bool = True) -> None:
-        super().__init__({}, _SIZE)
+        super().__init__(theta, steps)
         self.size = _SIZE * min(1.0, math.sqrt(_MOVING / max(1, whitening.moving)))
-        self.theta = theta
-        self.ceiling = self.steps = steps
         self.settling = steps - min(max(_SETTLE, steps // 4), steps // 2)
         few = f"{steps:,} steps are too few to see whether they had settled"
         self.stop = Stop(False, few if early else f"all {steps:,} steps were taken, as was asked", None, None)
@@ -93,12 +75,12 @@ class Landing(Update):
         theta.sub_(self._map.move(rates[0] * mean / (square.sqrt() / rates[1] + _EPSILON)))
         average.add_((theta - average) * rates[2])
 
-    def result(self, moments: list[Tensor]) -> Tensor:
+    def result(self, theta: Tensor, moments: list[Tensor]) -> Tensor:
         """θ, averaged over the second phase."""
         return moments[self.moments.index("average")]
 
     def look(self, step: int, points: list[Tensor], losses: Tensor) -> None:
-        """Judge the path so far, ``points`` being θ since the last look and ``losses`` all of −ELBO; end a phase."""
+        """Judge the path so far once in a hundred steps; end a phase."""
         if self._decided:
             return
         if points:

@@ -21,9 +21,9 @@ from inference.asked import Asked
 from inference.density import as_points, log_density
 from inference.diagnostics import Diagnosis, NoWeights, diagnose
 from inference.export import write_predictor
+from inference.finding import Stop
 from inference.fitted import FitRecord
 from inference.isolation import RandomStream
-from inference.landing import Stop
 from inference.latents import Latents
 from inference.objective import Model, log_weight, traces
 from inference.predicting import Predicting

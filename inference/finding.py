@@ -1,0 +1,52 @@
+"""An optimiser's step that finds its own size and its end: what the task, the engines and the loop ask of it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from inference.updates import Update
+
+__all__ = ["Finding", "Stop"]
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a fit ended: ``converged``, and by which figures.
+
+    ``rhat`` is the largest split R-hat of the parameters over the last half of
+    the search at one step size, ``mcse`` the largest Monte-Carlo standard error
+    of their averages, in units in which a posterior standard deviation is 1;
+    both None where there was no time to look, or no start to take the units from.
+    """
+
+    converged: bool
+    reason: str
+    rhat: float | None
+    mcse: float | None
+
+
+class Finding(Update):
+    """An update from ``theta``, (P,), that takes at most ``steps`` and may lower their number when it looks.
+
+    ``every`` are the steps between two points of the path that it wants to look
+    at, None for none; ``stop`` says at the end why that was the end.
+    """
+
+    every: int | None = None
+    stop: Stop
+
+    def __init__(self, theta: Tensor, steps: int) -> None:
+        super().__init__({}, 0.0)
+        self.theta = theta
+        self.ceiling = self.steps = steps
+
+    @abstractmethod
+    def look(self, step: int, points: list[Tensor], losses: Tensor) -> None:
+        """Judge the path so far, ``points`` being θ since the last look and ``losses`` all of −ELBO; end a phase."""
+
+    def result(self, theta: Tensor, moments: list[Tensor]) -> Tensor:
+        """What the steps so far have found."""
+        return theta
