@@ -9,14 +9,15 @@ from dataclasses import replace
 from pyro.infer.autoguide import (
     AutoDiagonalNormal,
     AutoLowRankMultivariateNormal,
-    AutoMultivariateNormal,
     AutoNormal,
+    AutoNormalizingFlow,
 )
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.isolation import RandomStream
 from inference.landing import Landing
+from inference.moments import Moments
 from inference.placing import apply_start, start_at
 from inference.start import NoStart, Start, find_start
 from inference.task import Task
@@ -26,7 +27,7 @@ __all__ = ["automatic"]
 
 _MENDING = 2_000  # steps that mend the coordinates of a start that is no mode
 _FEW = 50  # latents up to which the best Normal on the way to no mode is a start
-_NORMALS = (AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal)
+_NORMALS = (AutoNormal, AutoDiagonalNormal, AutoLowRankMultivariateNormal)  # beside those with a triangle
 
 
 def automatic(
@@ -35,14 +36,16 @@ def automatic(
     """The task with a start, a step size and an end to be found, and what the search cost in gradients.
 
     The task as it is, with a warning where this was ``asked`` for, if there is
-    no such start; where it was not, also for guides that are no Normals. From a
+    no such start; where it was not, also for guides that are neither Normals
+    nor flows with a triangle behind their layers. From a
     start that is no mode, whose curvature says little, the guide is first moved
     for 2,000 of the ``steps``, by ``taken``, and the coordinates are made after it.
     """
     program = task.program
-    if not asked and not isinstance(program.guide, _NORMALS):
+    correlated = hasattr(program.guide, "scale_tril")
+    if not asked and not correlated and not isinstance(program.guide, _NORMALS):
         return task, 0
-    task = replace(task, optimizer="adam", sticking=isinstance(program.guide, AutoMultivariateNormal))
+    task = replace(task, optimizer="adam", sticking=correlated)
     with tqdm(desc="start", bar_format="{desc} {elapsed}", disable=not progress, leave=False):
         start = find_start(program, task.args, stream)
     if isinstance(start, Start) and not start.is_mode and len(start.loc) > _FEW:
@@ -55,6 +58,8 @@ def automatic(
     coordinates, cost = whitening(program, start, theta), start.evaluations
     if not start.is_mode and steps >= 3 * _MENDING:
         theta = taken(replace(task, landing=Landing(coordinates, theta, _MENDING)), _MENDING)
-        coordinates = whitening(program, start_at(program, start, theta), theta)
+        start = start_at(program, start, theta)
+        coordinates = whitening(program, start, theta)
         steps, cost = steps - _MENDING, cost + _MENDING * task.particles
-    return replace(task, landing=Landing(coordinates, theta, steps)), cost
+    judged = Moments(program, start) if isinstance(program.guide, AutoNormalizingFlow) else None
+    return replace(task, landing=Landing(coordinates, theta, steps, judged)), cost

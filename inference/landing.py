@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ EVERY = 10  # steps between two points of the path that are looked at
 _LOOK = 100  # steps between two looks
 _SIZE = 0.05  # of a step in φ, whose unit is a posterior standard deviation
 _WARM = 100
+_CLIP = 10.0  # root mean squares at which each entry of a gradient is cut, once warm
 _FIRST, _SETTLE = 1000, 1000  # steps before the first look, and of the least settling
 _RHAT, _AIM, _MCSE = 1.1, 0.03, 0.06
 _FIRST_MOMENT, _SECOND_MOMENT, _EPSILON = 0.9, 0.999, 1e-8
@@ -27,10 +29,10 @@ _FIRST_MOMENT, _SECOND_MOMENT, _EPSILON = 0.9, 0.999, 1e-8
 class Stop:
     """Why a fit ended: ``converged``, and by which figures.
 
-    ``rhat`` is the largest split R-hat of the parameters over the last half of
-    the search at one step size, ``mcse`` the largest Monte-Carlo standard error
-    of their averages, in units in which a posterior standard deviation is 1;
-    both None where there was no time to look.
+    ``rhat`` is the largest split R-hat of the parameters, or of a flow's moments,
+    over the last half of the search at one step size, ``mcse`` the largest
+    Monte-Carlo standard error of their averages, in units in which a posterior
+    standard deviation is 1; both None where there was no time to look.
     """
 
     converged: bool
@@ -44,24 +46,31 @@ class Landing(Update):
 
     The first phase ends when the split R-hat of all φ over its last half is at
     most 1.1 and the ELBO no longer rises; the second is as long as the averages
-    need for a standard error of 0.03 posterior standard deviations.
+    need for a standard error of 0.03 posterior standard deviations. Where φ is
+    not identified, ``judged`` gives what is, (T, F) of θ at T points, (T, P).
+    An entry of a gradient is cut at ten times its root mean square so far: where
+    q misses a tail, one draw would otherwise throw everything far away.
 
     References
     ----------
     Dhaka et al. (2020), Robust, accurate stochastic optimization for variational inference.
     Defazio et al. (2023), Optimal linear decay learning rate schedules and further refinements.
     Polyak, Juditsky (1992), Acceleration of stochastic approximation by averaging.
+    Zhang et al. (2020), Why are adaptive methods good for attention models? (cut gradients)
     """
 
     moments = ("average", "exp_avg", "exp_avg_sq")
 
-    def __init__(self, whitening: Whitening, theta: Tensor, steps: int) -> None:
+    def __init__(
+        self, whitening: Whitening, theta: Tensor, steps: int, judged: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         super().__init__({}, _SIZE)
         self.theta = theta
         self.ceiling = self.steps = steps
         self.settling = steps - min(max(_SETTLE, steps // 4), steps // 2)
         self.stop = Stop(False, f"{steps:,} steps are too few to see whether they had settled", None, None)
         self._map = whitening
+        self._judged = judged or (lambda points: whitening.coordinates(points.double() - theta.double()))
         self._decided = steps < _FIRST + _SETTLE  # then there is no time to look
         self._path: list[Tensor] = []
 
@@ -71,15 +80,18 @@ class Landing(Update):
         return _SIZE * left * min(1.0, (step + 1) / _WARM)
 
     def rates(self, step: int) -> tuple[float, ...]:
-        """α/(1−β₁ᵗ), √(1−β₂ᵗ), and the weight of θ in its average."""
+        """α/(1−β₁ᵗ), √(1−β₂ᵗ), the weight of θ in its average, and 10/√(1−β₂ᵗ⁻¹) where gradients are cut."""
         weight = 0.0 if step < self.settling else 1 / (step - self.settling + 1)
         first, second = 1 - _FIRST_MOMENT ** (step + 1), 1 - _SECOND_MOMENT ** (step + 1)
-        return self.step_size(step) / first, math.sqrt(second), weight
+        most = _CLIP / math.sqrt(1 - _SECOND_MOMENT**step) if step > _WARM else math.inf
+        return self.step_size(step) / first, math.sqrt(second), weight, most
 
     def apply(self, theta: Tensor, grad: Tensor, moments: list[Tensor], rates: Tensor) -> None:
         """Change θ, its average and Adam's moments in place."""
         average, mean, square = moments
         pulled = self._map.pull(grad)
+        most = rates[3] * (square.sqrt() + _EPSILON)
+        pulled = pulled.clamp(-most, most)
         mean.copy_(mean * _FIRST_MOMENT + (1 - _FIRST_MOMENT) * pulled)
         square.copy_(square * _SECOND_MOMENT + (1 - _SECOND_MOMENT) * pulled * pulled)
         theta.sub_(self._map.move(rates[0] * mean / (square.sqrt() / rates[1] + _EPSILON)))
@@ -94,7 +106,7 @@ class Landing(Update):
         if self._decided:
             return
         if points:
-            self._path += self._map.coordinates(torch.stack(points).double() - self.theta.double())
+            self._path += self._judged(torch.stack(points))
         if step >= _FIRST and step % _LOOK == 0:
             self._judge(step, losses)
 
@@ -103,11 +115,11 @@ class Landing(Update):
         rhat = float(split_rhat(recent).max())
         rising = not convergence(losses[step // 2 :].double().cpu().numpy()).converged
         last = step >= self.settling
-        if (rhat > _RHAT or rising) and not last:
+        if (not rhat <= _RHAT or rising) and not last:
             return
         blocks = recent[: len(recent) // 10 * 10].reshape(-1, 10, recent.shape[1]).mean(1)
         spread = float(blocks.std(0).max())
-        wanted = 10 * EVERY * math.ceil((spread / _AIM) ** 2)
+        wanted = 10 * EVERY * math.ceil(min(float(self.ceiling), (spread / _AIM) ** 2))
         length = min(max(_SETTLE, wanted), self.ceiling - step)
         mcse = spread * math.sqrt(10 * EVERY / max(length, 1))
         self.settling, self.steps, self._decided = step, step + length, True
@@ -116,12 +128,12 @@ class Landing(Update):
 
 def _stop(step: int, rhat: float, mcse: float, rising: bool) -> Stop:
     troubles = []
-    if rhat > _RHAT:
-        troubles.append(f"R-hat of the parameters is {rhat:.2f}, above {_RHAT}")
+    if not rhat <= _RHAT:
+        troubles.append(f"R-hat of the guide is {rhat:.2f}, above {_RHAT}")
     if rising:
         troubles.append("the ELBO was still rising")
-    if mcse > _MCSE:
-        troubles.append(f"their averages are known to {mcse:.2f} posterior sds only, above {_MCSE}")
+    if not mcse <= _MCSE:
+        troubles.append(f"its averages are known to {mcse:.2f} posterior sds only, above {_MCSE}")
     figures = f"R-hat {rhat:.2f} (at most {_RHAT}), averages known to {mcse:.3f} posterior sds"
     if troubles:
         return Stop(False, f"the ceiling of steps was reached: {'; '.join(troubles)}", rhat, mcse)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from pyro.infer.autoguide import AutoContinuous, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoContinuous, AutoNormal
 from torch import Tensor
 from torch.distributions import transform_to
 
@@ -16,7 +16,8 @@ from inference.start import Start
 
 __all__ = ["Whitening", "whitening"]
 
-_DENSE = 700  # parameters with a map of their own; above, only the locations have one
+_DENSE = 25  # latents whose factor has a map of its own; above, only the locations have one
+_LAYERS = 0.1  # of a flow's layers, many of which move a draw together
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def whitening(program: Program, start: Start, theta: Tensor) -> Whitening:
     A location moves by Lφ, L the Cholesky factor of the start's covariance; an
     independent spread by σφ/√2, a full-rank factor by LΦ with Φ/√2 on its
     diagonal, both to first order: at a Normal posterior the Hessian of −ELBO in
-    φ is the identity. Other parameters stay as they are.
+    φ is the identity. A flow's layers move by a tenth of φ, other parameters by φ.
     """
     return _Layout(program, start, theta).whitening()
 
@@ -83,7 +84,10 @@ class _Layout:
                 self._spread(f"scales.{name}")
         elif isinstance(guide, AutoContinuous):
             self._block(self._entries("loc"), square)
-            if isinstance(guide, AutoMultivariateNormal) and tril is not None and len(self.theta) <= _DENSE:
+            for name in self._own():
+                if name.startswith("transform"):
+                    self.scale[self._entries(name)] = _LAYERS
+            if "scale_tril" in self._own() and tril is not None and len(tril) <= _DENSE:
                 self._factor(tril)
             elif "scale" in self._own():
                 self._spread("scale")

@@ -44,7 +44,7 @@ LEVELS = [
     {"diagnostics", "numpy_graph", "operator_names", "predict", "program", "storage", "tape"},
     {"density", "log_joint", "numpy_predictor", "recorded"},
     {"latents", "standalone", "start", "surface"},
-    {"placing", "whitening"},
+    {"moments", "placing", "whitening"},
     {"landing"},
     {"task"},
     {"automatic", "fitted", "gradients", "step"},
