@@ -20,6 +20,7 @@ _LOOK = 100  # steps between two looks
 _SIZE = 0.05  # of a step in φ, whose unit is a posterior standard deviation
 _WARM = 100
 _CLIP = 10.0  # root mean squares at which each entry of a gradient is cut, once warm
+_GROWN = 10.0  # times that for the mean square, which has to follow gradients that have grown
 _FIRST, _SETTLE = 1000, 1000  # steps before the first look, and of the least settling
 _RHAT, _AIM, _MCSE = 1.1, 0.03, 0.06
 _FIRST_MOMENT, _SECOND_MOMENT, _EPSILON = 0.9, 0.999, 1e-8
@@ -48,8 +49,9 @@ class Landing(Update):
     most 1.1 and the ELBO no longer rises; the second is as long as the averages
     need for a standard error of 0.03 posterior standard deviations. Where φ is
     not identified, ``judged`` gives what is, (T, F) of θ at T points, (T, P).
-    An entry of a gradient is cut at ten times its root mean square so far: where
-    q misses a tail, one draw would otherwise throw everything far away.
+    An entry of a gradient is cut at ten times its root mean square so far, at a
+    hundred times in that mean square: where q misses a tail, one draw would
+    otherwise throw everything far away.
 
     References
     ----------
@@ -91,9 +93,9 @@ class Landing(Update):
         average, mean, square = moments
         pulled = self._map.pull(grad)
         most = rates[3] * (square.sqrt() + _EPSILON)
-        pulled = pulled.clamp(-most, most)
-        mean.copy_(mean * _FIRST_MOMENT + (1 - _FIRST_MOMENT) * pulled)
-        square.copy_(square * _SECOND_MOMENT + (1 - _SECOND_MOMENT) * pulled * pulled)
+        mean.copy_(mean * _FIRST_MOMENT + (1 - _FIRST_MOMENT) * pulled.clamp(-most, most))
+        scaled = pulled.clamp(-_GROWN * most, _GROWN * most)
+        square.copy_(square * _SECOND_MOMENT + (1 - _SECOND_MOMENT) * scaled * scaled)
         theta.sub_(self._map.move(rates[0] * mean / (square.sqrt() / rates[1] + _EPSILON)))
         average.add_((theta - average) * rates[2])
 
