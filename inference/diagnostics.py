@@ -12,7 +12,7 @@ from inference.convergence import Convergence, convergence
 from inference.finding import Stop
 from inference.importance import Shift, khat_threshold, shift, smoothed
 
-__all__ = ["Check", "Diagnosis", "NoWeights", "diagnose"]
+__all__ = ["Check", "Diagnosis", "NoWeights", "diagnose", "weight_checks"]
 
 _OFF = 0.1  # of a mean, in posterior sds, and of a ratio of sds from 1: what a trusted fit may be off
 _LEAST = 100  # draws of the posterior that the weights must be worth, for what they correct to be known
@@ -109,16 +109,38 @@ def diagnose(
     if isinstance(log_weights, NoWeights):
         none = Check("weights", math.nan, math.nan, False, log_weights.reason, log_weights.advice)
         return Diagnosis((none, *settled), state)
-    draws = log_weights.shape[1]
-    khats = np.array([smoothed(row).khat for row in log_weights])
-    khat, limit = float(np.median(khats)), khat_threshold(draws)
-    spread = float(np.std(khats)) if np.isfinite(khats).all() else math.inf
-    pooled = smoothed(log_weights.reshape(-1))
-    moved = shift(values, pooled) if values else None
-    checks = (*settled, _of_khat(khat, limit), _of_worth(pooled.ess, log_weights.size))
-    if moved is not None:
-        checks = (*checks, _of_means(moved), _of_spreads(moved))
-    return Diagnosis(checks, state, draws, khat, spread, limit, pooled.ess, moved)
+    seen = _Weights.of(log_weights, values)
+    checks = (*settled, *seen.checks())
+    return Diagnosis(checks, state, seen.draws, seen.khat, seen.spread, seen.limit, seen.ess, seen.shift)
+
+
+def weight_checks(log_weights: np.ndarray, values: Mapping[str, np.ndarray] | None = None) -> tuple[Check, ...]:
+    """The checks of :func:`diagnose` that importance weights alone can make."""
+    return _Weights.of(log_weights, values).checks()
+
+
+@dataclass(frozen=True)
+class _Weights:
+    draws: int
+    size: int
+    khat: float
+    spread: float
+    limit: float
+    ess: float
+    shift: Shift | None
+
+    @classmethod
+    def of(cls, log_weights: np.ndarray, values: Mapping[str, np.ndarray] | None) -> _Weights:
+        khats = np.array([smoothed(row).khat for row in log_weights])
+        spread = float(np.std(khats)) if np.isfinite(khats).all() else math.inf
+        pooled, draws = smoothed(log_weights.reshape(-1)), log_weights.shape[1]
+        moved = shift(values, pooled) if values else None
+        khat = float(np.median(khats))
+        return cls(draws, log_weights.size, khat, spread, khat_threshold(draws), pooled.ess, moved)
+
+    def checks(self) -> tuple[Check, ...]:
+        checks = _of_khat(self.khat, self.limit), _of_worth(self.ess, self.size)
+        return checks if self.shift is None else (*checks, _of_means(self.shift), _of_spreads(self.shift))
 
 
 def _of_elbo(state: Convergence, steps: int) -> Check:

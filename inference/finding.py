@@ -14,18 +14,33 @@ __all__ = ["Finding", "Stop"]
 
 @dataclass(frozen=True)
 class Stop:
-    """Why a fit ended: ``converged``, and by which figures.
+    """Why a fit ended, and by which figures.
 
-    ``rhat`` is the largest split R-hat of the parameters over the last half of
-    the search at one step size, ``mcse`` the largest Monte-Carlo standard error
-    of their averages, in units in which a posterior standard deviation is 1;
-    both None where there was no time to look, or no start to take the units from.
+    ``settled`` says that the optimisation had come to rest by its own rule, as
+    ``how`` has it in words. ``rhat`` is the largest split R-hat of the guide over
+    the last half of the search at one step size, ``mcse`` the largest Monte-Carlo
+    standard error of its averages, in units in which a posterior standard deviation
+    is 1; both None where there was no time to look, or no start to take the units
+    from. ``doubts`` are what the guide's importance weights then said against it.
     """
 
-    converged: bool
-    reason: str
+    settled: bool
+    how: str
     rhat: float | None
     mcse: float | None
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def converged(self) -> bool:
+        """Whether it came to rest, and nothing says that it is elsewhere than at the posterior."""
+        return self.settled and not self.doubts
+
+    @property
+    def reason(self) -> str:
+        """All of it in words."""
+        if self.settled and self.doubts:
+            return f"settled {self.how}; but the guide is not the posterior: {'; '.join(self.doubts)}"
+        return f"converged {self.how}" if self.settled else self.how
 
 
 class Finding(Update):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from inference.automatic import automatic
 from inference.compiled import CompiledEngine
 from inference.engines import choose
-from inference.finding import Stop
+from inference.finding import Finding, Stop
 from inference.fitted import FitRecord
 from inference.init import Init, begin
 from inference.isolation import RandomStream
@@ -116,8 +116,15 @@ class Fitting:
         label = f"fit {number + 1}/{self.restarts}" if self.restarts > 1 else "fit"
         fitted.curves = run_steps(runner, state, program, watch, label, self.progress)
         fitted.flat = runner.result(state)
-        fitted.stop = landing.stop if landing else None
+        fitted.stop = self._judged(fitted, landing) if landing else None
         return fitted
+
+    def _judged(self, fitted: Attempt, landing: Finding) -> Stop:
+        """How the fit ended, and what the guide's weights say of the place."""
+        stop = landing.stop
+        if not stop.settled or stop.rhat is None:
+            return stop
+        return replace(stop, doubts=fitted.posterior(fitted.flat, fitted.curves, 0.0).doubts(seed=self.seed))
 
     def _taken(self, task: Task, count: int) -> Tensor:
         """θ after ``count`` steps that nobody watches."""

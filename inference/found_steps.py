@@ -102,7 +102,7 @@ class FoundSteps(Finding):
 def _stop(step: int, state: Convergence, aim: float, flat: bool) -> Stop:
     figures = f"{state.gain:.2g} ± {state.gain_se:.1g} nats between two quarters of the steps"
     if flat:
-        return Stop(True, f"the ELBO was flat after {step:,} steps, and settled since: {figures}", None, None)
+        return Stop(True, f"after {step:,} steps, at which the ELBO was flat: {figures}", None, None)
     return Stop(
         False, f"the ceiling of steps was reached: a gain of {figures} is not known to be below {aim:.2g}", None, None
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ _LOOK = 100  # steps between two looks
 _SIZE = 0.05  # of a step in each φ, whose unit is a posterior standard deviation,
 _MOVING = 65  # up to that many, those of ten latents of full rank; more share its length
 _WARM = 100
+_CLIP = 10.0  # root mean squares at which each entry of a gradient is cut, once warm
+_GROWN = 10.0  # times that for the mean square, which has to follow gradients that have grown
 _FIRST, _SETTLE = 1000, 1000  # steps before the first look, and of the least settling
 _RHAT, _AIM, _MCSE = 1.1, 0.03, 0.06
 _FIRST_MOMENT, _SECOND_MOMENT, _EPSILON = 0.9, 0.999, 1e-8
@@ -35,23 +38,38 @@ class Landing(Finding):
     need for a standard error of 0.03 posterior standard deviations. Without
     ``early`` nothing is judged, and the second phase is the last quarter of ``steps``.
 
+    Where φ is not identified, or has many numbers for each latent, ``judged``
+    gives what is looked at in its place, (T, F) of θ at T points, (T, P). An
+    entry of a gradient is cut at ten times its root mean square so far, at a
+    hundred times in that mean square: where q misses a tail, one draw would
+    otherwise throw everything far away.
+
     References
     ----------
     Dhaka et al. (2020), Robust, accurate stochastic optimization for variational inference.
     Defazio et al. (2023), Optimal linear decay learning rate schedules and further refinements.
     Polyak, Juditsky (1992), Acceleration of stochastic approximation by averaging.
+    Zhang et al. (2020), Why are adaptive methods good for attention models? (cut gradients)
     """
 
     moments = ("average", "exp_avg", "exp_avg_sq")
     every = EVERY
 
-    def __init__(self, whitening: Whitening, theta: Tensor, steps: int, early: bool = True) -> None:
+    def __init__(
+        self,
+        whitening: Whitening,
+        theta: Tensor,
+        steps: int,
+        early: bool = True,
+        judged: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         super().__init__(theta, steps)
-        self.size = _SIZE * min(1.0, math.sqrt(_MOVING / max(1, whitening.moving)))
+        self.size = _SIZE * min(1.0, math.sqrt(_MOVING / whitening.moving))
         self.settling = steps - min(max(_SETTLE, steps // 4), steps // 2)
         few = f"{steps:,} steps are too few to see whether they had settled"
         self.stop = Stop(False, few if early else f"all {steps:,} steps were taken, as was asked", None, None)
         self._map = whitening
+        self._judged = judged or (lambda points: whitening.coordinates(points.double() - theta.double()))
         self._decided = not early or steps < _FIRST + _SETTLE  # then there is no time to look
         self._path: list[Tensor] = []
 
@@ -61,17 +79,20 @@ class Landing(Finding):
         return self.size * left * min(1.0, (step + 1) / _WARM)
 
     def rates(self, step: int) -> tuple[float, ...]:
-        """α/(1−β₁ᵗ), √(1−β₂ᵗ), and the weight of θ in its average."""
+        """α/(1−β₁ᵗ), √(1−β₂ᵗ), the weight of θ in its average, and 10/√(1−β₂ᵗ⁻¹) where gradients are cut."""
         weight = 0.0 if step < self.settling else 1 / (step - self.settling + 1)
         first, second = 1 - _FIRST_MOMENT ** (step + 1), 1 - _SECOND_MOMENT ** (step + 1)
-        return self.step_size(step) / first, math.sqrt(second), weight
+        most = _CLIP / math.sqrt(1 - _SECOND_MOMENT**step) if step > _WARM else math.inf
+        return self.step_size(step) / first, math.sqrt(second), weight, most
 
     def apply(self, theta: Tensor, grad: Tensor, moments: list[Tensor], rates: Tensor) -> None:
         """Change θ, its average and Adam's moments in place."""
         average, mean, square = moments
         pulled = self._map.pull(grad)
-        mean.copy_(mean * _FIRST_MOMENT + (1 - _FIRST_MOMENT) * pulled)
-        square.copy_(square * _SECOND_MOMENT + (1 - _SECOND_MOMENT) * pulled * pulled)
+        most = rates[3] * (square.sqrt() + _EPSILON)
+        mean.copy_(mean * _FIRST_MOMENT + (1 - _FIRST_MOMENT) * pulled.clamp(-most, most))
+        scaled = pulled.clamp(-_GROWN * most, _GROWN * most)
+        square.copy_(square * _SECOND_MOMENT + (1 - _SECOND_MOMENT) * scaled * scaled)
         theta.sub_(self._map.move(rates[0] * mean / (square.sqrt() / rates[1] + _EPSILON)))
         average.add_((theta - average) * rates[2])
 
@@ -84,7 +105,7 @@ class Landing(Finding):
         if self._decided:
             return
         if points:
-            self._path += self._map.coordinates(torch.stack(points).double() - self.theta.double())
+            self._path += self._judged(torch.stack(points))
         if step >= _FIRST and step % _LOOK == 0:
             self._judge(step, losses)
 
@@ -93,11 +114,11 @@ class Landing(Finding):
         rhat = float(split_rhat(recent).max())
         rising = not convergence(losses[step // 2 :].double().cpu().numpy()).converged
         last = step >= self.settling
-        if (rhat > _RHAT or rising) and not last:
+        if (not rhat <= _RHAT or rising) and not last:
             return
         blocks = recent[: len(recent) // 10 * 10].reshape(-1, 10, recent.shape[1]).mean(1)
         spread = float(blocks.std(0).max())
-        wanted = 10 * EVERY * math.ceil((spread / _AIM) ** 2)
+        wanted = 10 * EVERY * math.ceil(min(float(self.ceiling), (spread / _AIM) ** 2))
         length = min(max(_SETTLE, wanted), self.ceiling - step)
         mcse = spread * math.sqrt(10 * EVERY / max(length, 1))
         self.settling, self.steps, self._decided = step, step + length, True
@@ -106,16 +127,16 @@ class Landing(Finding):
 
 def _stop(step: int, rhat: float, mcse: float, rising: bool) -> Stop:
     troubles = []
-    if rhat > _RHAT:
-        troubles.append(f"R-hat of the parameters is {rhat:.2f}, above {_RHAT}")
+    if not rhat <= _RHAT:
+        troubles.append(f"R-hat of the guide is {rhat:.2f}, above {_RHAT}")
     if rising:
         troubles.append("the ELBO was still rising")
-    if mcse > _MCSE:
-        troubles.append(f"their averages are known to {mcse:.2f} posterior sds only, above {_MCSE}")
+    if not mcse <= _MCSE:
+        troubles.append(f"its averages are known to {mcse:.2f} posterior sds only, above {_MCSE}")
     figures = f"R-hat {rhat:.2f} (at most {_RHAT}), averages known to {mcse:.3f} posterior sds"
     if troubles:
         return Stop(False, f"the ceiling of steps was reached: {'; '.join(troubles)}", rhat, mcse)
-    return Stop(True, f"converged after {step:,} steps and settled since: {figures}", rhat, mcse)
+    return Stop(True, f"after {step:,} steps and averaged since: {figures}", rhat, mcse)
 
 
 def split_rhat(points: Tensor) -> Tensor:

@@ -18,7 +18,6 @@ from inference.arguments import (
     positive_number,
     seed_number,
 )
-from inference.automatic import NORMALS
 from inference.fitting import Fitting
 from inference.fresh import Feed, Fresh
 from inference.init import Init, as_init
@@ -203,7 +202,7 @@ def fit(
         engine=engine,
         init=init,
         finds=finds,
-        searches=whole and finds and (optimizer == "auto" or isinstance(guide, NORMALS)),
+        searches=whole and finds,
         asked=optimizer is not None,
         early=early,
         restarts=restarts,

@@ -47,7 +47,7 @@ LEVELS = [
     {"finding", "numpy_graph", "operator_names", "predict", "program", "storage", "tape"},
     {"density", "diagnostics", "log_joint", "numpy_predictor", "recorded", "reliability"},
     {"latents", "standalone", "start", "surface"},
-    {"placing", "whitening"},
+    {"moments", "placing", "whitening"},
     {"found_steps", "init", "landing"},
     {"task"},
     {"automatic", "fitted", "gradients", "step"},
