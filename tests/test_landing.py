@@ -215,7 +215,7 @@ def test_one_wild_gradient_moves_nothing_far(monkeypatch):
 
     def thrown():
         theta = torch.zeros(3, dtype=torch.float64)
-        white = Whitening(torch.ones_like(theta), torch.arange(3), torch.eye(3, dtype=torch.float64))
+        white = Whitening(torch.ones_like(theta), torch.arange(3), torch.eye(3, dtype=torch.float64), 3.0)
         landing = Landing(white, theta, 4000)
         moments = [torch.zeros_like(theta) for _ in landing.moments]
         grads = torch.randn(400, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
