@@ -24,7 +24,7 @@ _MARGIN = 1e-2  # the least slope of a layer along w; at 0 it would have no inve
 def planar_flow(
     model: Callable[..., Any], layers: int = 16, *, init_loc: InitLoc = None, init_scale: float = 0.1
 ) -> PlanarFlow:
-    """q(z): z = μ + σ ⊙ f_K(… f_1(ε)), ε ~ N(0, I), f_k(x) = x + û_k tanh(w_k·x + b_k).
+    """q(z): z = μ + σ ⊙ U f_K(… f_1(ε)), ε ~ N(0, I), f_k(x) = x + û_k tanh(w_k·x + b_k).
 
     Over the unconstrained latents of any model. Few layers bend a Normal, some
     tens split it into modes; what they learn best is few latents (2 to 20).

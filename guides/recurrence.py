@@ -131,6 +131,16 @@ def _(info: Any, in_dims: tuple[int | None, int | None], a: Tensor, m: Tensor) -
     return tanh_recurrence(a.movedim(in_dims[0], -1).contiguous(), m), a.dim() - 1
 
 
+@_backward.register_vmap
+def _(
+    info: Any, in_dims: tuple[int | None, int | None, int | None], g: Tensor, h: Tensor, m: Tensor
+) -> tuple[Tensor, int]:
+    if in_dims[0] is None or in_dims[1] is None or in_dims[2] is not None:
+        raise NotImplementedError("layers that differ from particle to particle")
+    wide = (part.movedim(place, -1).contiguous() for part, place in ((g, in_dims[0]), (h, in_dims[1])))
+    return _backward(*wide, m), g.dim() - 1
+
+
 tanh_recurrence.register_autograd(_gradient, setup_context=_keep)
 for _operator, _source in (("tanh_recurrence", _FORWARD), ("tanh_recurrence_backward", _BACKWARD)):
     setattr(getattr(torch.ops.kiln, _operator).default, "cpp", _source)  # noqa: B010 - no such name for a type checker

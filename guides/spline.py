@@ -27,7 +27,7 @@ def spline_flow(
     init_loc: InitLoc = None,
     init_scale: float = 0.1,
 ) -> SplineFlow:
-    """q(z): z = μ + σ ⊙ f(ε), ε ~ N(0, I), with f an autoregressive rational-quadratic spline flow, by zuko.
+    """q(z): z = μ + σ ⊙ U f(ε), ε ~ N(0, I), with f an autoregressive rational-quadratic spline flow, by zuko.
 
     The most flexible guide here and the dearest: every layer holds a network.
     Splines act on [−5, 5] of ε and leave what lies outside as it is.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-__all__ = ["group_container", "psis_shape"]
+__all__ = ["group_container", "psis"]
 
 
 def _is_first_generation() -> bool:
@@ -27,11 +27,13 @@ def group_container(groups: Mapping[str, xr.Dataset]) -> Any:
     return xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
 
 
-def psis_shape(log_weights: np.ndarray) -> float:
-    """k̂ of Pareto-smoothed importance sampling for S log weights."""
+def psis(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pareto-smoothed log weights that sum to 1 over S, and k̂, of log weights (…, S)."""
     if _is_first_generation():
         import arviz as az
 
-        return float(az.psislw(log_weights)[1])
+        log, khat = az.psislw(log_weights)
+        return np.asarray(log), np.asarray(khat)
     # 1.x takes log likelihoods here and negates them itself.
-    return float(importlib.import_module("arviz_stats.base").array_stats.psislw(-log_weights)[1])
+    log, khat = importlib.import_module("arviz_stats.base").array_stats.psislw(-log_weights)
+    return np.asarray(log), np.asarray(khat)

@@ -99,13 +99,13 @@ class CompiledEngine:
             If there is no compiler, or it refuses the program.
         """
         flat = self.task.begin
-        state = CompiledState(flat, [torch.zeros_like(flat) for _ in self.update.moments], stream)
+        state = CompiledState(flat, self.update.begin(flat), stream)
         self._bind(state)
         return state
 
     def result(self, state: CompiledState) -> Tensor:
         """θ that the steps so far have found: their last, or an average."""
-        return state.flat if self.task.landing is None else self.task.landing.result(state.moments)
+        return state.flat if self.task.landing is None else self.task.landing.result(state.flat, state.moments)
 
     def refresh(self, state: CompiledState) -> None:
         """Record and compile again if something that the model takes from around it has changed."""

@@ -1,90 +1,81 @@
-"""Checks of a fit as data: numbers, thresholds, reasons and a verdict."""
+"""Checks of a fit as data: numbers, limits, what was found in words, and a verdict."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from inference.arviz_compat import psis_shape
+from inference.convergence import Convergence, convergence
+from inference.finding import Stop
+from inference.importance import Shift, khat_threshold, shift, smoothed
 
-__all__ = ["Convergence", "Diagnosis", "NoWeights", "convergence", "diagnose", "khat_threshold", "pareto_khat"]
+__all__ = ["Check", "Diagnosis", "NoWeights", "diagnose", "weight_checks"]
+
+_OFF = 0.1  # of a mean, in posterior sds, and of a ratio of sds from 1: what a trusted fit may be off
+_LEAST = 100  # draws of the posterior that the weights must be worth, for what they correct to be known
+_LONGER = "take more steps"
+_RICHER = "try a guide with more shape, or re-parameterise the model"
+_CORRECT = f"take corrected draws, posterior.sample(1000, corrected=True); or {_RICHER}"
 
 
 @dataclass(frozen=True)
-class Convergence:
-    """The ELBO at the end of a fit: what the last quarter of the steps gained over the quarter before.
+class Check:
+    """One question about a fit: the ``value`` found, the ``limit`` it is held against, and whether it ``passed``.
 
-    ``gain`` and its standard error ``gain_se`` are in nats; ``converged`` when
-    the gain is below ``threshold`` or below two standard errors.
+    ``found`` says so in words, ``advice`` what to try where it failed.
     """
 
-    gain: float
-    gain_se: float
-    threshold: float
-    converged: bool
+    name: str
+    value: float
+    limit: float
+    passed: bool
+    found: str
+    advice: str
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The verdict on a fit.
+    """The verdict on a fit: trusted only if every one of the ``checks`` passed.
 
     ``khat`` is the median over repeats of the Pareto shape of the importance
-    weights p(x, z)/q(z), ``khat_spread`` their standard deviation, both None
-    for a point estimate. ``trusted`` is True only if every check passed;
-    ``reasons`` says which did not, ``advice`` what to try.
+    weights p(x, z)/q(z), ``khat_spread`` their standard deviation; ``ess`` how
+    many draws of the posterior the weights of all repeats together are worth;
+    ``shift`` how far the guide's moments are from those that the weights correct,
+    None also where there are too many latents to keep. All None where the guide
+    has no weights. ``draws`` are those of one repeat.
     """
 
-    trusted: bool
-    khat: float | None
-    khat_spread: float | None
-    khat_threshold: float | None
-    draws: int
+    checks: tuple[Check, ...]
     convergence: Convergence
-    reasons: tuple[str, ...]
-    advice: tuple[str, ...]
+    draws: int = 0
+    khat: float | None = None
+    khat_spread: float | None = None
+    khat_threshold: float | None = None
+    ess: float | None = None
+    shift: Shift | None = None
+
+    @property
+    def trusted(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
 
     @property
     def verdict(self) -> str:
         """``"trust"`` or ``"don't trust"``."""
         return "trust" if self.trusted else "don't trust"
 
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What was found by the checks that failed."""
+        return tuple(check.found for check in self.checks if not check.passed)
 
-def khat_threshold(draws: int) -> float:
-    """min(1 − 1/log₁₀ S, 0.7): above it, S weights do not pin down a mean.
-
-    Vehtari, Simpson, Gelman, Yao, Gabry (2024), Pareto smoothed importance sampling.
-
-    >>> round(khat_threshold(1000), 3), khat_threshold(10**6)
-    (0.667, 0.7)
-    """
-    return min(1 - 1 / math.log10(draws), 0.7)
-
-
-def pareto_khat(log_weights: np.ndarray) -> float:
-    """k̂, the shape of the generalised Pareto fitted to the largest of S importance weights."""
-    finite = np.where(np.isfinite(log_weights), log_weights, -np.inf)
-    if not np.isfinite(finite).any() or np.isposinf(log_weights).any():
-        return math.inf
-    return psis_shape(finite.astype(float))
-
-
-def convergence(losses: np.ndarray) -> Convergence:
-    """Compare the last quarter of the losses with the quarter before, by means of 20 blocks each."""
-    window = len(losses) // 4
-    if window < 50:
-        return Convergence(math.nan, math.nan, math.nan, False)
-    late, early = losses[-window:], losses[-2 * window : -window]
-    gain = float(np.mean(early) - np.mean(late))
-    gain_se = math.hypot(_standard_error(late), _standard_error(early))
-    threshold = 0.5
-    return Convergence(gain, gain_se, threshold, gain < max(threshold, 2 * gain_se))
-
-
-def _standard_error(losses: np.ndarray, blocks: int = 20) -> float:
-    means = [block.mean() for block in np.array_split(losses, blocks)]
-    return float(np.std(means, ddof=1) / math.sqrt(blocks))
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What to try, the most promising first."""
+        return tuple(dict.fromkeys(check.advice for check in self.checks if not check.passed))
 
 
 @dataclass(frozen=True)
@@ -95,36 +86,112 @@ class NoWeights:
     advice: str
 
 
-def diagnose(log_weights: np.ndarray | NoWeights, losses: np.ndarray) -> Diagnosis:
-    """The verdict from R repeats of S log weights, shape (R, S) in nats, and the losses, −ELBO per step.
+def diagnose(
+    log_weights: np.ndarray | NoWeights,
+    losses: np.ndarray,
+    values: Mapping[str, np.ndarray] | None = None,
+    stop: Stop | None = None,
+) -> Diagnosis:
+    """The verdict from R repeats of S log weights, (R, S) in nats, the latents at the same draws, and −ELBO per step.
 
-    Without weights there is no k-hat, and the fit cannot be said to be trusted.
+    ``values`` are the latents by name, (R·S,) each. Without weights there is no
+    k-hat, and the fit cannot be said to be trusted. It is where k-hat is below
+    its threshold, the weights are worth 100 draws, and the guide's means and
+    standard deviations are within a tenth of those that the weights correct,
+    two standard errors included; each is asked only where the one before passed.
 
     References
     ----------
     Yao, Vehtari, Simpson, Gelman (2018), Yes, but did it work? Evaluating variational inference.
+    Dhaka et al. (2020), Robust, accurate stochastic optimization for variational inference.
     """
     state = convergence(losses)
-    reasons, advice = _of_convergence(state, len(losses))
+    settled = (_of_elbo(state, len(losses)), *_of_steps(stop))
     if isinstance(log_weights, NoWeights):
-        why, instead = (log_weights.reason, *reasons), (log_weights.advice, *advice)
-        return Diagnosis(False, None, None, None, 0, state, why, instead)
-    draws = log_weights.shape[1]
-    khats = np.array([pareto_khat(row) for row in log_weights])
-    khat, limit = float(np.median(khats)), khat_threshold(draws)
-    spread = float(np.std(khats)) if np.isfinite(khats).all() else math.inf
-    if not khat < limit:
-        reasons += (f"Pareto k-hat is {khat:.2f}, above {limit:.2f}: the guide misses part of the posterior",)
-        advice += ("try a richer guide, or re-parameterise the model",)
-    return Diagnosis(not reasons, khat, spread, limit, draws, state, reasons, advice)
+        none = Check("weights", math.nan, math.nan, False, log_weights.reason, log_weights.advice)
+        return Diagnosis((none, *settled), state)
+    seen = _Weights.of(log_weights, values)
+    checks = (*settled, *seen.checks())
+    return Diagnosis(checks, state, seen.draws, seen.khat, seen.spread, seen.limit, seen.ess, seen.shift)
 
 
-def _of_convergence(state: Convergence, steps: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    if state.converged:
-        return (), ()
+def weight_checks(log_weights: np.ndarray, values: Mapping[str, np.ndarray] | None = None) -> tuple[Check, ...]:
+    """The checks of :func:`diagnose` that importance weights alone can make."""
+    return _Weights.of(log_weights, values).checks()
+
+
+@dataclass(frozen=True)
+class _Weights:
+    draws: int
+    size: int
+    khat: float
+    spread: float
+    limit: float
+    ess: float
+    shift: Shift | None
+
+    @classmethod
+    def of(cls, log_weights: np.ndarray, values: Mapping[str, np.ndarray] | None) -> _Weights:
+        khats = np.array([smoothed(row).khat for row in log_weights])
+        spread = float(np.std(khats)) if np.isfinite(khats).all() else math.inf
+        pooled, draws = smoothed(log_weights.reshape(-1)), log_weights.shape[1]
+        moved = shift(values, pooled) if values else None
+        khat = float(np.median(khats))
+        return cls(draws, log_weights.size, khat, spread, khat_threshold(draws), pooled.ess, moved)
+
+    def checks(self) -> tuple[Check, ...]:
+        """K-hat; where it is good, what the weights are worth; where that is enough, what they correct."""
+        khat, worth = _of_khat(self.khat, self.limit), _of_worth(self.ess, self.size)
+        if not khat.passed:
+            return (khat,)
+        if not worth.passed or self.shift is None:
+            return khat, worth
+        return khat, worth, _of_means(self.shift), _of_spreads(self.shift)
+
+
+def _of_elbo(state: Convergence, steps: int) -> Check:
     if math.isnan(state.gain):
-        return (f"{steps} steps are too few to see whether the ELBO has settled",), ("take at least 200 steps",)
-    why = (
-        f"the ELBO was still rising, by {state.gain:.2g} ± {state.gain_se:.1g} nats over the last quarter of the steps"
-    )
-    return (why,), ("take more steps",)
+        words = f"{steps} steps are too few to see whether the ELBO has settled"
+        return Check("ELBO", math.nan, state.threshold, False, words, "take at least 200 steps")
+    gain = f"{state.gain:.2g} ± {state.gain_se:.1g} nats over the last quarter of the steps"
+    words = f"the ELBO had settled, gaining {gain}" if state.converged else f"the ELBO was still rising, by {gain}"
+    return Check("ELBO", state.gain, max(state.threshold, 2 * state.gain_se), state.converged, words, _LONGER)
+
+
+def _of_steps(stop: Stop | None) -> tuple[Check, ...]:
+    if stop is None or stop.rhat is None:
+        return ()
+    return (Check("R-hat of the steps", stop.rhat, 1.1, stop.settled, stop.reason, _LONGER),)
+
+
+def _of_khat(khat: float, limit: float) -> Check:
+    if khat < limit:
+        words = f"Pareto k-hat is {khat:.2f}, below {limit:.2f}: the guide covers the posterior"
+    else:
+        words = f"Pareto k-hat is {khat:.2f}, above {limit:.2f}: the guide misses part of the posterior"
+    return Check("Pareto k-hat", khat, limit, khat < limit, words, _RICHER)
+
+
+def _of_worth(ess: float, draws: int) -> Check:
+    words = f"the weights of {draws:,} draws are worth {ess:,.0f} of the posterior's"
+    if ess < _LEAST:
+        words += f", too few to compare with, which takes {_LEAST}"
+    return Check("effective sample size", ess, _LEAST, ess >= _LEAST, words, _RICHER)
+
+
+def _of_means(moved: Shift) -> Check:
+    passed = moved.mean + 2 * moved.mean_se <= _OFF
+    words = f"no mean is off by more than {moved.mean:.2f} posterior sds ({moved.mean_at})"
+    if not passed:
+        words = f"the mean of {moved.mean_at} is off by {moved.mean:.2f} ± {moved.mean_se:.2f} posterior sds"
+    return Check("means", moved.mean, _OFF, passed, words, _CORRECT)
+
+
+def _of_spreads(moved: Shift) -> Check:
+    passed = moved.ratio_off + 2 * moved.ratio_se <= _OFF
+    words = f"every standard deviation is within {moved.ratio_off:.0%} of the posterior's ({moved.ratio_at})"
+    if not passed:
+        words = (
+            f"the standard deviation of {moved.ratio_at} is {moved.ratio:.2f} ± {moved.ratio_se:.2f} of the posterior's"
+        )
+    return Check("standard deviations", moved.ratio, _OFF, passed, words, _CORRECT)

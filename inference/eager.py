@@ -78,7 +78,7 @@ class EagerEngine:
     def result(self, state: SVIState) -> Tensor:
         """θ that the steps so far have found: their last, or an average."""
         landing, kept = self.task.landing, state.optimizer.state[state.flat]
-        return state.flat if landing is None else landing.result([kept[name] for name in landing.moments])
+        return state.flat if landing is None else landing.result(state.flat, [kept[name] for name in landing.moments])
 
     def refresh(self, state: SVIState) -> None:
         """Nothing: every step reads what is there."""

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from inference.arguments import as_tensors, check_new_shapes, positive_integer, seed_number, shape_of
+from inference.finding import Stop
 from inference.isolation import RandomStream
-from inference.landing import Stop
 from inference.program import Program, name_of, set_training
 
 __all__ = ["FitRecord", "Fitted"]

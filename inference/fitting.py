@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,14 +16,15 @@ from tqdm.auto import tqdm
 from inference.automatic import automatic
 from inference.compiled import CompiledEngine
 from inference.engines import choose
+from inference.finding import Finding, Stop
 from inference.fitted import FitRecord
 from inference.init import Init, begin
 from inference.isolation import RandomStream
-from inference.landing import Stop
 from inference.loop import run_steps
 from inference.objective import Model
 from inference.posterior import Posterior
 from inference.program import Program
+from inference.start import NoStart
 from inference.task import Task
 from inference.watch import Callback, Watch, settled
 
@@ -38,8 +39,8 @@ class Fitting:
     """What a fit is asked to do, its arguments checked.
 
     ``options`` are the task's, ``said`` what the record keeps of them; ``finds``
-    says that start and steps are to be found, ``asked`` that the user said so,
-    ``early`` that the end is too.
+    says that steps are to be found, ``searches`` that a start is too, ``early``
+    an end, and ``asked`` that the user said so.
     """
 
     model: Model
@@ -55,6 +56,7 @@ class Fitting:
     engine: str
     init: Init
     finds: bool
+    searches: bool
     asked: bool
     early: bool
     restarts: int
@@ -85,15 +87,19 @@ class Fitting:
             self.model, self.guide, self.args, stream, self.device, self.dtype, batch_size=self.batch_size
         )
         plain = Task.of(program, self.args, self.batch_size, **self.options)
-        with tqdm(desc="start", bar_format="{desc} {elapsed}", disable=not (self.finds and self.progress), leave=False):
-            start = begin(program, self.args, stream, self.init, self.finds)
+        with tqdm(
+            desc="start", bar_format="{desc} {elapsed}", disable=not (self.searches and self.progress), leave=False
+        ):
+            start = begin(program, self.args, stream, self.init, self.searches)
         if not self.finds:
             return self._run(number, plain, stream, start.evaluations)
-        task, searched = automatic(plain, start, self.steps, self.early, self.asked, self._taken)
+        if not self.searches:
+            start = NoStart("the guide is where it is to begin", start.evaluations)
+        task, searched = automatic(plain, start, self.steps, self.early, self._taken)
         try:
             return self._run(number, task, stream, searched)
         except ValueError as error:
-            if self.asked or task.landing is None:
+            if self.asked:
                 raise
             self._warn(f"the steps that were found failed, so this is Adam: {error}")
             return self._run(number, plain, stream, searched)
@@ -110,8 +116,15 @@ class Fitting:
         label = f"fit {number + 1}/{self.restarts}" if self.restarts > 1 else "fit"
         fitted.curves = run_steps(runner, state, program, watch, label, self.progress)
         fitted.flat = runner.result(state)
-        fitted.stop = landing.stop if landing else None
+        fitted.stop = self._judged(fitted, landing) if landing else None
         return fitted
+
+    def _judged(self, fitted: Attempt, landing: Finding) -> Stop:
+        """How the fit ended, and what the guide's weights say of the place."""
+        stop = landing.stop
+        if not stop.settled or stop.rhat is None:
+            return stop
+        return replace(stop, doubts=fitted.posterior(fitted.flat, fitted.curves, 0.0).doubts(seed=self.seed))
 
     def _taken(self, task: Task, count: int) -> Tensor:
         """θ after ``count`` steps that nobody watches."""

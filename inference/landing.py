@@ -3,44 +3,30 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from inference.diagnostics import convergence
-from inference.updates import Update
+from inference.convergence import convergence
+from inference.finding import Finding, Stop
 from inference.whitening import Whitening
 
-__all__ = ["EVERY", "Landing", "Stop", "split_rhat"]
+__all__ = ["EVERY", "Landing", "split_rhat"]
 
 EVERY = 10  # steps between two points of the path that are looked at
 _LOOK = 100  # steps between two looks
 _SIZE = 0.05  # of a step in each φ, whose unit is a posterior standard deviation,
 _MOVING = 65  # up to that many, those of ten latents of full rank; more share its length
 _WARM = 100
+_CLIP = 10.0  # root mean squares at which each entry of a gradient is cut, once warm
+_GROWN = 10.0  # times that for the mean square, which has to follow gradients that have grown
 _FIRST, _SETTLE = 1000, 1000  # steps before the first look, and of the least settling
 _RHAT, _AIM, _MCSE = 1.1, 0.03, 0.06
 _FIRST_MOMENT, _SECOND_MOMENT, _EPSILON = 0.9, 0.999, 1e-8
 
 
-@dataclass(frozen=True)
-class Stop:
-    """Why a fit ended: ``converged``, and by which figures.
-
-    ``rhat`` is the largest split R-hat of the parameters over the last half of
-    the search at one step size, ``mcse`` the largest Monte-Carlo standard error
-    of their averages, in units in which a posterior standard deviation is 1;
-    both None where there was no time to look.
-    """
-
-    converged: bool
-    reason: str
-    rhat: float | None
-    mcse: float | None
-
-
-class Landing(Update):
+class Landing(Finding):
     """Adam on φ, θ = θ₀ + Wφ, at one step size, then linearly to 0 while θ is averaged.
 
     Each φ moves by 0.05 a step, or by less where they are many, so that the
@@ -52,24 +38,38 @@ class Landing(Update):
     need for a standard error of 0.03 posterior standard deviations. Without
     ``early`` nothing is judged, and the second phase is the last quarter of ``steps``.
 
+    Where φ is not identified, or has many numbers for each latent, ``judged``
+    gives what is looked at in its place, (T, F) of θ at T points, (T, P). An
+    entry of a gradient is cut at ten times its root mean square so far, at a
+    hundred times in that mean square: where q misses a tail, one draw would
+    otherwise throw everything far away.
+
     References
     ----------
     Dhaka et al. (2020), Robust, accurate stochastic optimization for variational inference.
     Defazio et al. (2023), Optimal linear decay learning rate schedules and further refinements.
     Polyak, Juditsky (1992), Acceleration of stochastic approximation by averaging.
+    Zhang et al. (2020), Why are adaptive methods good for attention models? (cut gradients)
     """
 
     moments = ("average", "exp_avg", "exp_avg_sq")
+    every = EVERY
 
-    def __init__(self, whitening: Whitening, theta: Tensor, steps: int, early: bool = True) -> None:
-        super().__init__({}, _SIZE)
-        self.size = _SIZE * min(1.0, math.sqrt(_MOVING / max(1, whitening.moving)))
-        self.theta = theta
-        self.ceiling = self.steps = steps
+    def __init__(
+        self,
+        whitening: Whitening,
+        theta: Tensor,
+        steps: int,
+        early: bool = True,
+        judged: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__(theta, steps)
+        self.size = _SIZE * min(1.0, math.sqrt(_MOVING / whitening.moving))
         self.settling = steps - min(max(_SETTLE, steps // 4), steps // 2)
         few = f"{steps:,} steps are too few to see whether they had settled"
         self.stop = Stop(False, few if early else f"all {steps:,} steps were taken, as was asked", None, None)
         self._map = whitening
+        self._judged = judged or (lambda points: whitening.coordinates(points.double() - theta.double()))
         self._decided = not early or steps < _FIRST + _SETTLE  # then there is no time to look
         self._path: list[Tensor] = []
 
@@ -79,30 +79,33 @@ class Landing(Update):
         return self.size * left * min(1.0, (step + 1) / _WARM)
 
     def rates(self, step: int) -> tuple[float, ...]:
-        """α/(1−β₁ᵗ), √(1−β₂ᵗ), and the weight of θ in its average."""
+        """α/(1−β₁ᵗ), √(1−β₂ᵗ), the weight of θ in its average, and 10/√(1−β₂ᵗ⁻¹) where gradients are cut."""
         weight = 0.0 if step < self.settling else 1 / (step - self.settling + 1)
         first, second = 1 - _FIRST_MOMENT ** (step + 1), 1 - _SECOND_MOMENT ** (step + 1)
-        return self.step_size(step) / first, math.sqrt(second), weight
+        most = _CLIP / math.sqrt(1 - _SECOND_MOMENT**step) if step > _WARM else math.inf
+        return self.step_size(step) / first, math.sqrt(second), weight, most
 
     def apply(self, theta: Tensor, grad: Tensor, moments: list[Tensor], rates: Tensor) -> None:
         """Change θ, its average and Adam's moments in place."""
         average, mean, square = moments
         pulled = self._map.pull(grad)
-        mean.copy_(mean * _FIRST_MOMENT + (1 - _FIRST_MOMENT) * pulled)
-        square.copy_(square * _SECOND_MOMENT + (1 - _SECOND_MOMENT) * pulled * pulled)
+        most = rates[3] * (square.sqrt() + _EPSILON)
+        mean.copy_(mean * _FIRST_MOMENT + (1 - _FIRST_MOMENT) * pulled.clamp(-most, most))
+        scaled = pulled.clamp(-_GROWN * most, _GROWN * most)
+        square.copy_(square * _SECOND_MOMENT + (1 - _SECOND_MOMENT) * scaled * scaled)
         theta.sub_(self._map.move(rates[0] * mean / (square.sqrt() / rates[1] + _EPSILON)))
         average.add_((theta - average) * rates[2])
 
-    def result(self, moments: list[Tensor]) -> Tensor:
+    def result(self, theta: Tensor, moments: list[Tensor]) -> Tensor:
         """θ, averaged over the second phase."""
         return moments[self.moments.index("average")]
 
     def look(self, step: int, points: list[Tensor], losses: Tensor) -> None:
-        """Judge the path so far, ``points`` being θ since the last look and ``losses`` all of −ELBO; end a phase."""
+        """Judge the path so far once in a hundred steps; end a phase."""
         if self._decided:
             return
         if points:
-            self._path += self._map.coordinates(torch.stack(points).double() - self.theta.double())
+            self._path += self._judged(torch.stack(points))
         if step >= _FIRST and step % _LOOK == 0:
             self._judge(step, losses)
 
@@ -111,11 +114,11 @@ class Landing(Update):
         rhat = float(split_rhat(recent).max())
         rising = not convergence(losses[step // 2 :].double().cpu().numpy()).converged
         last = step >= self.settling
-        if (rhat > _RHAT or rising) and not last:
+        if (not rhat <= _RHAT or rising) and not last:
             return
         blocks = recent[: len(recent) // 10 * 10].reshape(-1, 10, recent.shape[1]).mean(1)
         spread = float(blocks.std(0).max())
-        wanted = 10 * EVERY * math.ceil((spread / _AIM) ** 2)
+        wanted = 10 * EVERY * math.ceil(min(float(self.ceiling), (spread / _AIM) ** 2))
         length = min(max(_SETTLE, wanted), self.ceiling - step)
         mcse = spread * math.sqrt(10 * EVERY / max(length, 1))
         self.settling, self.steps, self._decided = step, step + length, True
@@ -124,16 +127,16 @@ class Landing(Update):
 
 def _stop(step: int, rhat: float, mcse: float, rising: bool) -> Stop:
     troubles = []
-    if rhat > _RHAT:
-        troubles.append(f"R-hat of the parameters is {rhat:.2f}, above {_RHAT}")
+    if not rhat <= _RHAT:
+        troubles.append(f"R-hat of the guide is {rhat:.2f}, above {_RHAT}")
     if rising:
         troubles.append("the ELBO was still rising")
-    if mcse > _MCSE:
-        troubles.append(f"their averages are known to {mcse:.2f} posterior sds only, above {_MCSE}")
+    if not mcse <= _MCSE:
+        troubles.append(f"its averages are known to {mcse:.2f} posterior sds only, above {_MCSE}")
     figures = f"R-hat {rhat:.2f} (at most {_RHAT}), averages known to {mcse:.3f} posterior sds"
     if troubles:
         return Stop(False, f"the ceiling of steps was reached: {'; '.join(troubles)}", rhat, mcse)
-    return Stop(True, f"converged after {step:,} steps and settled since: {figures}", rhat, mcse)
+    return Stop(True, f"after {step:,} steps and averaged since: {figures}", rhat, mcse)
 
 
 def split_rhat(points: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from tqdm.auto import tqdm
 
 from inference.compiled import CompiledEngine
 from inference.engines import Engine
-from inference.landing import EVERY, Landing
 from inference.pauses import Pauses
 from inference.program import Program, set_training
 from inference.watch import CHUNK, Watch
@@ -30,10 +29,11 @@ def run_steps(runner: Engine, state: Any, program: Program, watch: Watch, label:
     """
     compiled = isinstance(runner, CompiledEngine)
     size, late, landing = CHUNK, not watch.may_change and compiled, runner.task.landing
-    look = CHUNK if compiled else EVERY
+    every = landing.every if landing else None
+    look = every if every and not compiled else CHUNK
     with tqdm(total=watch.steps, unit="step", disable=not progress, desc=label) as bar:
         while state.step < watch.steps:
-            begun, pauses = time.perf_counter(), Pauses(partial(_until, watch, landing))
+            begun, pauses = time.perf_counter(), Pauses(partial(_until, watch, every))
             steps = min(size, (watch.steps if late else watch.until(state.step)) - state.step)
             steps = steps if landing is None else min(steps, look - state.step % look)
             try:
@@ -50,7 +50,9 @@ def run_steps(runner: Engine, state: Any, program: Program, watch: Watch, label:
             bar.update(len(chunk))
             told = watch.tell(chunk, pauses)
             if landing is not None:
-                landing.look(state.step, [flat for at, _, flat in pauses.kept if at % EVERY == 0], watch.curves[0])
+                landing.look(
+                    state.step, [flat for at, _, flat in pauses.kept if every and at % every == 0], watch.curves[0]
+                )
                 bar.total = watch.steps = landing.steps
             if told and state.step < watch.steps:
                 if not getattr(program.guide, "training", True):  # it was asked
@@ -60,7 +62,7 @@ def run_steps(runner: Engine, state: Any, program: Program, watch: Watch, label:
     return watch.curves
 
 
-def _until(watch: Watch, landing: Landing | None, step: int) -> int:
+def _until(watch: Watch, every: int | None, step: int) -> int:
     """The next step at which θ is wanted."""
     stop = watch.until(step)
-    return stop if landing is None else min(stop, step + EVERY - step % EVERY)
+    return stop if every is None else min(stop, step + every - step % every)

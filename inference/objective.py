@@ -73,7 +73,9 @@ def _estimate(
 
 
 def _fixed(fn: Any) -> Any:
-    """A Normal of any kind with its parameters cut off from their gradient."""
+    """A Normal of any kind, or what says itself how, with its parameters cut off from their gradient."""
+    if hasattr(fn, "fixed"):
+        return fn.fixed()
     twin = copy.copy(fn)
     for name, value in vars(fn).items():
         if isinstance(value, Tensor):
@@ -145,7 +147,8 @@ def loss(
     target's; the number is −ELBO all the same. It needs a reparameterised guide.
 
     With ``sticking`` the gradient leaves out the score ∂ log q_θ(z)/∂θ at fixed
-    z, whose mean is 0: at q = p it has no variance. For guides of Normals.
+    z, whose mean is 0: at q = p it has no variance. For guides of Normals, and
+    of distributions that have a ``fixed()``.
 
     References
     ----------

@@ -10,7 +10,6 @@ from pyro.infer.autoguide import (
     AutoDelta,
     AutoLaplaceApproximation,
     AutoLowRankMultivariateNormal,
-    AutoMultivariateNormal,
     AutoNormal,
 )
 from torch import Tensor
@@ -26,9 +25,9 @@ __all__ = ["apply_start", "located", "start_at"]
 def apply_start(program: Program, start: Start) -> Tensor:
     """θ, (P,), with the guide at ``start``; the model's own parameters stay where the program has them.
 
-    Every family gets μ = ``loc``. Independent Normals and the μ, σ of a flow
-    get σ = ``sd``, the optimum of KL(q ‖ p) where p is the start's Normal; a
-    full-rank Normal its Cholesky factor; a low-rank one the leading
+    Every family gets μ = ``loc``. Independent Normals get σ = ``sd``, the optimum
+    of KL(q ‖ p) where p is the start's Normal; a full-rank Normal and the
+    triangle behind a flow's layers its Cholesky factor; a low-rank one the leading
     eigenvectors of Σ, in units of ``sd``, and what is left in its s.
 
     Raises
@@ -93,7 +92,7 @@ def _spread(guide: Model, start: Start) -> dict[str, Tensor]:
         return {f"scales.{name}": value for name, value in Places.of(guide).named(start.sd).items()}
     if not isinstance(guide, AutoContinuous) or isinstance(guide, AutoLaplaceApproximation):
         return {}
-    if isinstance(guide, AutoMultivariateNormal):
+    if hasattr(guide, "scale_tril"):
         tril = start.sd.diag() if start.scale_tril is None else start.scale_tril
         return {"scale": tril.diagonal(), "scale_tril": tril / tril.diagonal()[:, None]}
     if isinstance(guide, AutoLowRankMultivariateNormal):

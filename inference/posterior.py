@@ -19,22 +19,26 @@ from inference.arguments import argument_names, as_dtype, as_tensors, positive_i
 from inference.arviz_export import to_arviz
 from inference.asked import Asked
 from inference.density import as_points, log_density
-from inference.diagnostics import Diagnosis, NoWeights, diagnose
+from inference.diagnostics import Diagnosis, NoWeights, diagnose, weight_checks
 from inference.export import write_predictor
+from inference.finding import Stop
 from inference.fitted import FitRecord
+from inference.importance import smoothed
 from inference.isolation import RandomStream
-from inference.landing import Stop
 from inference.latents import Latents
 from inference.objective import Model, log_weight, traces
 from inference.predicting import Predicting
 from inference.program import Program, clone, device_for
 from inference.report import write_report
 from inference.sections import Labels
-from inference.sites import observed_nodes
+from inference.sites import latent_values, observed_nodes, scalars
 from inference.vectorized import draws_together, for_each_draw
 
 __all__ = ["Posterior", "load"]
 
+PROPOSED = 10_000  # draws from which corrected ones are picked, at least
+RELIABLE = 0.7  # Pareto k-hat from which on weights correct nothing
+MOST_NUMBERS = 2 * 10**7  # latents times draws that are kept to compare moments
 MOST_LATENTS = 10_000  # of all rows together, beyond which one row's misfit drowns in the others' noise
 
 
@@ -45,11 +49,49 @@ class Posterior(Predicting):
     a ``seed`` and give the same numbers for the same seed.
     """
 
-    def sample(self, draws: int = 1000, *, seed: int = 0) -> dict[str, Tensor]:
-        """Draw from q(z): ``{site: tensor of shape (S, *site shape)}``, in the model's own space."""
+    def sample(self, draws: int = 1000, *, seed: int = 0, corrected: bool = False) -> dict[str, Tensor]:
+        """Draw from q(z): ``{site: tensor of shape (S, *site shape)}``, in the model's own space.
+
+        With ``corrected`` the draws are those of at least 10,000 that
+        Pareto-smoothed importance weights p(x, z)/q(z) pick, so nearer to the
+        posterior where q covers it; some of them come several times.
+
+        Raises
+        ------
+        ValueError
+            If corrected draws are asked for and the guide has no weights, or its
+            Pareto k-hat is 0.7 or more, where weights correct nothing.
+        """
+        if corrected:
+            return self._corrected(_count(draws), seed)
         with self._running(seed):
             drawn = Latents(self._program, self._args).draw(_count(draws), self._args)
         return {name: value.cpu() for name, value in drawn.items()}
+
+    def _corrected(self, draws: int, seed: int) -> dict[str, Tensor]:
+        refused = self._no_weights()
+        if refused is not None:
+            raise ValueError(f"there are no corrected draws, as {refused.reason}: {refused.advice}")
+        drawn, log_weights = self._weighted(max(draws, PROPOSED), seed)
+        weights = smoothed(log_weights.double().numpy())
+        if not weights.khat < RELIABLE:
+            raise ValueError(
+                f"Pareto k-hat is {weights.khat:.2f}, and weights correct nothing from {RELIABLE} on: "
+                "try a guide with more shape, or re-parameterise the model"
+            )
+        kept = torch.from_numpy(weights.resampled(draws, np.random.default_rng(seed)))
+        return {name: value[kept] for name, value in drawn.items()}
+
+    def _weighted(self, draws: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Draws of q, ``{site: (S, *site shape)}``, and log p(x, z) − log q(z) of each in nats, (S,)."""
+
+        def run(_: object) -> tuple[dict[str, Tensor], Tensor]:
+            model_trace, guide_trace = traces(self._program.model, self._program.guide, self.data)
+            return latent_values(guide_trace), log_weight(model_trace, guide_trace)
+
+        with self._running(seed):
+            found: tuple[dict[str, Tensor], Tensor] = for_each_draw(run, {}, draws, draws_together(self.data))
+        return found
 
     def log_prob(self, values: Mapping[str, Any]) -> Tensor:
         """log q(z) in nats at any values of the latents, ``{site: (..., *site shape)}`` in the model's own space.
@@ -117,12 +159,32 @@ class Posterior(Predicting):
         return found
 
     def diagnose(self, *, draws: int = 1000, repeats: int = 5, seed: int = 0) -> Diagnosis:
-        """Whether the fit can be trusted: a verdict with its numbers, thresholds and reasons."""
-        refused = self._no_weights()
+        """Whether the fit can be trusted: a verdict with its numbers, limits and reasons.
+
+        From R repeats of S draws and their importance weights p(x, z)/q(z):
+        Pareto k-hat, and how far the guide's moments are from those that the
+        weights correct; from the losses and the end of the fit whether it had settled.
+        """
+        stop, refused = self.record.stop, self._no_weights()
         if refused is not None:
-            return diagnose(refused, self.losses)
-        weights = [self.log_weights(draws, seed=seed + r).numpy() for r in range(_count(repeats, "repeats"))]
-        return diagnose(np.stack(weights), self.losses)
+            return diagnose(refused, self.losses, stop=stop)
+        size, count = _count(draws), _count(repeats, "repeats")
+        log_weights, values = self._weights_and_values(size * count, seed)
+        return diagnose(log_weights.reshape(count, size), self.losses, values, stop)
+
+    def doubts(self, *, draws: int = 2000, seed: int = 0) -> tuple[str, ...]:
+        """What S draws and their importance weights say against the guide, in words; nothing where it has none."""
+        if self._no_weights() is not None:
+            return ()
+        log_weights, values = self._weights_and_values(_count(draws), seed)
+        return tuple(check.found for check in weight_checks(log_weights[None], values) if not check.passed)
+
+    def _weights_and_values(self, draws: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
+        """(S,) log weights, and each latent number by name, (S,), where they are few enough to keep."""
+        if draws * sum(math.prod(site.shape) for site in self._program.latents) > MOST_NUMBERS:
+            return self.log_weights(draws, seed=seed).double().numpy(), None
+        drawn, log_weights = self._weighted(draws, seed)
+        return log_weights.double().numpy(), scalars({name: value.numpy() for name, value in drawn.items()})
 
     def _no_weights(self) -> NoWeights | None:
         """Why q has no importance weights, where it has none."""
@@ -242,7 +304,9 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
     flat = storage.assemble(folder, program.params, pieces).to(where)
     starts = tuple(math.inf if loss is None else loss for loss in manifest["starts"])
     curves = (traces["losses"].numpy(), traces["kl"].numpy())
-    stop = None if manifest["stop"] is None else Stop(**manifest["stop"])
+    stop = (
+        None if manifest["stop"] is None else Stop(**{**manifest["stop"], "doubts": tuple(manifest["stop"]["doubts"])})
+    )
     record = FitRecord(
         *curves, manifest["seconds"], manifest["seed"], manifest["options"], starts, manifest["evaluations"], stop
     )

@@ -131,6 +131,8 @@ def _unfit(program: Program) -> str:
         return f"{list(program.scored)} are not reparameterised"
     if not isinstance(guide, AutoContinuous | AutoDelta | AutoNormal):
         return f"{name_of(guide)} is no guide over a fixed vector of latents"
+    if isinstance(guide, AutoContinuous) and not hasattr(guide, "loc"):
+        return f"{name_of(guide)} has no location that could be set"
     if {name for name, _ in guide.prototype_trace.iter_stochastic_nodes()} != {site.name for site in latents}:
         return f"{name_of(guide)} lays out other latents than the model has"
     return ""

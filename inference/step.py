@@ -125,7 +125,7 @@ class _Recorder:
         self.program = task.program
         self.update = update
         self.theta = theta.clone().requires_grad_(True)
-        self.moments = [torch.zeros_like(theta) for _ in update.moments]
+        self.moments = update.begin(theta)
         self.rates = torch.ones(len(step_rates(task, update, 0)), dtype=theta.dtype, device=theta.device)
 
     def plain(self, particles: int) -> Step:

@@ -18,7 +18,6 @@ from inference.arguments import (
     positive_number,
     seed_number,
 )
-from inference.automatic import NORMALS
 from inference.fitting import Fitting
 from inference.fresh import Feed, Fresh
 from inference.init import Init, as_init
@@ -78,12 +77,13 @@ def fit(
         one, such as :func:`cosine_decay`; 0.01 if left out.
     optimizer
         ``"adam"``, ``"adamw"``, ``"clippedadam"``, ``"sgd"``, or a callable that
-        takes ``([θ], lr=lr)``; or ``"auto"``, which finds where to start (the
-        mode), how to step (in coordinates in which the posterior is round) and
-        when to stop (``steps`` is then the most), for guides of continuous
-        latents on all rows. ``posterior.stop_reason`` says how it ended. If left
-        out, a Normal guide goes that way where it can, unless ``steps`` are below
-        1,000 or ``lr``, ``anneal`` or ``batch_size`` are given; other fits are Adam's.
+        takes ``([θ], lr=lr)``; or ``"auto"``, which finds how to step and when to
+        stop (``steps`` is then the most): a Normal guide or a flow on all rows from the
+        mode, in coordinates in which the posterior is round (:class:`~inference.landing.Landing`);
+        any other, and where there is no mode, from where it is, by
+        :class:`~inference.found_steps.FoundSteps`. ``posterior.stop_reason`` says
+        how it ended. It is what is done if left out, unless ``steps`` are below
+        1,000 or ``lr`` or ``anneal`` are given: those fits are Adam's.
     init
         Where the guide starts: ``"mode"``, at a mode of the unconstrained log joint,
         which is searched, with the curvature's spread; ``{site: value}``, with the
@@ -92,8 +92,8 @@ def fit(
         the prior's median. ``"auto"`` searches the mode where the steps are found
         too, and takes the best Normal on the way where there is none; else it is ``"prior"``.
     stop
-        ``"converged"`` ends when the parameters wander in place and the ELBO no
-        longer rises, with ``steps`` as the most, and goes with steps that are found;
+        ``"converged"`` ends when the guide wanders in place and the ELBO no longer
+        rises, with ``steps`` as the most, and goes with steps that are found;
         ``"steps"`` takes them all. ``"auto"`` is the first where it can be, else the second.
     particles
         S, draws of z averaged in each step.
@@ -160,10 +160,10 @@ def fit(
     ['bias', 'noise', 'weights']
     """
     steps = positive_integer(steps, "steps")
-    own = lr is not None or anneal is not None or batch_size is not None
+    own = lr is not None or anneal is not None
     if own and optimizer == "auto":
-        raise ValueError("optimizer='auto' finds its own steps, on all rows: leave lr, anneal and batch_size out")
-    finds = optimizer == "auto" or (optimizer is None and not own and steps >= LONG and isinstance(guide, NORMALS))
+        raise ValueError("optimizer='auto' finds its own steps: leave lr and anneal out")
+    finds = optimizer == "auto" or (optimizer is None and not own and steps >= LONG)
     init, early = as_init(init), _early(stop, finds)
     if lr is None:
         lr = USUAL_LR
@@ -177,6 +177,7 @@ def fit(
         raise ValueError(f"engine is {engine!r}: pass 'auto', 'eager' or 'compiled'")
     where, kind = device_for(device, model, guide), as_dtype(dtype)
     args, names, feed = _data(model, data, where, kind, seed_number(seed))
+    whole = batch_size is None and feed is None
     said = {
         "steps": steps,
         "lr": f"{_name(lr)} from {lr(0):g}" if callable(lr) else lr,
@@ -201,7 +202,8 @@ def fit(
         seed=seed_number(seed),
         engine=engine,
         init=init,
-        finds=finds and feed is None,
+        finds=finds,
+        searches=whole and finds,
         asked=optimizer is not None,
         early=early,
         restarts=restarts,

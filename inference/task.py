@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 
 from inference.annealing import Power
 from inference.arguments import row_count
+from inference.finding import Finding
 from inference.fresh import Feed
 from inference.isolation import RandomStream
-from inference.landing import Landing
 from inference.minibatch import MiniBatch
 from inference.objective import Model, traces
 from inference.optimizers import LearningRate
@@ -27,8 +27,8 @@ class Task:
     """A program with its data and the options of its optimisation; ``model`` and ``guide`` take mini-batches.
 
     ``anneal`` is β by step, the power that the target is raised to; a ``feed``
-    draws the data of each step; ``landing`` finds start, step size and end, and
-    takes the place of the optimiser; ``sticking`` is the kind of gradient.
+    draws the data of each step; ``landing`` finds step size and end from a start,
+    and takes the place of the optimiser; ``sticking`` is the kind of gradient.
     """
 
     program: Program
@@ -40,7 +40,7 @@ class Task:
     particles: int = 1
     anneal: Power | None = None
     feed: Feed | None = None
-    landing: Landing | None = None
+    landing: Finding | None = None
     sticking: bool = False
 
     @property

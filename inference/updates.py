@@ -32,6 +32,10 @@ class Update(ABC):
         """The learning rate at ``step``, counted from 0."""
         return self.lr(step) if callable(self.lr) else self.lr
 
+    def begin(self, theta: Tensor) -> list[Tensor]:
+        """The moments before the first step, at θ, (P,)."""
+        return [torch.zeros_like(theta) for _ in self.moments]
+
     @abstractmethod
     def rates(self, step: int) -> tuple[float, ...]:
         """What changes from step to step."""
@@ -47,7 +51,8 @@ class Updating(Optimizer):
     def __init__(self, flat: Tensor, update: Update) -> None:
         super().__init__([flat], {})
         self._update = update
-        self.state[flat] = {"step": 0, **{name: torch.zeros_like(flat) for name in update.moments}}
+        begun = zip(update.moments, update.begin(flat.detach()), strict=True)
+        self.state[flat] = {"step": 0, **dict(begun)}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from pyro.infer.autoguide import AutoContinuous, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoContinuous, AutoDelta, AutoNormal
 from torch import Tensor
 from torch.distributions import transform_to
 
@@ -15,6 +15,8 @@ from inference.program import Program
 from inference.start import Start
 
 __all__ = ["Whitening", "whitening"]
+
+_LAYERS = 0.1  # of a flow's layers, many of which move a draw together
 
 
 @dataclass(frozen=True)
@@ -77,19 +79,15 @@ class Triangle:
 class Whitening:
     """W = diag(``scale``), with the square ``block`` in its place at the entries ``rows``, and a triangle at its own.
 
-    ``scale`` is (P,), ``rows`` (m,) and ``block`` (m, m).
+    ``scale`` is (P,), ``rows`` (m,) and ``block`` (m, m). ``moving`` is how many
+    whitened coordinates there are; one that is not counts by the square of its scale.
     """
 
     scale: Tensor
     rows: Tensor
     block: Tensor
+    moving: float
     triangle: Triangle | None = None
-
-    @property
-    def moving(self) -> int:
-        """How many of the coordinates move θ: those above the diagonal of a triangle don't."""
-        size = 0 if self.triangle is None else len(self.triangle.tril)
-        return len(self.scale) - size * (size + 1) // 2
 
     def move(self, phi: Tensor) -> Tensor:
         """Wφ, (P,)."""
@@ -120,7 +118,7 @@ def whitening(program: Program, start: Start, theta: Tensor) -> Whitening:
     A location moves by Lφ, L the Cholesky factor of the start's covariance; an
     independent spread by σφ/√2, a full-rank factor by LΦ with Φ/√2 on its
     diagonal, both to first order: at a Normal posterior the Hessian of −ELBO in
-    φ is the identity. Other parameters stay as they are.
+    φ is the identity. A flow's layers move by a tenth of φ, other parameters by φ.
     """
     return _Layout(program, start, theta).whitening()
 
@@ -135,25 +133,39 @@ class _Layout:
         self.theta = theta
         self.scale = torch.ones_like(theta)
         self.rows: list[int] = []
+        self.spreads: list[int] = []
         self.triangle: Triangle | None = None
         self.prefix = getattr(program.guide, "_pyro_name", "")
 
     def whitening(self) -> Whitening:
         guide, tril = self.guide, self.start.scale_tril
         square = self.start.sd.diag() if tril is None else tril
-        if isinstance(guide, AutoNormal):
-            sites = Places.of(guide).names
+        sites = Places.of(guide).names
+        if isinstance(guide, AutoDelta):
+            self.rows = [i for name in sites for i in self._entries(name)]
+        elif isinstance(guide, AutoNormal):
             self.rows = [i for name in sites for i in self._entries(f"locs.{name}")]
             for name in sites:
                 self._spread(f"scales.{name}")
         elif isinstance(guide, AutoContinuous):
             self.rows = self._entries("loc")
-            if isinstance(guide, AutoMultivariateNormal) and tril is not None:
+            for name in self._own():
+                if name.startswith("transform"):
+                    self.scale[self._entries(name)] = _LAYERS
+            if "scale_tril" in self._own() and tril is not None:
                 self.triangle = self._triangle(tril)
             elif "scale" in self._own():
                 self._spread("scale")
         rows = torch.tensor(self.rows, dtype=torch.long)
-        return Whitening(self.scale, rows, square[: len(rows), : len(rows)].to(self.theta), self.triangle)
+        return Whitening(self.scale, rows, square.to(self.theta), self._moving(), self.triangle)
+
+    def _moving(self) -> float:
+        counts = self.scale.double().square()
+        counts[[*self.rows, *self.spreads]] = 1
+        if self.triangle is not None:
+            counts[self.triangle.spread] = 1
+            counts[self.triangle.unit] = torch.ones_like(self.triangle.tril).tril(-1).reshape(-1).double()
+        return float(counts.sum())
 
     def _own(self) -> set[str]:
         return {name.removeprefix(f"{self.prefix}.") for name in self.params.names}
@@ -172,9 +184,9 @@ class _Layout:
 
     def _spread(self, name: str) -> None:
         sigma = self.params.constrained(self.theta, [f"{self.prefix}.{name}"])[f"{self.prefix}.{name}"]
-        self.scale[self._entries(name)] = (self._slopes(name) * sigma.reshape(-1).double() / math.sqrt(2)).to(
-            self.theta
-        )
+        slopes = self._slopes(name) * sigma.reshape(-1).double() / math.sqrt(2)
+        self.scale[self._entries(name)] = slopes.to(self.theta)
+        self.spreads += self._entries(name)
 
     def _triangle(self, tril: Tensor) -> Triangle:
         spread, unit = (torch.tensor(self._entries(name), dtype=torch.long) for name in ("scale", "scale_tril"))

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from inference.diagnostics import NoWeights, convergence, diagnose, khat_threshold, pareto_khat
+from inference.convergence import convergence
+from inference.diagnostics import NoWeights, diagnose
+from inference.importance import khat_threshold, pareto_khat
 
 DRAWS = 2000
 FLAT = np.random.default_rng(0).normal(100, 3, 4000)

@@ -16,6 +16,7 @@ from guides import full_rank_normal, low_rank_normal, mean_field_normal, planar_
 from guides.planar import PlanarLayers
 from guides.recurrence import tanh_recurrence
 from guides.spline import SplineLayers
+from guides.triangle import Triangle
 from inference import fit, load
 from ppl_models import u1
 
@@ -202,6 +203,20 @@ def test_the_log_determinant_is_that_of_the_jacobian(layers):
         expected = torch.linalg.slogdet(jacobian)[1]
         found = layers.log_abs_det_jacobian(point[None], layers(point[None]))[0]
         assert (found - expected).abs() < 1e-10
+
+
+def test_a_triangle_there_and_back_and_its_determinant():
+    generator = torch.Generator().manual_seed(0)
+    loc, scale, noise = torch.randn(3, 4, dtype=torch.float64, generator=generator)
+    unit = torch.randn(4, 4, dtype=torch.float64, generator=generator).tril(-1) + torch.eye(4, dtype=torch.float64)
+    triangle = Triangle(loc, scale.exp(), unit)
+    x = torch.stack([noise, 2 * noise, loc])
+    y = triangle(x)
+    torch.testing.assert_close(y, loc + (scale.exp()[:, None] * unit @ x.T).T)
+    torch.testing.assert_close(triangle.inv(y.clone()), x)
+    jacobian = torch.autograd.functional.jacobian(triangle, noise)
+    torch.testing.assert_close(triangle.log_abs_det_jacobian(noise, y[0]), torch.linalg.slogdet(jacobian).logabsdet)
+    assert triangle.log_abs_det_jacobian(x, y).shape == (3,)
 
 
 def test_the_inverse_has_the_gradient_of_the_solution():
