@@ -172,12 +172,14 @@ class Posterior(Predicting):
         log_weights, values = self._weights_and_values(size * count, seed)
         return diagnose(log_weights.reshape(count, size), self.losses, values, stop)
 
-    def doubts(self, *, draws: int = 2000, seed: int = 0) -> tuple[str, ...]:
-        """What S draws and their importance weights say against the guide, in words; nothing where it has none."""
+    def doubts(self, *, draws: int = 1000, repeats: int = 3, seed: int = 0) -> tuple[str, ...]:
+        """What R repeats of S draws and their importance weights say against the guide; nothing where it has none."""
         if self._no_weights() is not None:
             return ()
-        log_weights, values = self._weights_and_values(_count(draws), seed)
-        return tuple(check.found for check in weight_checks(log_weights[None], values) if not check.passed)
+        size, count = _count(draws), _count(repeats, "repeats")
+        log_weights, values = self._weights_and_values(size * count, seed)
+        checks = weight_checks(log_weights.reshape(count, size), values)
+        return tuple(check.found for check in checks if not check.passed)
 
     def _weights_and_values(self, draws: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
         """(S,) log weights, and each latent number by name, (S,), where they are few enough to keep."""
