@@ -147,6 +147,7 @@ def test_the_public_names():
         "guides": {
             "amortized_encoder",
             "bernoulli_dropout",
+            "conditional_normal",
             "full_rank_normal",
             "low_rank_normal",
             "mean_field_normal",
