@@ -91,7 +91,7 @@ def khat_threshold(draws: int) -> float:
     >>> round(khat_threshold(1000), 3), khat_threshold(10**6)
     (0.667, 0.7)
     """
-    return min(1 - 1 / math.log10(draws), 0.7)
+    return min(1 - 1 / math.log10(draws), 0.7) if draws > 1 else -math.inf
 
 
 def shift(values: Mapping[str, np.ndarray], weights: Weighted) -> Shift | None:
