@@ -18,6 +18,7 @@ _OFF = 0.1  # of a mean, in posterior sds, and of a ratio of sds from 1: what a 
 _LEAST = 100  # draws of the posterior that the weights must be worth, for what they correct to be known
 _LONGER = "take more steps"
 _RICHER = "try a guide with more shape, or re-parameterise the model"
+_CORRECT = f"take corrected draws, posterior.sample(1000, corrected=True); or {_RICHER}"
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def diagnose(
     k-hat, and the fit cannot be said to be trusted. It is where k-hat is below
     its threshold, the weights are worth 100 draws, and the guide's means and
     standard deviations are within a tenth of those that the weights correct,
-    two standard errors included.
+    two standard errors included; each is asked only where the one before passed.
 
     References
     ----------
@@ -139,8 +140,13 @@ class _Weights:
         return cls(draws, log_weights.size, khat, spread, khat_threshold(draws), pooled.ess, moved)
 
     def checks(self) -> tuple[Check, ...]:
-        checks = _of_khat(self.khat, self.limit), _of_worth(self.ess, self.size)
-        return checks if self.shift is None else (*checks, _of_means(self.shift), _of_spreads(self.shift))
+        """K-hat; where it is good, what the weights are worth; where that is enough, what they correct."""
+        khat, worth = _of_khat(self.khat, self.limit), _of_worth(self.ess, self.size)
+        if not khat.passed:
+            return (khat,)
+        if not worth.passed or self.shift is None:
+            return khat, worth
+        return khat, worth, _of_means(self.shift), _of_spreads(self.shift)
 
 
 def _of_elbo(state: Convergence, steps: int) -> Check:
@@ -178,7 +184,7 @@ def _of_means(moved: Shift) -> Check:
     words = f"no mean is off by more than {moved.mean:.2f} posterior sds ({moved.mean_at})"
     if not passed:
         words = f"the mean of {moved.mean_at} is off by {moved.mean:.2f} ± {moved.mean_se:.2f} posterior sds"
-    return Check("means", moved.mean, _OFF, passed, words, _corrected())
+    return Check("means", moved.mean, _OFF, passed, words, _CORRECT)
 
 
 def _of_spreads(moved: Shift) -> Check:
@@ -188,8 +194,4 @@ def _of_spreads(moved: Shift) -> Check:
         words = (
             f"the standard deviation of {moved.ratio_at} is {moved.ratio:.2f} ± {moved.ratio_se:.2f} of the posterior's"
         )
-    return Check("standard deviations", moved.ratio, _OFF, passed, words, _corrected())
-
-
-def _corrected() -> str:
-    return f"take corrected draws, posterior.sample(1000, corrected=True), where k-hat allows it; or {_RICHER}"
+    return Check("standard deviations", moved.ratio, _OFF, passed, words, _CORRECT)
