@@ -12,8 +12,6 @@ from inference.arviz_compat import psis
 
 __all__ = ["Shift", "Weighted", "khat_threshold", "pareto_khat", "shift", "smoothed"]
 
-_SAME = 1e-6  # nats between weights that are equal
-
 
 @dataclass(frozen=True)
 class Weighted:
@@ -78,8 +76,6 @@ def smoothed(log_weights: np.ndarray) -> Weighted:
     if not np.isfinite(finite).any() or np.isposinf(log_weights).any():
         even = np.full(len(finite), -math.log(len(finite)))
         return Weighted(even, math.inf, 0.0)
-    if finite.max() - finite.min() < _SAME:
-        return Weighted(finite - np.logaddexp.reduce(finite), 0.0, float(len(finite)))
     log, khat = psis(finite)
     return Weighted(log, float(khat), float(1 / np.exp(2 * log).sum()))
 

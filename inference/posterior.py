@@ -84,7 +84,7 @@ class Posterior(Predicting):
         khat = smoothed(log_weights).khat
         if not khat < limit:
             raise ValueError(
-                f"{refusal}, as Pareto k-hat is {khat:.2f}, and weights of {draws:,} draws correct nothing from "
+                f"{refusal}, as Pareto k-hat of {draws:,} draws is {khat:.2f}, and weights correct nothing from "
                 f"{limit:.2f} on: try a guide with more shape, or re-parameterise the model"
             )
         return drawn, log_weights
