@@ -127,7 +127,9 @@ def test_guides_without_weights_are_refused_with_the_reason(rows):
         fit(model, bernoulli_dropout(model), x, y, **SHORT).loo()
 
 
-@pytest.mark.parametrize("how", [poutine.scale(scale=0.5), poutine.mask(mask=torch.arange(ROWS) > 3)], ids=str)
+@pytest.mark.parametrize(
+    "how", [poutine.scale(scale=0.5), poutine.mask(mask=torch.arange(ROWS) > 3)], ids=["scale", "mask"]
+)
 def test_a_site_that_is_scaled_or_masked_is_refused(how, rows):
     model = how(lambda x, y=None: MODEL(x, y))
     with pytest.raises(ValueError, match="'y' is scaled or masked"):
