@@ -45,7 +45,7 @@ LEVELS = [
         "vectorized",
     },
     {"finding", "numpy_graph", "operator_names", "predict", "program", "storage", "tape"},
-    {"density", "diagnostics", "log_joint", "numpy_predictor", "recorded", "reliability"},
+    {"density", "diagnostics", "leave_one_out", "log_joint", "numpy_predictor", "recorded", "reliability"},
     {"latents", "standalone", "start", "surface"},
     {"moments", "placing", "whitening"},
     {"found_steps", "init", "landing"},
