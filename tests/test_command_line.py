@@ -17,7 +17,8 @@ from sklearn.linear_model import LinearRegression
 
 from inference import registry
 from inference.cli import main
-from inference.runs import Run, fingerprint
+from inference.fingerprint import fingerprint
+from inference.runs import Run
 
 RUN_FILES = ["posterior.json", "posterior.safetensors", "report.html", "run.json"]
 COLUMNS = ["mean", "std", "lower", "upper"]
