@@ -155,7 +155,8 @@ def _elbo(posterior: Posterior, found: Diagnosis) -> str:
 
 
 def _with_error(value: float, error: float) -> str:
-    return f"{value:,.2f} ± {2 * error:.2g}"
+    digits = max(0, 1 - math.floor(math.log10(2 * error))) if math.isfinite(error) and error > 0 else 2
+    return f"{value:,.{digits}f} ± {2 * error:,.{digits}f}"
 
 
 def _scores(scores: Scores | ClassScores | EvidenceScores | None) -> dict[str, str]:
@@ -163,7 +164,7 @@ def _scores(scores: Scores | ClassScores | EvidenceScores | None) -> dict[str, s
         return {}
     rows = {"Held-out rows": f"{scores.rows:,}"}
     if isinstance(scores, EvidenceScores):
-        bound = f"{scores.log_evidence:.2f} ± {2 * scores.standard_error:.2g}"
+        bound = _with_error(scores.log_evidence, scores.standard_error)
         return rows | {
             "Held-out ELBO, nats a row": f"{scores.elbo:.2f}",
             "Held-out log p(x), at least, nats a row": bound,
@@ -197,8 +198,8 @@ def _posteriors(fits: list[_Fit], draws: int) -> Iterator[Section]:
     panels, rows = dict(list(ordered.items())[:MAX_PANELS]), dict(list(ordered.items())[:MAX_ROWS])
     names = [fit.name for fit in fits]
     reading = (
-        "What the fits say of the unknowns that they share: the mark is the mean, the line holds 90 % of the posterior. "
-        "Those that differ most, in their own standard deviations, come first."
+        "What the fits say of the unknowns that they share: the mark is the mean, the line holds 90 % of the "
+        "posterior. Those that differ most, in their own standard deviations, come first."
     )
     some = f" ({len(panels)} of {len(ordered):,})" if len(panels) < len(ordered) else ""
     picture = comparison_figures.intervals(panels, names)

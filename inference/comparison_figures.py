@@ -53,7 +53,7 @@ def intervals(found: Mapping[str, Mapping[str, np.ndarray]], names: Any) -> str:
     with rc_context(STYLE):
         columns = min(_COLUMNS, len(found))
         rows, looks = -(-len(found) // columns), dict(_looks(names))
-        figure = Figure(figsize=(7.2, rows * (0.75 + 0.2 * len(looks)) + 0.5), layout="constrained")
+        figure = Figure(figsize=(7.2, rows * (0.85 + 0.2 * len(looks)) + 0.5), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes, (latent, fits) in zip(grid.flat, found.items(), strict=False):
             _intervals(axes, fits, looks)
@@ -71,8 +71,10 @@ def _intervals(axes: Axes, fits: Mapping[str, np.ndarray], looks: Mapping[str, d
             low, high = np.quantile(fits[name], [0.05, 0.95])
             axes.plot([low, high], [place, place], color=look["color"], ls=look["ls"], lw=1.6)
             axes.plot(fits[name].mean(), place, look["marker"], color=look["color"], ms=5)
-    axes.set_ylim(len(looks) - 0.4, -0.6)
+    axes.margins(x=0.12)
+    axes.set_ylim(len(looks) - 0.3, -0.7)
     axes.set_yticks([])
+    axes.grid(axis="x", color=GREY, alpha=0.25)
     axes.spines["left"].set_visible(False)
     axes.tick_params(labelsize=8)
     axes.locator_params(axis="x", nbins=4)

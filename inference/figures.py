@@ -71,7 +71,9 @@ def elbo_curve(losses: np.ndarray, kl: np.ndarray) -> str:
             twin.set_ylabel("KL, guide to prior", color=INK)
             twin.spines["right"].set_visible(True)
         panels[-1, 0].set_xlabel("step")
-        figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
+        entries = panels[0, 0].get_legend_handles_labels()
+        legend = figure.legend(*entries, loc="outside lower center", ncols=4, fontsize=9)
+        legend.legend_handles[0].set(alpha=0.7, linewidth=1)
         return as_svg(figure)
 
 

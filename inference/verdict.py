@@ -49,8 +49,8 @@ class _Words:
 
 _WORDS = {
     "ELBO": _Words(
-        "gain {:.2g} nats",
-        "at most {:.2g}",
+        "gain {:,.2f} nats",
+        "at most {:,.2f}",
         "The ELBO is the score that fitting pushes up: while it still rises, a better answer is some steps away.",
         "The search had not finished: its score was still rising when it ended.",
     ),
