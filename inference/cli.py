@@ -21,7 +21,7 @@ from inference.autoencoder import Encoding, EvidenceScores
 from inference.diagnostics import Diagnosis
 from inference.fingerprint import fingerprint
 from inference.metrics import ClassScores, Scores
-from inference.optimizers import cosine_decay
+from inference.optimizers import LearningRate, cosine_decay
 from inference.posterior import Posterior
 from inference.predict import ClassPrediction, Prediction
 from inference.run_reports import REPORT, compare_runs, evaluate, report_run, write_run_report
@@ -73,10 +73,14 @@ def fit(
     holdout: Annotated[float, typer.Option(help="The share of rows kept back to test the fit on.")] = 0.2,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 5000,
     lr: Annotated[
-        float | None, typer.Option(help="Step size at the start; the one usual for MODEL, or else 0.02.")
+        float | None,
+        typer.Option(help="Step size at the start; if left out the one usual for MODEL, or else one that is found."),
     ] = None,
     decay: Annotated[bool, typer.Option(help="Let the step size fall to 0 as half a cosine.")] = True,
-    optimizer: Annotated[str, typer.Option(help="adam, adamw, clippedadam, sgd, or auto.")] = "adam",
+    optimizer: Annotated[
+        str | None,
+        typer.Option(help="adam, adamw, clippedadam or sgd; auto finds start, steps and end, as is done if left out."),
+    ] = None,
     particles: Annotated[int, typer.Option(help="Draws a step.")] = 1,
     anneal: Annotated[int | None, typer.Option(help="Steps over which the target rises to its full height.")] = None,
     restarts: Annotated[int, typer.Option(help="Starts, of which the best ELBO is kept.")] = 1,
@@ -104,17 +108,15 @@ def fit(
     )
     built = registry.build_guide(chosen, bound)
     check_writable(out)
-    usual = {"lr": USUAL_LR, "batch_size": None} | getattr(bound, "usual_fit", {})
-    lr = usual["lr"] if lr is None else lr
+    usual = {"batch_size": None} | getattr(bound, "usual_fit", {})
     batch_size = usual["batch_size"] if batch_size is None else batch_size
     _hint(len(split.train[0]), batch_size)
-    schedule = cosine_decay(positive_number(lr, "lr"), positive_integer(steps, "steps")) if decay else lr
     posterior = fit_posterior(
         bound,
         built,
         *data_for(bound, split.train),
         steps=steps,
-        lr=None if optimizer == "auto" else schedule,
+        lr=_schedule(usual.get("lr") if lr is None else lr, optimizer, anneal, steps, decay),
         optimizer=optimizer,
         particles=particles,
         anneal=anneal,
@@ -209,6 +211,16 @@ def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
         except json.JSONDecodeError:
             values[name] = text
     return values
+
+
+def _schedule(
+    lr: float | None, optimizer: str | None, anneal: int | None, steps: int, decay: bool
+) -> LearningRate | None:
+    """The step size of an optimiser that was named or needs one; None where it is to be found."""
+    if optimizer == "auto" or (lr is None and optimizer is None and anneal is None):
+        return None
+    lr = positive_number(USUAL_LR if lr is None else lr, "lr")
+    return cosine_decay(lr, positive_integer(steps, "steps")) if decay else lr
 
 
 def _tell(posterior: Posterior, run: Run, split: Split, folder: Path) -> None:

@@ -18,6 +18,7 @@ OFF = 0.1  # of a mean, in posterior sds, and of a ratio of sds from 1: what a t
 _LEAST = 100  # draws of the posterior that the weights must be worth, for what they correct to be known
 _LONGER = "take more steps"
 _RICHER = "try a guide with more shape, or re-parameterise the model"
+_CORRECT = f"take corrected draws, posterior.sample(1000, corrected=True); or {_RICHER}"
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def diagnose(
     k-hat, and the fit cannot be said to be trusted. It is where k-hat is below
     its threshold, the weights are worth 100 draws, and the guide's means and
     standard deviations are within a tenth of those that the weights correct,
-    two standard errors included.
+    two standard errors included; each is asked only where the one before passed.
 
     References
     ----------
@@ -165,9 +166,13 @@ class _Weights:
         return None if self.evidence.moments is None else self.evidence.moments.worst()
 
     def checks(self) -> tuple[Check, ...]:
-        checks = _of_khat(self.khat, self.limit), _of_worth(self.ess, self.size)
-        moved = self.shift
-        return checks if moved is None else (*checks, _of_means(moved), _of_spreads(moved))
+        """K-hat; where it is good, what the weights are worth; where that is enough, what they correct."""
+        khat, worth = _of_khat(self.khat, self.limit), _of_worth(self.ess, self.size)
+        if not khat.passed:
+            return (khat,)
+        if not worth.passed or self.shift is None:
+            return khat, worth
+        return khat, worth, _of_means(self.shift), _of_spreads(self.shift)
 
 
 def _of_elbo(state: Convergence, steps: int) -> Check:
@@ -205,7 +210,7 @@ def _of_means(moved: Shift) -> Check:
     words = f"no mean is off by more than {moved.mean:.2f} posterior sds ({moved.mean_at})"
     if not passed:
         words = f"the mean of {moved.mean_at} is off by {moved.mean:.2f} ± {moved.mean_se:.2f} posterior sds"
-    return Check("means", moved.mean, OFF, passed, words, _corrected())
+    return Check("means", moved.mean, OFF, passed, words, _CORRECT)
 
 
 def _of_spreads(moved: Shift) -> Check:
@@ -215,8 +220,4 @@ def _of_spreads(moved: Shift) -> Check:
         words = (
             f"the standard deviation of {moved.ratio_at} is {moved.ratio:.2f} ± {moved.ratio_se:.2f} of the posterior's"
         )
-    return Check("standard deviations", moved.ratio, OFF, passed, words, _corrected())
-
-
-def _corrected() -> str:
-    return f"take corrected draws, posterior.sample(1000, corrected=True), where k-hat allows it; or {_RICHER}"
+    return Check("standard deviations", moved.ratio, OFF, passed, words, _CORRECT)

@@ -12,6 +12,8 @@ from inference.arviz_compat import psis
 
 __all__ = ["Moments", "Shift", "Weighted", "khat_threshold", "moments", "pareto_khat", "smoothed"]
 
+_SAME = 1e-6  # nats between weights that are equal
+
 
 @dataclass(frozen=True)
 class Weighted:
@@ -102,12 +104,16 @@ class Shift:
 def smoothed(log_weights: np.ndarray) -> Weighted:
     """Pareto-smoothed importance weights of S log weights, in nats.
 
+    Weights that are equal but for rounding, an exact guide's, have no tail: k-hat is 0.
+
     Vehtari, Simpson, Gelman, Yao, Gabry (2024), Pareto smoothed importance sampling.
     """
     finite = np.where(np.isfinite(log_weights), log_weights, -np.inf).astype(float)
     if not np.isfinite(finite).any() or np.isposinf(log_weights).any():
         even = np.full(len(finite), -math.log(len(finite)))
         return Weighted(even, math.inf, 0.0)
+    if finite.max() - finite.min() < _SAME:
+        return Weighted(finite - np.logaddexp.reduce(finite), 0.0, float(len(finite)))
     log, khat = psis(finite)
     return Weighted(log, float(khat), float(1 / np.exp(2 * log).sum()))
 

@@ -78,11 +78,12 @@ def fit(
     optimizer
         ``"adam"``, ``"adamw"``, ``"clippedadam"``, ``"sgd"``, or a callable that
         takes ``([θ], lr=lr)``; or ``"auto"``, which finds how to step and when to
-        stop (``steps`` is then the most): a Normal guide on all rows from the
-        mode, in coordinates in which the posterior is round; any other, and where
-        there is no mode, from where it is, by :class:`~inference.found_steps.FoundSteps`.
-        ``posterior.stop_reason`` says how it ended. It is what is done if left out,
-        unless ``steps`` are below 1,000 or ``lr`` or ``anneal`` are given: those fits are Adam's.
+        stop (``steps`` is then the most): a Normal guide or a flow on all rows from the
+        mode, in coordinates in which the posterior is round (:class:`~inference.landing.Landing`);
+        any other, and where there is no mode, from where it is, by
+        :class:`~inference.found_steps.FoundSteps`. ``posterior.stop_reason`` says
+        how it ended. It is what is done if left out, unless ``steps`` are below
+        1,000 or ``lr`` or ``anneal`` are given: those fits are Adam's.
     init
         Where the guide starts: ``"mode"``, at a mode of the unconstrained log joint,
         which is searched, with the curvature's spread; ``{site: value}``, with the
@@ -91,8 +92,8 @@ def fit(
         the prior's median. ``"auto"`` searches the mode where the steps are found
         too, and takes the best Normal on the way where there is none; else it is ``"prior"``.
     stop
-        ``"converged"`` ends when the parameters wander in place and the ELBO no
-        longer rises, with ``steps`` as the most, and goes with steps that are found;
+        ``"converged"`` ends when the guide wanders in place and the ELBO no longer
+        rises, with ``steps`` as the most, and goes with steps that are found;
         ``"steps"`` takes them all. ``"auto"`` is the first where it can be, else the second.
     particles
         S, draws of z averaged in each step.

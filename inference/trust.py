@@ -29,9 +29,9 @@ def trust_sections(diagnosis: Diagnosis, losses: np.ndarray, kl: np.ndarray) -> 
     others = [check for check in checks if check.name not in _OF_STEPS + _OF_MOMENTS]
     if others:
         yield _weights(diagnosis.evidence, diagnosis.khat_threshold, others)
-    evidence = diagnosis.evidence
-    if evidence is not None and evidence.moments is not None:
-        yield _moments(evidence.moments, [check for check in checks if check.name in _OF_MOMENTS])
+    moved = [check for check in checks if check.name in _OF_MOMENTS]
+    if moved and diagnosis.evidence is not None and diagnosis.evidence.moments is not None:
+        yield _moments(diagnosis.evidence.moments, moved)
 
 
 def _steps(losses: np.ndarray, kl: np.ndarray, checks: Sequence[Explained]) -> Section:

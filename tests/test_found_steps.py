@@ -143,7 +143,7 @@ def test_the_end_is_where_the_elbo_is_known_to_be_flat():
     assert flat.stop.converged
     assert flat.settling == 15_000
     assert flat.steps == 30_000
-    assert flat.stop.reason.startswith("the ELBO was flat after")
+    assert flat.stop.reason.startswith("converged after 15,000 steps, at which the ELBO was flat")
     assert not rising.stop.converged
     assert rising.steps == 60_000
     assert "is not known to be below 0.5" in rising.stop.reason

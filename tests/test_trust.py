@@ -67,9 +67,9 @@ def test_every_check_of_a_diagnosis_is_explained():
     assert explain(Check("new", 2.0, 1.0, False, "it is 2", "try")).found == "It is 2."
 
 
-@pytest.mark.parametrize(("diagnosis", "pictures"), [(found(), 3), (found(0.3), 3), (diagnose(NONE, FLAT[:50]), 1)])
+@pytest.mark.parametrize(("diagnosis", "pictures"), [(found(), 3), (found(0.3), 2), (diagnose(NONE, FLAT[:50]), 1)])
 def test_the_sections_count_the_checks_and_draw_what_there_is(diagnosis, pictures):
-    losses = FLAT if pictures == 3 else FLAT[:50]
+    losses = FLAT if pictures > 1 else FLAT[:50]
     sections = list(trust_sections(diagnosis, losses, KL[: len(losses)]))
     passed = sum(check.passed for check in diagnosis.checks)
     assert sections[0].reading.startswith(f"Of {len(diagnosis.checks)} checks: ")
