@@ -72,8 +72,7 @@ def elbo_curve(losses: np.ndarray, kl: np.ndarray) -> str:
             twin.spines["right"].set_visible(True)
         panels[-1, 0].set_xlabel("step")
         entries = panels[0, 0].get_legend_handles_labels()
-        legend = figure.legend(*entries, loc="outside lower center", ncols=4, fontsize=9)
-        legend.legend_handles[0].set(alpha=0.7, linewidth=1)
+        figure.legend(*entries, loc="outside lower center", ncols=4, fontsize=9)
         return as_svg(figure)
 
 
@@ -82,7 +81,8 @@ def _curve(axes: Axes, values: np.ndarray, colours: tuple[str, str], faint: str 
     shown = slice(None, None, max(1, len(values) // 2000))
     window = max(1, len(values) // 50)
     smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-    axes.plot(steps[shown], values[shown], color=colours[0], alpha=0.25, lw=0.6, label=faint)
+    axes.plot(steps[shown], values[shown], color=colours[0], alpha=0.25, lw=0.6)
+    axes.plot([], [], color=colours[0], alpha=0.7, lw=1, label=faint)
     axes.plot(steps[window - 1 :][shown], smooth[shown], color=colours[1], lw=1.6, label=bold.format(window))
     axes.set_ylim(*settled_range(values))
 
