@@ -7,6 +7,7 @@ learns 40 noisy points of a cosine. First with the tutorial's fixed noise scale
 of 0.1, where the mean-field fit finds the curve; then with the noise learned,
 where the same guide explains the data away as noise. The collapsed fits have
 the better ELBO, so the loss alone does not tell them apart: a fit needs a verdict.
+Last with the noise learned by a guide that draws the last layer given the rest.
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from guides import mean_field_normal
+from guides import conditional_normal, mean_field_normal
 from inference import Posterior, Prediction, cosine_decay, fit
 from ppl_models import bnn_regression
 from ppl_models.datasets import cosine
 
 GRID = np.linspace(-1, 1, 200)[:, None]
 DRAWS, SHOWN, LR = 1000, 50, 0.01
+KINDS: tuple[tuple[str, float | str, bool], ...] = (
+    ("fixed at 0.1", 0.1, False),
+    ("learned", "learned", False),
+    ("learned, last | rest", "learned", True),
+)
 
 
 @dataclass(frozen=True)
@@ -42,14 +48,13 @@ class Result:
     noise: float
 
 
-def run(noise: float | str, seed: int, steps: int, progress: bool = True) -> Result:
+def run(noise: float | str, seed: int, steps: int, progress: bool = True, given: bool = False) -> Result:
     """Fit the network and compare the mean of its functions with cos on 200 points of [−1, 1]."""
     data = cosine()
     model = partial(bnn_regression, noise=noise)
+    guide = conditional_normal(model, ["w2", "b2"]) if given else mean_field_normal(model)
     schedule = cosine_decay(LR, steps)
-    posterior = fit(
-        model, mean_field_normal(model), data.x, data.y, steps=steps, lr=schedule, seed=seed, progress=progress
-    )
+    posterior = fit(model, guide, data.x, data.y, steps=steps, lr=schedule, seed=seed, progress=progress)
     prediction = cast(Prediction, posterior.predict(GRID, draws=DRAWS))
     truth = torch.tensor(np.cos(np.pi * GRID[:, 0]))
     rmse = float((prediction.mean - truth).square().mean().sqrt())
@@ -79,17 +84,16 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="arviz")
     options.out.mkdir(parents=True, exist_ok=True)
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    print(f"{'noise':<10}{'seed':>5}{'RMSE':>8}{'noise sd':>10}{'ELBO':>9}   verdict")
-    kinds: tuple[float | str, ...] = (0.1, "learned")
-    for axes, noise in zip(panels, kinds, strict=True):
-        results = [run(noise, seed, options.steps) for seed in range(options.seeds)]
+    figure = Figure(figsize=(14, 4.2), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    print(f"{'noise':<22}{'seed':>5}{'RMSE':>8}{'noise sd':>10}{'ELBO':>9}   verdict")
+    for axes, (title, noise, given) in zip(panels, KINDS, strict=True):
+        results = [run(noise, seed, options.steps, given=given) for seed in range(options.seeds)]
         for seed, result in enumerate(results):
             elbo, diagnosis = -result.posterior.losses[-500:].mean(), result.posterior.diagnose()
             verdict = f"{diagnosis.verdict} (k-hat {diagnosis.khat:.1f})"
-            print(f"{noise!s:<10}{seed:>5}{result.rmse:>8.3f}{result.noise:>10.3f}{elbo:>9.1f}   {verdict}")
-        draw(axes, results[0], f"noise {'fixed at 0.1' if noise == 0.1 else noise}: RMSE {results[0].rmse:.3f}")
+            print(f"{title:<22}{seed:>5}{result.rmse:>8.3f}{result.noise:>10.3f}{elbo:>9.1f}   {verdict}")
+        draw(axes, results[0], f"noise {title}: RMSE {results[0].rmse:.3f}")
     panels[0].legend(loc="lower center", fontsize=8)
     path = options.out / "bayesian_nn.png"
     figure.savefig(path, dpi=150)

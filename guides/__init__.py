@@ -1,6 +1,7 @@
 """Guides: the families that a posterior is approximated by."""
 
 from guides.amortized import amortized_encoder
+from guides.conditional import conditional_normal
 from guides.dropout import bernoulli_dropout
 from guides.full_rank import full_rank_normal, low_rank_normal
 from guides.mean_field import mean_field_normal
@@ -10,6 +11,7 @@ from guides.spline import spline_flow
 __all__ = [
     "amortized_encoder",
     "bernoulli_dropout",
+    "conditional_normal",
     "full_rank_normal",
     "low_rank_normal",
     "mean_field_normal",

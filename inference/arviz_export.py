@@ -21,20 +21,27 @@ __all__ = ["to_arviz"]
 SAMPLE_DIMS = ("chain", "draw")
 
 
-def to_arviz(posterior: Posterior, draws: int, seed: int) -> Any:
-    """InferenceData under ArviZ 0.x, a DataTree under 1.x, with one chain of ``draws`` draws.
+def to_arviz(
+    posterior: Posterior, drawn: dict[str, Tensor], draws: int, seed: int, about: Mapping[str, str | float]
+) -> Any:
+    """InferenceData under ArviZ 0.x, a DataTree under 1.x, with one chain of the ``draws`` draws ``drawn``.
 
     Groups: ``posterior``, ``posterior_predictive``, ``log_likelihood``,
     ``prior``, ``prior_predictive``, ``observed_data``, ``constant_data`` (the
     inputs), and ``optimization`` with ``loss`` = −ELBO in nats by ``step``. The
     dimension of a plate carries the plate's name; others are ``{site}_dim_{i}``.
-    Draws of q are independent, not a Markov chain. A posterior loaded without
-    data has only ``posterior`` and ``optimization``.
+    Draws of q are independent, not a Markov chain; those of ``posterior``,
+    ``posterior_predictive`` and ``log_likelihood`` are the same. Attributes of
+    ``posterior`` say ``about`` them what they are of, and Pareto k-hat with the
+    threshold above which q is not to be taken for the posterior, ``az.loo`` least
+    of all. A posterior loaded without data has only ``posterior`` and
+    ``optimization``.
     """
     latents = {site.name: site for site in posterior.program.latents}
-    groups = {"posterior": _draws(posterior.sample(draws, seed=seed), latents)}
+    groups = {"posterior": _draws(drawn, latents)}
+    groups["posterior"].attrs.update(about)
     if posterior.has_data:
-        groups |= _data_groups(posterior, latents, draws, seed)
+        groups |= _data_groups(posterior, latents, drawn, draws, seed)
     steps = {"step": np.arange(1, len(posterior.losses) + 1)}
     curves = {"loss": ("step", posterior.losses), "kl": ("step", posterior.kl)}
     groups["optimization"] = xr.Dataset(curves, coords=steps)
@@ -43,11 +50,14 @@ def to_arviz(posterior: Posterior, draws: int, seed: int) -> Any:
     return group_container({name: dataset for name, dataset in groups.items() if dataset.data_vars})
 
 
-def _data_groups(posterior: Posterior, latents: dict[str, Site], draws: int, seed: int) -> dict[str, xr.Dataset]:
+def _data_groups(
+    posterior: Posterior, latents: dict[str, Site], drawn: dict[str, Tensor], draws: int, seed: int
+) -> dict[str, xr.Dataset]:
     observed = {site.name: site for site in posterior.program.observed}
     prior = posterior.prior(draws, seed=seed)
-    predictive = {name: posterior.predict_data(draws=draws, seed=seed, site=name).samples for name in observed}
-    likelihood = posterior.log_likelihood(draws=draws, seed=seed)
+    at = drawn or draws  # a model of parameters alone has no latents
+    predictive = {name: posterior.predict_data(draws=at, seed=seed, site=name).samples for name in observed}
+    likelihood = posterior.log_likelihood(draws=at, seed=seed)
     values = posterior.observed_values()
     return {
         "posterior_predictive": _draws(predictive, observed),

@@ -18,7 +18,6 @@ from inference.whitening import whitening
 __all__ = ["automatic"]
 
 _MENDING = 2_000  # steps that mend the coordinates of a start that is no mode
-_FEW = 50  # latents up to which the best Normal on the way to no mode is a start
 
 
 def automatic(
@@ -26,25 +25,29 @@ def automatic(
 ) -> tuple[Task, int]:
     """The task with a step size and an end to be found from ``start``, and what that and the start cost in gradients.
 
-    Without a start the guide goes from where it is, by steps of its own. From
-    one that is no mode, whose curvature says little, it is first moved for 2,000
-    of the ``steps``, by ``taken``, and the coordinates are made after it. Without
-    ``early`` all steps are taken.
+    Without a start the guide goes from where it is, by steps of its own; also
+    where the search ended at no mode, as it does for the weights of a network,
+    but for guides with a triangle, whose many numbers need coordinates. Those are
+    then moved for 2,000 of the ``steps``, by ``taken``, and the coordinates made
+    anew after it. Without ``early`` all steps are taken.
     """
+    task = replace(task, optimizer="adam")
+    correlated = hasattr(task.program.guide, "scale_tril")
+    if isinstance(start, NoStart) or not (start.is_mode or correlated):
+        found = FoundSteps(task.program.params.flatten(), steps, early)
+        return replace(task, landing=found), start.evaluations
+    if start.is_mode or steps < 3 * _MENDING:
+        return _landed(task, start, steps, early), start.evaluations
+    theta = taken(_landed(task, start, _MENDING, early), _MENDING)
+    mended = _landed(task, start_at(task.program, start, theta), steps - _MENDING, early, theta)
+    return mended, start.evaluations + _MENDING * task.particles
+
+
+def _landed(task: Task, start: Start, steps: int, early: bool, theta: Tensor | None = None) -> Task:
+    """The steps from ``start``, or from a ``theta`` whose spread it has."""
     program = task.program
     correlated = hasattr(program.guide, "scale_tril")
-    task = replace(task, optimizer="adam", sticking=correlated)
-    if isinstance(start, Start) and not start.is_mode and len(start.loc) > _FEW:
-        start = NoStart(f"the search of {len(start.loc)} latents ended at no mode", start.evaluations)
-    if isinstance(start, NoStart):
-        found = FoundSteps(program.params.flatten(), steps, early)
-        return replace(task, sticking=False, landing=found), start.evaluations
-    theta = apply_start(program, start)
-    coordinates, cost = whitening(program, start, theta), start.evaluations
-    if not start.is_mode and steps >= 3 * _MENDING:
-        theta = taken(replace(task, landing=Landing(coordinates, theta, _MENDING)), _MENDING)
-        start = start_at(program, start, theta)
-        coordinates = whitening(program, start, theta)
-        steps, cost = steps - _MENDING, cost + _MENDING * task.particles
+    theta = apply_start(program, start) if theta is None else theta
     judged = Moments(program, start) if correlated else None
-    return replace(task, landing=Landing(coordinates, theta, steps, early, judged)), cost
+    landing = Landing(whitening(program, start, theta), theta, steps, early, judged)
+    return replace(task, landing=landing, sticking=correlated)

@@ -30,7 +30,7 @@ def as_points(values: Mapping[str, Any], program: Program) -> tuple[dict[str, Te
     wanted = {site.name: site.shape for site in program.latents}
     if wanted.keys() != values.keys():
         missing, unknown = sorted(wanted.keys() - values.keys()), sorted(values.keys() - wanted.keys())
-        raise ValueError(f"log_prob needs every latent, {sorted(wanted)}: missing {missing}, unknown {unknown}")
+        raise ValueError(f"a value of every latent is needed, {sorted(wanted)}: missing {missing}, unknown {unknown}")
     points, leading = {}, {}
     for name, shape in wanted.items():
         value = torch.as_tensor(values[name], device=program.device)

@@ -14,7 +14,7 @@ from inference.importance import Moments, Shift, khat_threshold, moments, smooth
 
 __all__ = ["OFF", "Check", "Diagnosis", "Evidence", "NoWeights", "diagnose", "weight_checks"]
 
-OFF = 0.1  # of a mean, in posterior sds, and of a ratio of sds from 1: what a trusted fit may be off
+OFF = 0.07  # of a mean, in posterior sds, and of a ratio of sds from 1; see diagnose
 _LEAST = 100  # draws of the posterior that the weights must be worth, for what they correct to be known
 _LONGER = "take more steps"
 _RICHER = "try a guide with more shape, or re-parameterise the model"
@@ -119,8 +119,11 @@ def diagnose(
     ``values`` are the latents by name, (R·S,) each. Without weights there is no
     k-hat, and the fit cannot be said to be trusted. It is where k-hat is below
     its threshold, the weights are worth 100 draws, and the guide's means and
-    standard deviations are within a tenth of those that the weights correct,
-    two standard errors included; each is asked only where the one before passed.
+    standard deviations are within 0.07 of those that the weights correct (in
+    posterior standard deviations, and as a ratio), two standard errors included;
+    each is asked only where the one before passed. What is wanted is a tenth: where
+    the posterior's tails are heavier than the guide's, smoothed weights correct
+    some of what they should.
 
     References
     ----------

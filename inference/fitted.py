@@ -152,9 +152,9 @@ class Fitted:
         raise ValueError(f"the model observes {sites or 'no site'}: pass site= with the name of one to predict")
 
     @contextmanager
-    def _running(self, seed: int) -> Iterator[None]:
+    def _running(self, seed: int, branch: int = 0) -> Iterator[None]:
         set_training(self._program.guide, False)
-        with torch.no_grad(), self._program.running(self._flat, RandomStream.seeded(seed_number(seed))):
+        with torch.no_grad(), self._program.running(self._flat, RandomStream.seeded(seed_number(seed), branch)):
             yield
 
     def _batch_size(self, given: int | None) -> int | None:

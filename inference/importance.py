@@ -12,8 +12,6 @@ from inference.arviz_compat import psis
 
 __all__ = ["Moments", "Shift", "Weighted", "khat_threshold", "moments", "pareto_khat", "smoothed"]
 
-_SAME = 1e-6  # nats between weights that are equal
-
 
 @dataclass(frozen=True)
 class Weighted:
@@ -112,8 +110,6 @@ def smoothed(log_weights: np.ndarray) -> Weighted:
     if not np.isfinite(finite).any() or np.isposinf(log_weights).any():
         even = np.full(len(finite), -math.log(len(finite)))
         return Weighted(even, math.inf, 0.0)
-    if finite.max() - finite.min() < _SAME:
-        return Weighted(finite - np.logaddexp.reduce(finite), 0.0, float(len(finite)))
     log, khat = psis(finite)
     return Weighted(log, float(khat), float(1 / np.exp(2 * log).sum()))
 
@@ -131,7 +127,7 @@ def khat_threshold(draws: int) -> float:
     >>> round(khat_threshold(1000), 3), khat_threshold(10**6)
     (0.667, 0.7)
     """
-    return min(1 - 1 / math.log10(draws), 0.7)
+    return min(1 - 1 / math.log10(draws), 0.7) if draws > 1 else -math.inf
 
 
 def moments(values: Mapping[str, np.ndarray], weights: Weighted) -> Moments | None:

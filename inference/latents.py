@@ -23,11 +23,12 @@ __all__ = ["Batch", "Latents", "row_parts"]
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rows of the arguments, the model to run on them, and S draws of what the guide knows of its latents."""
+    """Some rows of the arguments, the model to run on them, and S ``draws`` of what the guide knows of its latents."""
 
     args: tuple[Any, ...]
     model: Model
     latents: dict[str, Tensor]
+    draws: int
 
 
 @dataclass(frozen=True)
@@ -43,33 +44,42 @@ class Latents:
         return many if many is not None else self._drawn(count, args, {})
 
     def batches(
-        self, count: int, args: tuple[Any, ...], batch_size: int | None = None, per_row: bool = False
+        self,
+        draws: int | dict[str, Tensor],
+        args: tuple[Any, ...],
+        batch_size: int | None = None,
+        per_row: bool = False,
     ) -> Iterator[Batch]:
         """S draws for one batch of rows after the other; each draw is one function of all, unless ``per_row``.
 
-        A batch has at most ``batch_size`` rows, and fewer where that many would not be run at all draws together.
+        ``draws`` is S, or the draws themselves for the rows of the fit. A batch
+        has at most ``batch_size`` rows, and fewer where that many would not be
+        run at all draws together.
 
         Latents of single rows are cut to the batch where the rows are those of
         the fit, else drawn for each batch given the shared ones: by the guide
         if it takes new rows, by the model if not.
         """
+        given = draws if isinstance(draws, dict) else None
+        count = draws if isinstance(draws, int) else len(next(iter(draws.values())))
         parts = row_parts(args, batch_size and min(batch_size, rows_together(args, count)))
         if per_row:
             model = self._anew_for_each_row()
-            yield from (Batch(part, model, {}) for _, part in parts)
+            yield from (Batch(part, model, {}, count) for _, part in parts)
             return
         own = self.row_sites()
         if self._is_trained(args):
-            whole = self.draw(count, args)
+            whole = self.draw(count, args) if given is None else given
             for rows, part in parts:
-                yield Batch(part, self.program.model, {n: _cut(v, own.get(n), rows) for n, v in whole.items()})
+                cut = {name: _cut(value, own.get(name), rows) for name, value in whole.items()}
+                yield Batch(part, self.program.model, cut, count)
             return
-        known: dict[str, Tensor] | None = None
+        known = None if given is None else {name: value for name, value in given.items() if name not in own}
         for _, part in parts:
             drawn = self.draw(count, part) if known is None else known | self._given(known, count, part, own)
             known = {name: value for name, value in drawn.items() if name not in own}
             stale = self._stale(drawn, own, part)
-            yield Batch(part, self.program.model, {n: v for n, v in drawn.items() if n not in stale})
+            yield Batch(part, self.program.model, {n: v for n, v in drawn.items() if n not in stale}, count)
 
     def _given(
         self, known: dict[str, Tensor], count: int, args: tuple[Any, ...], own: dict[str, int]

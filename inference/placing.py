@@ -54,18 +54,10 @@ def located(program: Program, u: Tensor) -> Tensor:
 
 
 def start_at(program: Program, start: Start, theta: Tensor) -> Start:
-    """``start`` with the spread that the guide has at ``theta``, for a map of coordinates by what it has learned."""
+    """``start`` with the triangle that the guide has at ``theta``, for a map of coordinates by what it has learned."""
     prefix = getattr(program.guide, "_pyro_name", "")
     found = program.params.constrained(theta.double())
-    if isinstance(program.guide, AutoNormal):
-        names = Places.of(program.guide).names
-        sd = torch.cat([found[f"{prefix}.scales.{name}"].reshape(-1) for name in names])
-        return replace(start, sd=sd, scale_tril=sd.diag())
-    sd = found[f"{prefix}.scale"]
-    unit = found.get(f"{prefix}.scale_tril")
-    if unit is None:
-        return replace(start, sd=sd, scale_tril=sd.diag())
-    tril = sd[:, None] * unit
+    tril = found[f"{prefix}.scale"][:, None] * found[f"{prefix}.scale_tril"]
     return replace(start, sd=torch.cholesky_inverse(tril).diagonal().rsqrt(), scale_tril=tril)
 
 

@@ -23,21 +23,21 @@ from inference.diagnostics import Diagnosis, NoWeights, diagnose, weight_checks
 from inference.export import write_predictor
 from inference.finding import Stop
 from inference.fitted import FitRecord
-from inference.importance import smoothed
+from inference.importance import khat_threshold, smoothed
 from inference.isolation import RandomStream
 from inference.latents import Latents
+from inference.leave_one_out import LeaveOneOut, leave_one_out
 from inference.objective import Model, log_weight, traces
 from inference.predicting import Predicting
 from inference.program import Program, clone, device_for
 from inference.report import write_report
 from inference.sections import Labels
-from inference.sites import latent_values, observed_nodes, scalars
+from inference.sites import latent_values, observed_nodes, refuse_weighted_rows, scalars
 from inference.vectorized import draws_together, for_each_draw
 
 __all__ = ["Posterior", "load"]
 
 PROPOSED = 10_000  # draws from which corrected ones are picked, at least
-RELIABLE = 0.7  # Pareto k-hat from which on weights correct nothing
 MOST_NUMBERS = 2 * 10**7  # latents times draws that are kept to compare moments
 MOST_LATENTS = 10_000  # of all rows together, beyond which one row's misfit drowns in the others' noise
 
@@ -60,7 +60,8 @@ class Posterior(Predicting):
         ------
         ValueError
             If corrected draws are asked for and the guide has no weights, or its
-            Pareto k-hat is 0.7 or more, where weights correct nothing.
+            Pareto k-hat is above :func:`~inference.importance.khat_threshold`,
+            where weights correct nothing.
         """
         if corrected:
             return self._corrected(_count(draws), seed)
@@ -69,18 +70,24 @@ class Posterior(Predicting):
         return {name: value.cpu() for name, value in drawn.items()}
 
     def _corrected(self, draws: int, seed: int) -> dict[str, Tensor]:
-        refused = self._no_weights()
-        if refused is not None:
-            raise ValueError(f"there are no corrected draws, as {refused.reason}: {refused.advice}")
-        drawn, log_weights = self._weighted(max(draws, PROPOSED), seed)
-        weights = smoothed(log_weights.double().numpy())
-        if not weights.khat < RELIABLE:
-            raise ValueError(
-                f"Pareto k-hat is {weights.khat:.2f}, and weights correct nothing from {RELIABLE} on: "
-                "try a guide with more shape, or re-parameterise the model"
-            )
-        kept = torch.from_numpy(weights.resampled(draws, np.random.default_rng(seed)))
+        drawn, log_weights = self._reliable("there are no corrected draws", max(draws, PROPOSED), seed)
+        kept = torch.from_numpy(smoothed(log_weights).resampled(draws, np.random.default_rng(seed)))
         return {name: value[kept] for name, value in drawn.items()}
+
+    def _reliable(self, refusal: str, draws: int, seed: int) -> tuple[dict[str, Tensor], np.ndarray]:
+        """Draws of q with their log weights, (S,), or a ValueError where those correct nothing."""
+        refused, limit = self._no_weights(), khat_threshold(draws)
+        if refused is not None:
+            raise ValueError(f"{refusal}, as {refused.reason}: {refused.advice}")
+        drawn, found = self._weighted(draws, seed)
+        log_weights = found.double().numpy()
+        khat = smoothed(log_weights).khat
+        if not khat < limit:
+            raise ValueError(
+                f"{refusal}, as Pareto k-hat of {draws:,} draws is {khat:.2f}, and weights correct nothing from "
+                f"{limit:.2f} on: try a guide with more shape, or re-parameterise the model"
+            )
+        return drawn, log_weights
 
     def _weighted(self, draws: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
         """Draws of q, ``{site: (S, *site shape)}``, and log p(x, z) − log q(z) of each in nats, (S,)."""
@@ -172,12 +179,14 @@ class Posterior(Predicting):
         log_weights, values = self._weights_and_values(size * count, seed)
         return diagnose(log_weights.reshape(count, size), self.losses, values, stop)
 
-    def doubts(self, *, draws: int = 2000, seed: int = 0) -> tuple[str, ...]:
-        """What S draws and their importance weights say against the guide, in words; nothing where it has none."""
+    def doubts(self, *, draws: int = 1000, repeats: int = 3, seed: int = 0) -> tuple[str, ...]:
+        """What R repeats of S draws and their importance weights say against the guide; nothing where it has none."""
         if self._no_weights() is not None:
             return ()
-        log_weights, values = self._weights_and_values(_count(draws), seed)
-        return tuple(check.found for check in weight_checks(log_weights[None], values) if not check.passed)
+        size, count = _count(draws), _count(repeats, "repeats")
+        log_weights, values = self._weights_and_values(size * count, seed)
+        checks = weight_checks(log_weights.reshape(count, size), values)
+        return tuple(check.found for check in checks if not check.passed)
 
     def _weights_and_values(self, draws: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
         """(S,) log weights, and each latent number by name, (S,), where they are few enough to keep."""
@@ -200,9 +209,67 @@ class Posterior(Predicting):
         reason = getattr(self._program.guide, "no_common_density", None)
         return NoWeights(reason, "judge it by rows that were held out: posterior.evaluate(x, y)") if reason else None
 
-    def to_arviz(self, *, draws: int = 1000, seed: int = 0) -> Any:
-        """InferenceData (ArviZ 0.x) or DataTree (1.x) of every group; see :func:`inference.arviz_export.to_arviz`."""
-        return to_arviz(self, draws, seed)
+    def loo(
+        self, *, draws: int = 4000, seed: int = 0, site: str | None = None, batch_size: int | None = None
+    ) -> LeaveOneOut:
+        """Leave-one-out cross-validation of the model without fitting again: Σᵢ log p(yᵢ | y₋ᵢ) in nats.
+
+        From S draws of q, whose weights p(y, z)/(q(z) p(yᵢ | z)) make them the
+        posterior's without observation i; see :func:`~inference.leave_one_out.leave_one_out`.
+        An observation is each number of the log likelihood, (N, …).
+
+        Parameters
+        ----------
+        site
+            The observed site, where the model has more than one.
+        batch_size
+            The most rows to run the model on at a time, as in :meth:`predict`.
+
+        Raises
+        ------
+        ValueError
+            If the guide has no weights, or its Pareto k-hat is above
+            :func:`~inference.importance.khat_threshold`, where no weights make up for the
+            approximation; if the site is scaled or masked, so that what an
+            observation weighs is not its likelihood.
+
+        Examples
+        --------
+        >>> from functools import partial
+        >>> from guides import full_rank_normal
+        >>> from inference import fit
+        >>> from ppl_models import linear_regression
+        >>> x = torch.linspace(-1, 1, 30).reshape(-1, 1)
+        >>> y = 2 * x[:, 0] + torch.linspace(-3, 3, 30).sin()
+        >>> line = partial(linear_regression, noise=0.5)
+        >>> loo = fit(line, full_rank_normal(line), x, y, steps=1000, progress=False).loo(draws=1000)
+        >>> loo.pointwise.shape, loo.pareto_k.shape, loo.doubtful
+        ((30,), (30,), ())
+        """
+        wanted, count = site or self.observed_site, _count(draws)
+        with self._running(seed):
+            refuse_weighted_rows(traces(self._program.model, self._program.guide, self.data)[0], wanted)
+        drawn, log_weights = self._reliable("leave-one-out would be of the guide, not of the model", count, seed)
+        parts = self._likelihoods([wanted], self.data, drawn, seed, batch_size)
+        return leave_one_out(wanted, log_weights, (part[wanted].double().numpy() for part in parts))
+
+    def to_arviz(self, *, draws: int = 1000, seed: int = 0, corrected: bool = False) -> Any:
+        """InferenceData (ArviZ 0.x) or DataTree (1.x) of every group; see :func:`inference.arviz_export.to_arviz`.
+
+        With ``corrected`` all is at draws that importance weights pick, as in
+        :meth:`sample`, so that what ArviZ makes of them, ``az.loo`` too, is of the
+        posterior rather than of q.
+        """
+        drawn = self.sample(draws, seed=seed, corrected=corrected)
+        return to_arviz(self, drawn, _count(draws), seed, self._about_draws(draws, seed, corrected))
+
+    def _about_draws(self, draws: int, seed: int, corrected: bool) -> dict[str, str | float]:
+        """What a reader of exported draws has to know of them."""
+        about: dict[str, str | float] = {"draws_of": "q, picked by importance weights" if corrected else "q"}
+        if self.has_data and self._no_weights() is None:
+            weights = smoothed(self.log_weights(draws, seed=seed).double().numpy())
+            about |= {"pareto_khat": weights.khat, "pareto_khat_threshold": khat_threshold(draws)}
+        return about
 
     def report(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from inference.arguments import positive_integer, row_count
 from inference.autoencoder import Autoencoder, EncodingCalls, HeldOutRows, evidence_scores
+from inference.density import as_points
 from inference.fitted import Fitted
 from inference.latents import Batch, Latents
 from inference.metrics import HeldOut, class_scores, scores
@@ -24,6 +25,7 @@ from inference.vectorized import affordable
 __all__ = ["Predicting"]
 
 T = TypeVar("T")
+Draws = int | Mapping[str, Any]
 
 
 class Predicting(Fitted, EncodingCalls):
@@ -32,7 +34,7 @@ class Predicting(Fitted, EncodingCalls):
     def predict(
         self,
         *new_data: Any,
-        draws: int = 1000,
+        draws: Draws = 1000,
         seed: int = 0,
         site: str | None = None,
         batch_size: int | None = None,
@@ -49,6 +51,9 @@ class Predicting(Fitted, EncodingCalls):
         ----------
         new_data
             The model's arguments without the observed one, as ``predict(x_new)``.
+        draws
+            How many, or the draws themselves, as :meth:`~inference.Posterior.sample`
+            gives them: ``draws=posterior.sample(1000, corrected=True)``.
         site
             The observed site, where the model has more than one.
         batch_size
@@ -65,7 +70,8 @@ class Predicting(Fitted, EncodingCalls):
         Raises
         ------
         ValueError
-            If the new data has other columns than the fit, or does not fit the model.
+            If the new data has other columns than the fit, or does not fit the
+            model; if given draws lack a latent or have another shape.
         """
         args = self._new_arguments(new_data)
         return self._predictive(args, draws, seed, site, batch_size, per_row, progress)
@@ -73,13 +79,13 @@ class Predicting(Fitted, EncodingCalls):
     def predict_data(
         self,
         *,
-        draws: int = 1000,
+        draws: Draws = 1000,
         seed: int = 0,
         site: str | None = None,
         batch_size: int | None = None,
         progress: bool = True,
     ) -> Prediction | ClassPrediction:
-        """The posterior predictive at the rows of the fit, for posterior-predictive checks."""
+        """The posterior predictive at the rows of the fit, for posterior-predictive checks; as :meth:`predict`."""
         return self._predictive(self.data, draws, seed, site, batch_size, False, progress)
 
     @property
@@ -129,23 +135,29 @@ class Predicting(Fitted, EncodingCalls):
         return HeldOut(prediction, y, scores(prediction, y, likelihood), tuple(inputs))
 
     def log_likelihood(
-        self, *data: Any, draws: int = 1000, seed: int = 0, batch_size: int | None = None
+        self, *data: Any, draws: Draws = 1000, seed: int = 0, batch_size: int | None = None
     ) -> dict[str, Tensor]:
         """The log likelihood log p(yₙ | zₛ) in nats, ``{observed site: (S, N, …)}``.
 
         On ``data``, given in the order of the fit, or else on the data of the
-        fit; ``batch_size`` rows at a time, as in :meth:`predict`.
+        fit; ``draws`` and ``batch_size`` as in :meth:`predict`.
         """
         args = self._new_arguments(data) if data else self.data
         sites = [site.name for site in self._program.observed]
-
-        def run(batch: Batch) -> dict[str, Tensor]:
-            return log_likelihood(batch.model, batch.latents, draws, batch.args, sites)
-
-        parts = list(self._for_batches(run, args, draws, seed, batch_size))
+        parts = list(self._likelihoods(sites, args, draws, seed, batch_size))
         return {
             site: torch.cat([part[site] for part in parts], 1) if len(parts) > 1 else parts[0][site] for site in sites
         }
+
+    def _likelihoods(
+        self, sites: list[str], args: tuple[Any, ...], draws: Draws, seed: int, batch_size: int | None
+    ) -> Iterator[dict[str, Tensor]]:
+        """Log likelihoods of one batch of rows after the other."""
+
+        def run(batch: Batch) -> dict[str, Tensor]:
+            return log_likelihood(batch.model, batch.latents, batch.draws, batch.args, sites)
+
+        yield from self._for_batches(run, args, draws, seed, batch_size)
 
     @contextmanager
     def _autoencoding(self, seed: int, batch_size: int | None) -> Iterator[Autoencoder]:
@@ -155,7 +167,7 @@ class Predicting(Fitted, EncodingCalls):
     def _predictive(
         self,
         args: tuple[Any, ...],
-        draws: int,
+        draws: Draws,
         seed: int,
         site: str | None,
         batch_size: int | None,
@@ -165,7 +177,7 @@ class Predicting(Fitted, EncodingCalls):
         wanted = site or self.observed_site
 
         def run(batch: Batch) -> Prediction | ClassPrediction:
-            return predictive(batch.model, batch.latents, draws, batch.args, wanted)
+            return predictive(batch.model, batch.latents, batch.draws, batch.args, wanted)
 
         return joined(list(self._for_batches(run, args, draws, seed, batch_size, per_row, progress)))
 
@@ -173,7 +185,7 @@ class Predicting(Fitted, EncodingCalls):
         self,
         run: Callable[[Batch], T],
         args: tuple[Any, ...],
-        draws: int,
+        draws: Draws,
         seed: int,
         batch_size: int | None,
         per_row: bool = False,
@@ -182,10 +194,24 @@ class Predicting(Fitted, EncodingCalls):
         """``run`` on one batch of rows after the other; errors say whose code failed, and on which shapes."""
         size = self._batch_size(batch_size)
         latents = Latents(self._program, self._args)
+        wanted = self._wanted(draws, per_row)
+        # Draws that are given may come from the same seed: the noise must not repeat their random numbers.
+        branch = 0 if isinstance(wanted, int) else 1
         with (
-            self._running(seed),
+            self._running(seed, branch),
             tqdm(desc="predict", total=row_count(args), unit="row", delay=1, leave=False, disable=not progress) as bar,
         ):
-            for batch in latents.batches(positive_integer(draws, "draws"), args, size, per_row):
+            for batch in latents.batches(wanted, args, size, per_row):
                 yield named_failure("model", self._program.model, batch.args, partial(run, batch))
                 bar.update(row_count(batch.args) or 1)
+
+    def _wanted(self, draws: Draws, per_row: bool) -> int | dict[str, Tensor]:
+        """How many draws to take, or those that are given, checked."""
+        if not isinstance(draws, Mapping):
+            return positive_integer(draws, "draws")
+        if per_row:
+            raise ValueError("per_row draws the latents anew for each row: give draws= as a number")
+        points, leading = as_points(draws, self._program)
+        if len(leading) != 1 or not leading[0]:
+            raise ValueError(f"the draws have leading dimensions {leading}: give S draws, {{site: (S, *site shape)}}")
+        return points

@@ -21,6 +21,7 @@ __all__ = [
     "observed_arguments",
     "observed_nodes",
     "refuse_non_finite",
+    "refuse_weighted_rows",
     "scalars",
     "score_sites",
     "site_is_draw",
@@ -215,3 +216,17 @@ def refuse_non_finite(model_trace: poutine.Trace, guide_trace: poutine.Trace, wh
                         f"site {name!r} in the {role} has a {what} of {found} {when}: check its prior and support, "
                         "the scale of the data, and the guide's start; a smaller lr= helps where it happens later"
                     )
+
+
+def refuse_weighted_rows(model_trace: poutine.Trace, name: str) -> None:
+    """Raise a ValueError unless the observed site ``name`` is there and counts with its likelihood as it is."""
+    observed = observed_nodes(model_trace)
+    if name not in observed:
+        raise ValueError(f"the model observes {sorted(observed)}, not {name!r}: pass site= with the name of one")
+    site = observed[name]
+    unmasked = site["mask"] is None or site["mask"] is True
+    if not unmasked or bool(torch.as_tensor(site["scale"] != 1).any()):
+        raise ValueError(
+            f"site {name!r} is scaled or masked, so an observation weighs something else than its likelihood: "
+            "leave the scale or the mask out, or take held-out rows, posterior.evaluate(x_test, y_test)"
+        )

@@ -83,16 +83,16 @@ _WORDS = {
     ),
     "means": _Words(
         "{:.2f} sd",
-        "at most {:.1f}, two standard errors included",
+        "at most {:.2f}, two standard errors included",
         "The best estimate of each unknown against a corrected one, in units of its own uncertainty; the worst counts.",
-        "Best estimates may be off by more than a tenth of their uncertainty.",
+        "Best estimates may be off by a notable part of their uncertainty.",
     ),
     "standard deviations": _Words(
         "ratio {:.2f}",
-        "1 ± {:.1f}, two standard errors included",
+        "1 ± {:.2f}, two standard errors included",
         "The stated uncertainty of each unknown over a corrected one: 1 is right, less is too sure, more is not sure "
         "enough; the worst counts.",
-        "Stated uncertainties may be more than a tenth too small or too large.",
+        "Stated uncertainties may be notably too small or too large.",
     ),
 }
 

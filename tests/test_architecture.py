@@ -46,7 +46,7 @@ LEVELS = [
         "vectorized",
     },
     {"finding", "numpy_graph", "operator_names", "predict", "program", "storage", "tape"},
-    {"density", "diagnostics", "log_joint", "numpy_predictor", "recorded", "reliability"},
+    {"density", "diagnostics", "leave_one_out", "log_joint", "numpy_predictor", "recorded", "reliability"},
     {"latents", "standalone", "start", "surface", "verdict"},
     {"moments", "placing", "whitening"},
     {"found_steps", "init", "landing"},
@@ -160,6 +160,7 @@ def test_the_public_names():
         "guides": {
             "amortized_encoder",
             "bernoulli_dropout",
+            "conditional_normal",
             "full_rank_normal",
             "low_rank_normal",
             "mean_field_normal",

@@ -124,7 +124,7 @@ def test_a_flat_prior_starts_fits_and_reports(line, tmp_path):
     # The slope's standard error is 0.3 / √Σx² = 0.08.
     assert posterior.sample(500)["slope"].mean() == pytest.approx(2, abs=0.25)
     assert posterior.prior(3) == {}
-    assert "prior" not in posterior.to_arviz(draws=5).groups()
+    assert "prior" not in posterior.to_arviz(draws=5)
     assert posterior.report(tmp_path / "r.html", test=(line.x, line.y), progress=False).exists()
 
 
