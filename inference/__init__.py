@@ -1,6 +1,7 @@
 """Fit a Pyro model by SVI, then sample, predict, diagnose, report and save."""
 
 from inference.calibration import Calibration, calibrate
+from inference.comparison import compare_report
 from inference.contour import plot_loss_contour
 from inference.diagnostics import Diagnosis
 from inference.fresh import fresh
@@ -33,6 +34,7 @@ __all__ = [
     "TensorBoard",
     "calibrate",
     "check_gradients",
+    "compare_report",
     "cosine_decay",
     "every",
     "fit",

@@ -17,21 +17,22 @@ from torch import nn
 
 from inference import registry
 from inference.arguments import as_device, positive_integer, positive_number, seed_number
-from inference.autoencoder import Encoding, EvidenceScores, HeldOutRows
+from inference.autoencoder import Encoding, EvidenceScores
 from inference.diagnostics import Diagnosis
-from inference.metrics import ClassScores, HeldOut, Scores
+from inference.fingerprint import fingerprint
+from inference.metrics import ClassScores, Scores
 from inference.optimizers import LearningRate, cosine_decay
 from inference.posterior import Posterior
 from inference.predict import ClassPrediction, Prediction
-from inference.report import write_report
-from inference.runs import Run, Split, check_writable, data_for, fingerprint, least_squares_rmse, split_rows
+from inference.run_reports import REPORT, compare_runs, evaluate, report_run, write_run_report
+from inference.runs import Run, Split, check_writable, data_for, least_squares_rmse, split_rows
 from inference.storage import replacing
 from inference.svi import fit as fit_posterior
 
 __all__ = ["main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
-REPORT, USUAL_GUIDE, USUAL_LR = "report.html", "mean_field_normal", 0.02
+COMPARISON, USUAL_GUIDE, USUAL_LR = "comparison.html", "mean_field_normal", 0.02
 MANY_ROWS = 10_000
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, as `kiln fit --out` makes it.")]
@@ -131,12 +132,17 @@ def fit(
 
 
 @app.command()
-def report(folder: Folder) -> None:
-    """Write the report of a run again."""
-    run = Run.read(folder)
-    split = run.split()
-    posterior = run.posterior(folder, *data_for(run.bind(), split.train))
-    print(_write_report(posterior, run, split, folder, _evaluate(posterior, split)))
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders; two or more are compared.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The HTML file to write; report.html in the run, or comparison.html here, if left out."),
+    ] = None,
+) -> None:
+    """Write the report of a run again, or one that compares several runs side by side."""
+    if out is not None and out.is_dir():
+        raise ValueError(f"--out {out} is a folder: give the name of a file")
+    print(report_run(folders[0], out) if len(folders) == 1 else compare_runs(folders, out or Path(COMPARISON)))
 
 
 @app.command()
@@ -221,20 +227,16 @@ def _tell(posterior: Posterior, run: Run, split: Split, folder: Path) -> None:
     print(f"{run.model} on {Path(run.data).name}: {len(split.train[0])} rows to fit, {len(split.test[0])} held out")
     if posterior.record.stop is not None:
         print(f"  {posterior.stop_reason}")
-    held_out = _evaluate(posterior, split)
+    held_out = evaluate(posterior, split)
     if held_out is not None:
         _print_scores(held_out.scores, split)
-    path = _write_report(posterior, run, split, folder, held_out)
+    path = write_run_report(posterior, run, split, folder / REPORT, held_out)
     print(f"report: {path}")
 
 
 def _hint(rows: int, batch_size: int | None) -> None:
     if batch_size is None and rows > MANY_ROWS:
         print(f"each step takes all {rows:,} rows; --batch-size 500 would make it faster", file=sys.stderr)
-
-
-def _evaluate(posterior: Posterior, split: Split) -> HeldOut | HeldOutRows | None:
-    return posterior.evaluate(*data_for(posterior.program.model, split.test)) if len(split.test[0]) else None
 
 
 def _print_scores(scores: Scores | ClassScores | EvidenceScores, split: Split) -> None:
@@ -267,16 +269,6 @@ def _print_verdict(diagnosis: Diagnosis) -> None:
         print(f"  because {reason}")
     for advice in diagnosis.advice:
         print(f"  try: {advice}")
-
-
-def _write_report(
-    posterior: Posterior, run: Run, split: Split, folder: Path, held_out: HeldOut | HeldOutRows | None
-) -> Path:
-    measured = held_out is not None and isinstance(held_out.scores, Scores)
-    baselines = {"least squares": least_squares_rmse(split)} if measured else {}
-    groups = (split.train if held_out is None else split.test)[1] if posterior.is_autoencoder else None
-    options: dict[str, Any] = {"labels": run.labels(), "baselines": baselines, "groups": groups}
-    return write_report(posterior, folder / REPORT, held_out=held_out, **options)
 
 
 def _codes(code: Encoding) -> dict[str, np.ndarray]:

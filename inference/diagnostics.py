@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from inference.convergence import Convergence, convergence
 from inference.finding import Stop
-from inference.importance import Shift, khat_threshold, shift, smoothed
+from inference.importance import Moments, Shift, khat_threshold, moments, smoothed
 
-__all__ = ["Check", "Diagnosis", "NoWeights", "diagnose", "weight_checks"]
+__all__ = ["OFF", "Check", "Diagnosis", "Evidence", "NoWeights", "diagnose", "weight_checks"]
 
-_OFF = 0.07  # of a mean, in posterior sds, and of a ratio of sds from 1; see diagnose
+OFF = 0.07  # of a mean, in posterior sds, and of a ratio of sds from 1; see diagnose
 _LEAST = 100  # draws of the posterior that the weights must be worth, for what they correct to be known
 _LONGER = "take more steps"
 _RICHER = "try a guide with more shape, or re-parameterise the model"
@@ -36,6 +36,27 @@ class Check:
     advice: str
 
 
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the checks of the importance weights looked at, for figures.
+
+    ``log_weights`` are those of R repeats of S draws, (R, S) in nats, ``khats``
+    the Pareto k-hat of each repeat, (R,), ``moments`` those of each latent, None
+    where they were not compared.
+    """
+
+    log_weights: np.ndarray
+    khats: np.ndarray
+    moments: Moments | None
+
+    @property
+    def elbo(self) -> tuple[float, float]:
+        """The mean of all log weights, which is the ELBO of the guide, in nats, and its standard error."""
+        with np.errstate(invalid="ignore"):  # a weight of 0 makes it −∞, of no known error
+            error = self.log_weights.std() / math.sqrt(self.log_weights.size)
+        return float(self.log_weights.mean()), float(error)
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """The verdict on a fit: trusted only if every one of the ``checks`` passed.
@@ -45,7 +66,7 @@ class Diagnosis:
     many draws of the posterior the weights of all repeats together are worth;
     ``shift`` how far the guide's moments are from those that the weights correct,
     None also where there are too many latents to keep. All None where the guide
-    has no weights. ``draws`` are those of one repeat.
+    has no weights. ``draws`` are those of one repeat, ``evidence`` what all of it was seen from.
     """
 
     checks: tuple[Check, ...]
@@ -56,6 +77,7 @@ class Diagnosis:
     khat_threshold: float | None = None
     ess: float | None = None
     shift: Shift | None = None
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
 
     @property
     def trusted(self) -> bool:
@@ -115,7 +137,7 @@ def diagnose(
         return Diagnosis((none, *settled), state)
     seen = _Weights.of(log_weights, values)
     checks = (*settled, *seen.checks())
-    return Diagnosis(checks, state, seen.draws, seen.khat, seen.spread, seen.limit, seen.ess, seen.shift)
+    return Diagnosis(checks, state, seen.draws, seen.khat, seen.spread, seen.limit, seen.ess, seen.shift, seen.evidence)
 
 
 def weight_checks(log_weights: np.ndarray, values: Mapping[str, np.ndarray] | None = None) -> tuple[Check, ...]:
@@ -131,16 +153,20 @@ class _Weights:
     spread: float
     limit: float
     ess: float
-    shift: Shift | None
+    evidence: Evidence
 
     @classmethod
     def of(cls, log_weights: np.ndarray, values: Mapping[str, np.ndarray] | None) -> _Weights:
         khats = np.array([smoothed(row).khat for row in log_weights])
         spread = float(np.std(khats)) if np.isfinite(khats).all() else math.inf
         pooled, draws = smoothed(log_weights.reshape(-1)), log_weights.shape[1]
-        moved = shift(values, pooled) if values else None
+        evidence = Evidence(log_weights, khats, moments(values, pooled) if values else None)
         khat = float(np.median(khats))
-        return cls(draws, log_weights.size, khat, spread, khat_threshold(draws), pooled.ess, moved)
+        return cls(draws, log_weights.size, khat, spread, khat_threshold(draws), pooled.ess, evidence)
+
+    @property
+    def shift(self) -> Shift | None:
+        return None if self.evidence.moments is None else self.evidence.moments.worst()
 
     def checks(self) -> tuple[Check, ...]:
         """K-hat; where it is good, what the weights are worth; where that is enough, what they correct."""
@@ -183,18 +209,18 @@ def _of_worth(ess: float, draws: int) -> Check:
 
 
 def _of_means(moved: Shift) -> Check:
-    passed = moved.mean + 2 * moved.mean_se <= _OFF
+    passed = moved.mean + 2 * moved.mean_se <= OFF
     words = f"no mean is off by more than {moved.mean:.2f} posterior sds ({moved.mean_at})"
     if not passed:
         words = f"the mean of {moved.mean_at} is off by {moved.mean:.2f} ± {moved.mean_se:.2f} posterior sds"
-    return Check("means", moved.mean, _OFF, passed, words, _CORRECT)
+    return Check("means", moved.mean, OFF, passed, words, _CORRECT)
 
 
 def _of_spreads(moved: Shift) -> Check:
-    passed = moved.ratio_off + 2 * moved.ratio_se <= _OFF
+    passed = moved.ratio_off + 2 * moved.ratio_se <= OFF
     words = f"every standard deviation is within {moved.ratio_off:.0%} of the posterior's ({moved.ratio_at})"
     if not passed:
         words = (
             f"the standard deviation of {moved.ratio_at} is {moved.ratio:.2f} ± {moved.ratio_se:.2f} of the posterior's"
         )
-    return Check("standard deviations", moved.ratio, _OFF, passed, words, _CORRECT)
+    return Check("standard deviations", moved.ratio, OFF, passed, words, _CORRECT)

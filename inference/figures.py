@@ -20,6 +20,8 @@ __all__ = [
     "marginals",
     "observed_vs_predicted",
     "predictive_check",
+    "settled_range",
+    "short",
 ]
 
 INK, BLUE, ORANGE, GREY = "#1a1a1a", "#2b6cb0", "#c2570c", "#8a8a8a"
@@ -49,13 +51,17 @@ def _panel(width: float = 7.2, height: float = 3.4) -> tuple[Figure, Axes]:
 
 
 def elbo_curve(losses: np.ndarray, kl: np.ndarray) -> str:
-    """The ELBO (+, in nats) by step and below it its parts: every step faint, a running mean on top."""
+    """The ELBO (+, in nats) by step, the means of its last two quarters, and below it its parts.
+
+    Every step is faint, with a running mean on top.
+    """
     elbo, divergence = -np.asarray(losses, dtype=float), np.asarray(kl, dtype=float)
     whole = np.isfinite(divergence).all()
     with rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.8 if whole else 3.4), layout="constrained")
         panels = figure.subplots(2 if whole else 1, 1, sharex=True, squeeze=False, height_ratios=[3, 2][: 1 + whole])
         _curve(panels[0, 0], elbo, (BLUE, ORANGE), "one step", "mean of {} steps")
+        _mark_quarters(panels[0, 0], elbo)
         panels[0, 0].set(ylabel="ELBO (nats)")
         if whole:
             _curve(panels[1, 0], elbo + divergence, (BLUE, BLUE), None, "log likelihood")
@@ -64,8 +70,9 @@ def elbo_curve(losses: np.ndarray, kl: np.ndarray) -> str:
             panels[1, 0].set_ylabel("log likelihood", color=BLUE)
             twin.set_ylabel("KL, guide to prior", color=INK)
             twin.spines["right"].set_visible(True)
-        panels[0, 0].legend(loc="lower right")
         panels[-1, 0].set_xlabel("step")
+        entries = panels[0, 0].get_legend_handles_labels()
+        figure.legend(*entries, loc="outside lower center", ncols=4, fontsize=9)
         return as_svg(figure)
 
 
@@ -74,10 +81,31 @@ def _curve(axes: Axes, values: np.ndarray, colours: tuple[str, str], faint: str 
     shown = slice(None, None, max(1, len(values) // 2000))
     window = max(1, len(values) // 50)
     smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-    axes.plot(steps[shown], values[shown], color=colours[0], alpha=0.25, lw=0.6, label=faint)
+    axes.plot(steps[shown], values[shown], color=colours[0], alpha=0.25, lw=0.6)
+    axes.plot([], [], color=colours[0], alpha=0.7, lw=1, label=faint)
     axes.plot(steps[window - 1 :][shown], smooth[shown], color=colours[1], lw=1.6, label=bold.format(window))
-    settled = values[len(values) // 20 :]
-    axes.set_ylim(*_padded(np.quantile(settled, 0.002), np.quantile(settled, 0.999)))
+    axes.set_ylim(*settled_range(values))
+
+
+def settled_range(values: np.ndarray) -> tuple[float, float]:
+    """Where the values of a curve lie after its first steps, with a margin."""
+    low, high = np.quantile(values[len(values) // 20 :], [0.002, 0.999])
+    return _padded(float(low), float(high))
+
+
+def _mark_quarters(axes: Axes, elbo: np.ndarray) -> None:
+    """What :func:`~inference.convergence.convergence` compares: the last quarter of the steps and the one before."""
+    window = len(elbo) // 4
+    if not window:
+        return
+    spans = ((len(elbo) - 2 * window, 0.12, ":", "quarter before"), (len(elbo) - window, 0.3, "--", "last quarter"))
+    for start, shade, dashes, name in spans:
+        ends = (start + 1, start + window)
+        axes.axvspan(*ends, color=GREY, alpha=shade, lw=0)
+        axes.hlines(elbo[start : start + window].mean(), *ends, color=INK, lw=2, ls=dashes, label=f"mean, {name}")
+        axes.annotate(
+            name, (sum(ends) / 2, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8
+        )
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
@@ -94,7 +122,7 @@ def marginals(posterior: Mapping[str, np.ndarray], prior: Mapping[str, np.ndarra
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes, (name, draws) in zip(grid.flat, posterior.items(), strict=False):
             _marginal(axes, draws, prior.get(name))
-            axes.set_title(_short(name), fontsize=9)
+            axes.set_title(short(name), fontsize=9)
         for axes in grid.flat[len(posterior) :]:
             axes.set_visible(False)
         handles, labels = grid.flat[0].get_legend_handles_labels()
@@ -102,7 +130,8 @@ def marginals(posterior: Mapping[str, np.ndarray], prior: Mapping[str, np.ndarra
         return as_svg(figure)
 
 
-def _short(name: str, length: int = 24) -> str:
+def short(name: str, length: int = 24) -> str:
+    """The name, cut where it is longer than a panel is wide."""
     return name if len(name) <= length else name[: length - 1] + "…"
 
 

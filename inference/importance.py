@@ -10,7 +10,7 @@ import numpy as np
 
 from inference.arviz_compat import psis
 
-__all__ = ["Shift", "Weighted", "khat_threshold", "pareto_khat", "shift", "smoothed"]
+__all__ = ["Moments", "Shift", "Weighted", "khat_threshold", "moments", "pareto_khat", "smoothed"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,43 @@ class Weighted:
         return rng.permutation(found)
 
 
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """The guide's moments beside the posterior's, as its own weights correct them, of P latents that vary.
+
+    ``mean`` is the guide's mean less the posterior's, in posterior standard
+    deviations, ``ratio`` its standard deviation over the posterior's; all (P,),
+    each with its Monte-Carlo standard error.
+    """
+
+    names: tuple[str, ...]
+    mean: np.ndarray
+    mean_se: np.ndarray
+    ratio: np.ndarray
+    ratio_se: np.ndarray
+
+    @property
+    def mean_reach(self) -> np.ndarray:
+        """How far each mean may be off, two standard errors included."""
+        reach: np.ndarray = np.abs(self.mean) + 2 * self.mean_se
+        return reach
+
+    @property
+    def ratio_reach(self) -> np.ndarray:
+        """How far each ratio may be from 1, two standard errors included."""
+        reach: np.ndarray = np.abs(self.ratio - 1) + 2 * self.ratio_se
+        return reach
+
+    def worst(self) -> Shift:
+        """The latents that reach furthest."""
+        first, second = int(self.mean_reach.argmax()), int(self.ratio_reach.argmax())
+        of_mean = float(abs(self.mean[first])), float(self.mean_se[first]), self.names[first]
+        return Shift(*of_mean, float(self.ratio[second]), float(self.ratio_se[second]), self.names[second])
+
+
 @dataclass(frozen=True)
 class Shift:
-    """How far the guide's moments are from the posterior's, as its own weights correct them, at the worst latents.
+    """How far the guide's moments are from the posterior's at the worst latents, see :class:`Moments`.
 
     ``mean`` is the largest difference of a mean, in posterior standard deviations,
     at the latent ``mean_at``; ``ratio`` the guide's standard deviation over the
@@ -96,21 +130,15 @@ def khat_threshold(draws: int) -> float:
     return min(1 - 1 / math.log10(draws), 0.7) if draws > 1 else -math.inf
 
 
-def shift(values: Mapping[str, np.ndarray], weights: Weighted) -> Shift | None:
-    """Compare S draws by latent, ``{name: (S,)}``, with the same draws weighted; None where none of them varies.
-
-    The worst latent is that with the largest difference plus two standard errors.
-    """
+def moments(values: Mapping[str, np.ndarray], weights: Weighted) -> Moments | None:
+    """Compare S draws by latent, ``{name: (S,)}``, with the same draws weighted; None where none of them varies."""
     draws = np.stack(list(values.values()), 1)
     mean, sd = weights.moments(draws)
     varies = (sd > 0) & (draws.std(0) > 0)
     if not varies.any():
         return None
-    names = [name for name, kept in zip(values, varies, strict=True) if kept]
+    names = tuple(name for name, kept in zip(values, varies, strict=True) if kept)
     centred = (draws[:, varies] - mean[varies]) / sd[varies]
     change = (np.exp(weights.log) - 1 / len(centred))[:, None]
-    off, off_se = np.abs(centred.mean(0)), np.sqrt(np.square(change * centred).sum(0))
-    ratio, ratio_se = centred.std(0), np.sqrt(np.square(change * np.square(centred)).sum(0)) / 2
-    first, second = int((off + 2 * off_se).argmax()), int((np.abs(ratio - 1) + 2 * ratio_se).argmax())
-    of_mean = float(off[first]), float(off_se[first]), names[first]
-    return Shift(*of_mean, float(ratio[second]), float(ratio_se[second]), names[second])
+    mean_se, ratio_se = (np.sqrt(np.square(change * power).sum(0)) for power in (centred, np.square(centred)))
+    return Moments(names, centred.mean(0), mean_se, centred.std(0), ratio_se / 2)

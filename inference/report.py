@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import jinja2
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,15 +16,16 @@ from inference import figures
 from inference.arguments import row_count
 from inference.autoencoder import HeldOutRows
 from inference.code_report import code_sections
-from inference.diagnostics import Diagnosis
 from inference.held_out_report import held_out_sections
 from inference.metrics import HeldOut
+from inference.page import provenance, write_page
 from inference.pictures import as_images, entropy_grids
 from inference.predict import ClassPrediction, Prediction
 from inference.sections import Labels, Section
 from inference.sites import scalars
-from inference.storage import replacing, versions
+from inference.trust import trust_sections
 from inference.vectorized import affordable
+from inference.verdict import verdict
 
 if TYPE_CHECKING:
     from inference.posterior import Posterior
@@ -76,26 +73,23 @@ def write_report(
     parts: list[Callable[[], Iterable[Section]]]
     if posterior.is_autoencoder:
         rows = held_out if isinstance(held_out, HeldOutRows) else None
-        parts = [lambda: code_sections(posterior, rows, groups), lambda: [_elbo(posterior)]]
+        parts = [lambda: code_sections(posterior, rows, groups)]
     else:
         predicted = held_out if isinstance(held_out, HeldOut) else None
         parts = _of_predictions(posterior, predicted, baselines or {}, names, draws)
+    diagnosis = posterior.diagnose()
+    parts.insert(0, lambda: trust_sections(diagnosis, posterior.losses, posterior.kl))
     bar = tqdm(parts, desc="report", unit="part", disable=not progress, leave=False)
     sections = [section for part in bar for section in part()]
-    diagnosis = posterior.diagnose()
-    page = _template().render(
+    return write_page(
+        path,
+        "report.html",
         title=names.title or f"{posterior.model_name} by {posterior.guide_name}",
-        verdict=_verdict(diagnosis),
-        diagnosis=diagnosis,
+        verdict=verdict(diagnosis),
         facts=_facts(posterior, names),
         sections=sections,
-        provenance=_provenance(posterior),
-        inline=_inline,
+        provenance=provenance(_repeat(posterior)),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        partial.write_text(page, encoding="utf-8")
-    return path
 
 
 def _of_predictions(
@@ -105,28 +99,10 @@ def _of_predictions(
     return [
         lambda: held_out_sections(held_out, baselines, names) if held_out is not None else [],
         lambda: _images(posterior, held_out, shown),
-        lambda: [_elbo(posterior)],
         lambda: _predictive(posterior, shown, draws, names),
         lambda: _replications(posterior, shown, draws, names),
         lambda: _posterior(posterior, draws),
     ]
-
-
-def _template() -> jinja2.Template:
-    source = resources.files("inference").joinpath("templates/report.html").read_text(encoding="utf-8")
-    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-
-
-def _inline(svg: str) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode()
-
-
-def _verdict(diagnosis: Diagnosis) -> str:
-    if diagnosis.trusted:
-        return "The checks found nothing against this fit."
-    if diagnosis.khat is None:
-        return "This fit cannot be checked as a posterior: judge its predictions by rows that were held out."
-    return "Do not rely on this posterior yet."
 
 
 def _facts(posterior: Posterior, names: Labels) -> list[tuple[str, str]]:
@@ -164,26 +140,14 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _provenance(posterior: Posterior) -> list[tuple[str, str]]:
+def _repeat(posterior: Posterior) -> list[tuple[str, str]]:
     return [
-        *versions().items(),
         ("seed", str(posterior.record.seed)),
         ("device", str(posterior.program.device)),
         ("float type", str(posterior.program.dtype).removeprefix("torch.")),
         ("threads", str(torch.get_num_threads())),
         ("seconds of fitting", f"{posterior.record.seconds:.1f}"),
-        ("written", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")),
     ]
-
-
-def _elbo(posterior: Posterior) -> Section:
-    reading = (
-        "The evidence lower bound, which fitting pushes up: a curve that is flat at its right end has settled, "
-        "one that still climbs wants more steps. It is the log likelihood of the data, less the KL divergence between "
-        "guide and prior, which is what the latents cost."
-    )
-    picture = figures.elbo_curve(posterior.losses, posterior.kl)
-    return Section("Did the fit settle?", reading, picture, figure_label="ELBO by step, and its two parts")
 
 
 @dataclass(frozen=True)

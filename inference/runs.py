@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 from dataclasses import asdict, dataclass
@@ -13,10 +12,11 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from inference import registry, storage
+from inference.fingerprint import fingerprint
 from inference.posterior import Posterior, load
 from inference.sections import Labels
 
-__all__ = ["Run", "Split", "check_writable", "data_for", "fingerprint", "least_squares_rmse", "split_rows"]
+__all__ = ["Run", "Split", "check_writable", "data_for", "least_squares_rmse", "split_rows"]
 
 MANIFEST = "run.json"
 
@@ -119,14 +119,6 @@ def data_for(model: Any, rows: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarra
         return rows
     many = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters)
     return rows if many or sum(p.kind in kinds for p in parameters) > 1 else rows[:1]
-
-
-def fingerprint(x: np.ndarray, y: np.ndarray) -> str:
-    """SHA-256 over shapes and values, to know the data again."""
-    digest = hashlib.sha256()
-    for array in (x, y):
-        digest.update(repr((array.shape, str(array.dtype))).encode() + np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def check_writable(folder: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from inference.verdict import Explained
+
 __all__ = ["Labels", "Section"]
 
 
@@ -20,7 +22,10 @@ class Labels:
 
 @dataclass(frozen=True)
 class Section:
-    """One figure or table with the sentence that says how to read it."""
+    """A question with the sentence that says how to read its answer: a figure, a table, checks, or several of them.
+
+    ``level`` is 2, or 3 for a part of the section before it.
+    """
 
     title: str
     reading: str
@@ -28,3 +33,5 @@ class Section:
     rows: Sequence[Sequence[str]] = ()
     head: Sequence[str] = ()
     figure_label: str = field(default="")
+    checks: Sequence[Explained] = ()
+    level: int = 2

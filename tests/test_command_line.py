@@ -17,7 +17,8 @@ from sklearn.linear_model import LinearRegression
 
 from inference import registry
 from inference.cli import main
-from inference.runs import Run, fingerprint
+from inference.fingerprint import fingerprint
+from inference.runs import Run
 
 RUN_FILES = ["posterior.json", "posterior.safetensors", "report.html", "run.json"]
 COLUMNS = ["mean", "std", "lower", "upper"]
@@ -210,6 +211,26 @@ def test_report_writes_a_lost_report_again(run, capsys):
     assert "price by linear_regression" in after
     assert len(after) == pytest.approx(len(before), rel=0.02)
     assert names_in(run) == RUN_FILES
+
+
+def test_two_runs_are_compared_by_the_names_of_their_folders(fitted, here, capsys):
+    for name in ("first", "second"):
+        shutil.copytree(fitted.folder, here / name)
+    assert main(["report", "first", "second", "--out", "new/c.html"]) == 0
+    assert capsys.readouterr().out == f"{Path('new/c.html')}\n"
+    page = (here / "new" / "c.html").read_text()
+    assert "2 fits compared" in page
+    assert "houses.csv, target price, 32 rows" in page
+    assert "different" not in page
+    shutil.copytree(fitted.folder, here / "more" / "first")
+    assert main(["report", "first", "more/first"]) == 0
+    assert "more/first: " in (here / "comparison.html").read_text()
+    assert names_in(here / "first") == RUN_FILES
+
+
+def test_a_run_is_not_compared_with_itself_or_written_over_a_folder(run, capsys):
+    assert "given twice" in refused(capsys, ["report", run, run])
+    assert "is a folder" in refused(capsys, ["report", run, "--out", run])
 
 
 def test_diagnose_says_that_sixty_steps_are_too_few(run, capsys):
