@@ -242,11 +242,10 @@ def test_diagnose_says_that_sixty_steps_are_too_few(run, capsys):
     assert "  try: take at least 200 steps" in lines
 
 
-@pytest.mark.parametrize("decay", ["--decay", "--no-decay"])
-def test_diagnose_trusts_a_long_fit_of_the_right_model(here, capsys, decay):
+def test_diagnose_trusts_a_fit_that_lands(here, capsys):
     guide = "pyro.infer.autoguide:AutoMultivariateNormal"
-    arguments = fit_arguments("houses.csv", "run", steps=1200, lr=0.03, guide=guide, set="noise=0.3")
-    assert main([*arguments, decay]) == 0
+    arguments = fit_arguments("houses.csv", "run", steps=3000, guide=guide, set="noise=0.3")
+    assert main(arguments) == 0
     capsys.readouterr()
     assert main(["diagnose", "run"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "verdict: trust"
@@ -629,5 +628,5 @@ def test_a_fit_that_finds_its_own_steps_says_why_it_stopped(here, capsys):
     status = main(fit_arguments("houses.csv", "run", optimizer="auto", steps=2500, engine="eager"))
     printed = capsys.readouterr()
     assert status == 0, printed.err
-    assert re.search("converged after|ceiling of steps", printed.out)
-    assert re.search("converged after|ceiling of steps", Path("run/report.html").read_text())
+    assert re.search("converged after|settled after|ceiling of steps", printed.out)
+    assert re.search("converged after|settled after|ceiling of steps", Path("run/report.html").read_text())

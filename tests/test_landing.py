@@ -102,7 +102,7 @@ def test_where_it_does_not_land_it_does_not_say_so():
             theta = pyro.sample("theta", dist.Normal(mu, tau))
             pyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
-    funnel = landed(schools, mean_field_normal, sigma, effects, steps=3000, engine="compiled")
+    funnel = landed(schools, full_rank_normal, sigma, effects, steps=3000, engine="compiled")
     assert not funnel.record.stop.converged
     assert "ceiling of steps" in funnel.stop_reason
     assert "R-hat" in funnel.stop_reason

@@ -99,7 +99,7 @@ def test_it_fits_predicts_saves_loads_and_reports(kind, line, tmp_path):
 
     with_data = load(tmp_path / "run", *parts(kind), line.x, line.y)
     page = with_data.report(tmp_path / "report.html", test=(line.x, line.y)).read_text()
-    assert page.count("<img") == 5
+    assert page.count("<img") >= 5  # those of predictions; of its checks as many as it has
     assert "obs" in page
 
 
