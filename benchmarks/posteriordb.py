@@ -8,7 +8,8 @@ own way, its autoguide under ClippedAdam 0.02 that decays to 1 % over 8,000
 steps. Of each: the largest error of a mean in reference sds, the least and
 largest ratio of sds (20,000 draws), the ELBO in nats with its standard error
 (5,000 draws), steps, gradient evaluations, seconds with the compiled program
-warm, and why it stopped. Flows have no counterpart in Pyro here.
+warm, and why it stopped; then Pareto k-hat, the verdict of ``diagnose()``, and the
+same errors of 20,000 corrected draws. Flows have no counterpart in Pyro here.
 """
 
 from __future__ import annotations
@@ -60,7 +61,19 @@ def by_kiln(posterior: Posterior, guide: Callable[..., Any], seed: int) -> tuple
     weights = found.log_weights(WEIGHTS).double()
     elbo = f"{float(weights.mean()):>10.3f} ± {float(weights.std()) / WEIGHTS**0.5:.3f}"
     cost = f"{len(found.losses):>6}{found.record.evaluations:>7}"
-    return posterior.errors(found.sample(DRAWS)), seconds, f"{elbo}{cost}  {said}"
+    return posterior.errors(found.sample(DRAWS)), seconds, f"{elbo}{cost}  {said:<22}{_verdict(posterior, found)}"
+
+
+def _verdict(posterior: Posterior, found: Any) -> str:
+    """K-hat, the verdict, and the errors of corrected draws where there are any."""
+    diagnosis = found.diagnose()
+    said = f"{diagnosis.khat:>6.2f} {diagnosis.verdict:<12}"
+    try:
+        errors = posterior.errors(found.sample(DRAWS, corrected=True))
+    except ValueError:
+        return f"{said}refused"
+    false = diagnosis.trusted and not errors.landed
+    return f"{said}{errors.mean:>7.3f}{errors.least:>7.3f}{errors.most:>7.3f}{' FALSE' if false else ''}"
 
 
 def by_pyro(posterior: Posterior, guide: Callable[..., Any], seed: int) -> tuple[Errors | None, float, str]:
@@ -102,7 +115,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(
-        f"{'posterior':<40}{'guide':<11}seed way      mean  least   most       seconds      ELBO          steps  grads"
+        f"{'posterior':<40}{'guide':<11}seed way      mean  least   most       seconds      ELBO          steps  grads  "
+        "stop                  k-hat verdict     corrected: mean, least, most"
     )
     for name in NAMES:
         posterior = read(name)
