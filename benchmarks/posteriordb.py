@@ -115,8 +115,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(
-        f"{'posterior':<40}{'guide':<11}seed way      mean  least   most       seconds      ELBO          steps  grads  "
-        "stop                  k-hat verdict     corrected: mean, least, most"
+        f"{'posterior':<40}{'guide':<11}seed way      mean  least   most       seconds      ELBO          steps  grads"
+        "  stop                  k-hat verdict     corrected: mean, least, most"
     )
     for name in NAMES:
         posterior = read(name)

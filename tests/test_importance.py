@@ -93,7 +93,9 @@ def test_resampled_draws_come_as_often_as_their_weights_say():
 
 def test_corrected_draws_are_nearer_to_the_posterior_than_the_guides():
     """A mean-field Normal's sds are too small where latents are correlated; weights make up for it."""
-    posterior = fit(MODEL, mean_field_normal(MODEL), X, Y, steps=3000, dtype=torch.float64, progress=False)
+    posterior = fit(
+        MODEL, mean_field_normal(MODEL), X, Y, steps=3000, engine="compiled", dtype=torch.float64, progress=False
+    )
     exact = exact_linear_regression(X, Y, noise=0.5)
     sd = exact.covariance.diagonal().sqrt()
 
@@ -144,7 +146,7 @@ def test_a_model_that_runs_draw_by_draw_has_the_same_checks():
 def test_a_fit_says_converged_only_of_the_posterior_itself(guide, converged):
     """Both come to rest; the independent Normals at sds that are too small."""
     x = X + 2  # more correlated
-    posterior = fit(MODEL, guide(MODEL), x, Y, steps=6000, dtype=torch.float64, progress=False)
+    posterior = fit(MODEL, guide(MODEL), x, Y, steps=6000, engine="compiled", dtype=torch.float64, progress=False)
     stop = posterior.record.stop
     assert stop.settled
     assert stop.converged == converged

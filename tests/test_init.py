@@ -149,14 +149,12 @@ def test_guides_without_a_location_of_their_own_say_so():
 
 
 def test_all_steps_are_taken_where_that_is_asked():
-    options = {"optimizer": "auto", "steps": 3000, "engine": "eager", "dtype": torch.float64, "progress": False}
-    early = fit(MODEL, full_rank_normal(MODEL), X, Y, **options)
+    """Where an end would have been found after 2,000, as a test of landing has it."""
+    options = {"optimizer": "auto", "steps": 2500, "dtype": torch.float64, "progress": False}
     whole = fit(MODEL, full_rank_normal(MODEL), X, Y, stop="steps", **options)
-    assert len(early.losses) < 3000
-    assert early.record.stop.converged
-    assert len(whole.losses) == 3000
+    assert len(whole.losses) == 2500
     assert not whole.record.stop.converged
-    assert whole.stop_reason == "all 3,000 steps were taken, as was asked"
+    assert whole.stop_reason == "all 2,500 steps were taken, as was asked"
 
 
 def test_an_end_that_cannot_be_found_is_refused():

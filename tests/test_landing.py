@@ -49,7 +49,7 @@ def flat_line(x, y=None):
     [
         (full_rank_normal, "eager"),
         (full_rank_normal, "compiled"),
-        (planar_flow, "eager"),
+        pytest.param(planar_flow, "eager", marks=pytest.mark.slow),
         (planar_flow, "compiled"),
         pytest.param(spline_flow, "compiled", marks=pytest.mark.slow),
     ],
@@ -133,7 +133,13 @@ def test_callbacks_see_the_end_that_was_found(often):
 
 
 @pytest.mark.parametrize(
-    ("guide", "particles"), [(full_rank_normal, 1), (mean_field_normal, 1), (planar_flow, 1), (planar_flow, 3)]
+    ("guide", "particles"),
+    [
+        (full_rank_normal, 1),
+        (mean_field_normal, 1),
+        (planar_flow, 1),
+        pytest.param(planar_flow, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_same_noise_same_losses_on_both_engines(guide, particles):
     stream = RandomStream.seeded(0)
@@ -242,16 +248,16 @@ def test_in_whitened_coordinates_the_hessian_is_the_identity():
 
     def gradient(phi):
         total = torch.zeros_like(theta)
-        for seed in range(800):
+        for seed in range(200):
             with program.running(theta + white.move(phi), RandomStream.seeded(seed), total):
                 loss(program.model, program.guide, (X, Y), 1, True, None, True)[0].backward()
-        return white.pull(total) / 800
+        return white.pull(total) / 200
 
     for place in (0, 1, 4, 6 + 3):  # two locations, a spread, and one below the diagonal
         phi = torch.zeros_like(theta)
         phi[place] = 0.02
         slope = (gradient(phi) - gradient(-phi)) / 0.04
-        assert float(slope[place]) == pytest.approx(1, abs=0.2)
+        assert float(slope[place]) == pytest.approx(1, abs=0.3)  # of 200 draws, the same at both sides
     change = white.move(torch.randn(len(theta), dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
     torch.testing.assert_close(white.move(white.coordinates(change[None])[0]), change)
 
@@ -272,7 +278,7 @@ def test_what_it_cannot_do_is_said():
 def test_a_flow_goes_that_way_where_nothing_else_is_asked():
     posterior = fit(MODEL, planar_flow(MODEL), X, Y, steps=1000, engine="eager", progress=False)
     assert posterior.record.options["optimizer"] == "auto"
-    plain = fit(MODEL, planar_flow(MODEL), X, Y, steps=1000, lr=0.01, engine="eager", progress=False)
+    plain = fit(MODEL, planar_flow(MODEL), X, Y, steps=10, lr=0.01, engine="eager", progress=False)
     assert plain.record.options["optimizer"] == "adam"
 
 
