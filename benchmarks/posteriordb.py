@@ -28,6 +28,7 @@ from pyro.optim import ClippedAdam
 from benchmarks.posteriors import NAMES, Errors, Posterior, read
 from guides import full_rank_normal, mean_field_normal, planar_flow, spline_flow
 from inference import fit
+from inference.finding import Stop
 
 CEILING, PYROS, DRAWS, WEIGHTS = 7_000, 8_000, 20_000, 5_000
 GUIDES: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
@@ -52,16 +53,21 @@ def by_kiln(posterior: Posterior, guide: Callable[..., Any], seed: int) -> tuple
         progress=False,
     )
     seconds = time.perf_counter() - began
-    stop = found.record.stop
-    said = (
-        "no start"
-        if stop is None or stop.rhat is None
-        else f"{'converged' if stop.converged else 'not':<9} R-hat {stop.rhat:.2f}"
-    )
     weights = found.log_weights(WEIGHTS).double()
     elbo = f"{float(weights.mean()):>10.3f} ± {float(weights.std()) / WEIGHTS**0.5:.3f}"
     cost = f"{len(found.losses):>6}{found.record.evaluations:>7}"
-    return posterior.errors(found.sample(DRAWS)), seconds, f"{elbo}{cost}  {said:<22}{_verdict(posterior, found)}"
+    return (
+        posterior.errors(found.sample(DRAWS)),
+        seconds,
+        f"{elbo}{cost}  {_end(found.record.stop):<22}{_verdict(posterior, found)}",
+    )
+
+
+def _end(stop: Stop | None) -> str:
+    if stop is None:
+        return "all steps"
+    words = "converged" if stop.converged else "settled" if stop.settled else "ceiling"
+    return f"{words:<9} {'own steps' if stop.rhat is None else f'R-hat {stop.rhat:.2f}'}"
 
 
 def _verdict(posterior: Posterior, found: Any) -> str:

@@ -156,7 +156,7 @@ class _Layout:
                 self.triangle = self._triangle(tril)
             elif "scale" in self._own():
                 self._spread("scale")
-        rows = torch.tensor(self.rows, dtype=torch.long)
+        rows = torch.tensor(self.rows, dtype=torch.long, device=self.theta.device)
         return Whitening(self.scale, rows, square.to(self.theta), self._moving(), self.triangle)
 
     def _moving(self) -> float:
@@ -189,5 +189,8 @@ class _Layout:
         self.spreads += self._entries(name)
 
     def _triangle(self, tril: Tensor) -> Triangle:
-        spread, unit = (torch.tensor(self._entries(name), dtype=torch.long) for name in ("scale", "scale_tril"))
+        where = self.theta.device
+        spread, unit = (
+            torch.tensor(self._entries(name), dtype=torch.long, device=where) for name in ("scale", "scale_tril")
+        )
         return Triangle(spread, unit, tril.to(self.theta), self._slopes("scale").to(self.theta))
