@@ -32,8 +32,7 @@ def automatic(
     anew after it. Without ``early`` all steps are taken.
     """
     task = replace(task, optimizer="adam")
-    correlated = hasattr(task.program.guide, "scale_tril")
-    if isinstance(start, NoStart) or not (start.is_mode or correlated):
+    if isinstance(start, NoStart) or not (start.is_mode or _has_triangle(task)):
         found = FoundSteps(task.program.params.flatten(), steps, early)
         return replace(task, landing=found), start.evaluations
     if start.is_mode or steps < 3 * _MENDING:
@@ -45,9 +44,12 @@ def automatic(
 
 def _landed(task: Task, start: Start, steps: int, early: bool, theta: Tensor | None = None) -> Task:
     """The steps from ``start``, or from a ``theta`` whose spread it has."""
-    program = task.program
-    correlated = hasattr(program.guide, "scale_tril")
+    program, correlated = task.program, _has_triangle(task)
     theta = apply_start(program, start) if theta is None else theta
     judged = Moments(program, start) if correlated else None
     landing = Landing(whitening(program, start, theta), theta, steps, early, judged)
     return replace(task, landing=landing, sticking=correlated)
+
+
+def _has_triangle(task: Task) -> bool:
+    return hasattr(task.program.guide, "scale_tril")

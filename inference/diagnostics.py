@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from inference.convergence import Convergence, convergence
-from inference.finding import Stop
+from inference.finding import RHAT, Stop
 from inference.importance import Moments, Shift, khat_threshold, moments, smoothed
 
 __all__ = ["OFF", "Check", "Diagnosis", "Evidence", "NoWeights", "diagnose", "weight_checks"]
@@ -190,7 +190,7 @@ def _of_elbo(state: Convergence, steps: int) -> Check:
 def _of_steps(stop: Stop | None) -> tuple[Check, ...]:
     if stop is None or stop.rhat is None:
         return ()
-    return (Check("R-hat of the steps", stop.rhat, 1.1, stop.settled, stop.reason, _LONGER),)
+    return (Check("R-hat of the steps", stop.rhat, RHAT, stop.settled, stop.reason, _LONGER),)
 
 
 def _of_khat(khat: float, limit: float) -> Check:

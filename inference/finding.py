@@ -9,7 +9,9 @@ from torch import Tensor
 
 from inference.updates import Update
 
-__all__ = ["Finding", "Stop"]
+__all__ = ["RHAT", "Finding", "Stop"]
+
+RHAT = 1.1  # of a guide that wanders in place, at most
 
 
 @dataclass(frozen=True)

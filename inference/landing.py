@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inference.convergence import convergence
-from inference.finding import Finding, Stop
+from inference.finding import RHAT, Finding, Stop
 from inference.whitening import Whitening
 
 __all__ = ["EVERY", "Landing", "split_rhat"]
@@ -22,7 +22,7 @@ _WARM = 100
 _CLIP = 10.0  # root mean squares at which each entry of a gradient is cut, once warm
 _GROWN = 10.0  # times that for the mean square, which has to follow gradients that have grown
 _FIRST, _SETTLE = 1000, 1000  # steps before the first look, and of the least settling
-_RHAT, _AIM, _MCSE = 1.1, 0.03, 0.06
+_AIM, _MCSE = 0.03, 0.06
 _FIRST_MOMENT, _SECOND_MOMENT, _EPSILON = 0.9, 0.999, 1e-8
 
 
@@ -114,7 +114,7 @@ class Landing(Finding):
         rhat = float(split_rhat(recent).max())
         rising = not convergence(losses[step // 2 :].double().cpu().numpy()).converged
         last = step >= self.settling
-        if (not rhat <= _RHAT or rising) and not last:
+        if (not rhat <= RHAT or rising) and not last:
             return
         blocks = recent[: len(recent) // 10 * 10].reshape(-1, 10, recent.shape[1]).mean(1)
         spread = float(blocks.std(0).max())
@@ -127,13 +127,13 @@ class Landing(Finding):
 
 def _stop(step: int, rhat: float, mcse: float, rising: bool) -> Stop:
     troubles = []
-    if not rhat <= _RHAT:
-        troubles.append(f"R-hat of the guide is {rhat:.2f}, above {_RHAT}")
+    if not rhat <= RHAT:
+        troubles.append(f"R-hat of the guide is {rhat:.2f}, above {RHAT}")
     if rising:
         troubles.append("the ELBO was still rising")
     if not mcse <= _MCSE:
         troubles.append(f"its averages are known to {mcse:.2f} posterior sds only, above {_MCSE}")
-    figures = f"R-hat {rhat:.2f} (at most {_RHAT}), averages known to {mcse:.3f} posterior sds"
+    figures = f"R-hat {rhat:.2f} (at most {RHAT}), averages known to {mcse:.3f} posterior sds"
     if troubles:
         return Stop(False, f"the ceiling of steps was reached: {'; '.join(troubles)}", rhat, mcse)
     return Stop(True, f"after {step:,} steps and averaged since: {figures}", rhat, mcse)

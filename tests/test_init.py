@@ -9,6 +9,7 @@ import pytest
 import torch
 from pyro.distributions import constraints
 from pyro.infer.autoguide import AutoDelta
+from test_start import SCHOOLS, eight_schools
 from torch import nn
 
 from guides import amortized_encoder, full_rank_normal, mean_field_normal, planar_flow, spline_flow
@@ -98,18 +99,9 @@ def test_a_point_begins_at_the_mode():
 
 
 def test_where_there_is_no_mode_it_is_said():
-    sigma = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18], dtype=torch.float64)
-    effects = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12], dtype=torch.float64)
-
-    def schools(sigma, y=None):
-        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-        with pyro.plate("data", len(sigma)):
-            theta = pyro.sample("theta", dist.Normal(mu, tau))
-            pyro.sample("y", dist.Normal(theta, sigma), obs=y)
-
+    sigma, effects = (value.double() for value in SCHOOLS)
     with pytest.raises(ValueError, match=r"ended at no mode .* pass init='auto'"):
-        begun(full_rank_normal, schools, (sigma, effects), init="mode")
+        begun(full_rank_normal, eight_schools, (sigma, effects), init="mode")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from test_compiled import losses_of_both
+from test_start import SCHOOLS, eight_schools
 
 from guides import full_rank_normal, mean_field_normal, planar_flow, spline_flow
 from inference import every, fit, load
@@ -92,17 +93,8 @@ def test_flat_priors_and_columns_of_any_scale(guide):
 
 def test_where_it_does_not_land_it_does_not_say_so():
     """The funnel of eight schools, and a fit that is too short to tell."""
-    sigma = torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18], dtype=torch.float64)
-    effects = torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12], dtype=torch.float64)
-
-    def schools(sigma, y=None):
-        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
-        with pyro.plate("data", len(sigma)):
-            theta = pyro.sample("theta", dist.Normal(mu, tau))
-            pyro.sample("y", dist.Normal(theta, sigma), obs=y)
-
-    funnel = landed(schools, full_rank_normal, sigma, effects, steps=3000, engine="compiled")
+    sigma, effects = (value.double() for value in SCHOOLS)
+    funnel = landed(eight_schools, full_rank_normal, sigma, effects, steps=3000, engine="compiled")
     assert not funnel.record.stop.converged
     assert "ceiling of steps" in funnel.stop_reason
     assert "R-hat" in funnel.stop_reason
