@@ -27,11 +27,13 @@ LEVELS = [
         "params",
         "pauses",
         "places",
+        "sealed",
         "sites",
         "uniformity",
     },
     {
         "annealing",
+        "archive",
         "draws",
         "executable",
         "fresh",
