@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from inference import storage
 from inference.arguments import positive_integer
 from inference.background import Background
+from inference.files import make_folder
 from inference.posterior import Posterior
 from inference.watch import CHUNK, Progress
 
@@ -75,7 +75,7 @@ class Snapshots:
         self._work: Background | None = None
 
     def __enter__(self) -> Snapshots:
-        storage.make_folder(self.folder)
+        make_folder(self.folder)
         found = sorted([*self.folder.glob("step_*"), *self.folder.glob("start_*/step_*")])
         if found and not self.overwrite:
             raise ValueError(

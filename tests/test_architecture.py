@@ -14,6 +14,7 @@ LEVELS = [
         "background",
         "convergence",
         "double",
+        "files",
         "fingerprint",
         "flat_priors",
         "frozen",
@@ -27,13 +28,11 @@ LEVELS = [
         "params",
         "pauses",
         "places",
-        "sealed",
         "sites",
         "uniformity",
     },
     {
         "annealing",
-        "archive",
         "draws",
         "executable",
         "fresh",
@@ -41,14 +40,16 @@ LEVELS = [
         "minibatch",
         "native",
         "numpy_operators",
+        "kinds",
         "objective",
         "replayed",
+        "sealed",
         "side_by_side",
         "updates",
         "vectorized",
     },
-    {"finding", "numpy_graph", "operator_names", "predict", "program", "storage", "tape"},
-    {"density", "diagnostics", "leave_one_out", "log_joint", "numpy_predictor", "recorded", "reliability"},
+    {"archive", "finding", "numpy_graph", "operator_names", "predict", "program", "tape"},
+    {"density", "diagnostics", "leave_one_out", "log_joint", "numpy_predictor", "recorded", "reliability", "storage"},
     {"latents", "standalone", "start", "surface", "verdict"},
     {"moments", "placing", "whitening"},
     {"found_steps", "init", "landing"},
@@ -83,7 +84,7 @@ LEVELS = [
     {"cli"},
     {"__main__", "__init__"},
 ]
-WITHIN_A_LEVEL = {("runs", "registry"), ("storage", "params")}
+WITHIN_A_LEVEL = {("runs", "registry")}
 
 
 def level(module):
