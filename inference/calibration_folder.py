@@ -62,9 +62,11 @@ class CalibrationFolder:
         path = self._file(number)
         try:
             found = read_json(path, SCHEMA)
+            check(path, found, _KIND)
         except FileNotFoundError:
             return None
-        check(path, found, _KIND)
+        except ValueError as error:
+            raise ValueError(f"{error}; or delete it, and its fit is made again") from error
         if (found.pop(_CALIBRATION), found["number"]) != (self._name, number):
             raise ValueError(f"{path} is of another calibration or another fit: delete it, and its fit is made again")
         outcome = Outcome(**found)

@@ -82,7 +82,7 @@ class Snapshots:
                 f"{self.folder} has {len(found)} snapshots of another fit, the first is {found[0].name}: give another "
                 "folder, or overwrite=True to remove them"
             )
-        for path in (*found, *self.folder.glob("**/.step_*.partial")):
+        for path in found:
             shutil.rmtree(path)
         self.written = []
         self._running = True
