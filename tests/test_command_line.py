@@ -551,7 +551,7 @@ def test_a_run_and_the_posterior_of_another_are_told_apart(run, tmp_path, fitted
 
 
 @pytest.fixture
-def use_table(resealed):
+def use_table(run, resealed):
     def use(table):
         resealed(run / "run.json", data=str(table))
         return table
