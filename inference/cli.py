@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ from inference.metrics import ClassScores, Scores
 from inference.optimizers import LearningRate, cosine_decay
 from inference.posterior import Posterior
 from inference.predict import ClassPrediction, Prediction
+from inference.printable import printable
 from inference.run_reports import REPORT, compare_runs, evaluate, report_run, write_run_report
 from inference.runs import Run, Split, check_writable, data_for, least_squares_rmse, split_rows
 from inference.svi import fit as fit_posterior
@@ -36,6 +37,9 @@ COMPARISON, USUAL_GUIDE, USUAL_LR = "comparison.html", "mean_field_normal", 0.02
 MANY_ROWS = 10_000
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, as `kiln fit --out` makes it.")]
+OwnCode = Annotated[
+    bool, typer.Option("--own-code", help="Import and run the model and guide that DIR names by module:function.")
+]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
         if os.environ.get("KILN_TRACEBACK"):
             raise
-        print(f"kiln: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(f"kiln: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 
@@ -138,11 +142,13 @@ def report(
         Path | None,
         typer.Option(help="The HTML file to write; report.html in the run, or comparison.html here, if left out."),
     ] = None,
+    own_code: OwnCode = False,
 ) -> None:
     """Write the report of a run again, or one that compares several runs side by side."""
     if out is not None and out.is_dir():
         raise ValueError(f"--out {out} is a folder: give the name of a file")
-    print(report_run(folders[0], out) if len(folders) == 1 else compare_runs(folders, out or Path(COMPARISON)))
+    one = len(folders) == 1
+    _say(report_run(folders[0], out, own_code) if one else compare_runs(folders, out or Path(COMPARISON), own_code))
 
 
 @app.command()
@@ -154,6 +160,7 @@ def predict(
     prob: Annotated[float, typer.Option(help="What share of new observations the interval should hold.")] = 0.9,
     batch_size: Annotated[int | None, typer.Option(help="Rows at a time, which bounds the memory.")] = None,
     seed: Annotated[int, typer.Option(help="Fixes the draws.")] = 0,
+    own_code: OwnCode = False,
 ) -> None:
     """Predict new rows: mean, standard deviation and interval; or their codes, where the model makes whole rows."""
     writers = {".csv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz}
@@ -162,7 +169,7 @@ def predict(
     if out.is_dir():
         raise ValueError(f"--out {out} is a folder: give the name of a file")
     check_writable(out.parent)
-    run = Run.read(folder)
+    run = Run.read(folder, own_code)
     table = registry.read_table(data, run.target, run.columns)
     if table.x.shape[1] != len(run.columns):
         raise ValueError(f"{data} has {table.x.shape[1]} columns but the fit had {len(run.columns)}: {run.columns}")
@@ -174,13 +181,13 @@ def predict(
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
         writers[out.suffix](pd.DataFrame(columns), partial)
-    print(out)
+    _say(out)
 
 
 @app.command()
-def diagnose(folder: Folder) -> None:
+def diagnose(folder: Folder, own_code: OwnCode = False) -> None:
     """Say whether a run can be trusted, with numbers and reasons."""
-    run = Run.read(folder)
+    run = Run.read(folder, own_code)
     _print_verdict(run.posterior(folder, *data_for(run.bind(), run.split().train)).diagnose())
 
 
@@ -224,14 +231,14 @@ def _schedule(
 
 
 def _tell(posterior: Posterior, run: Run, split: Split, folder: Path) -> None:
-    print(f"{run.model} on {Path(run.data).name}: {len(split.train[0])} rows to fit, {len(split.test[0])} held out")
+    _say(f"{run.model} on {Path(run.data).name}: {len(split.train[0])} rows to fit, {len(split.test[0])} held out")
     if posterior.record.stop is not None:
-        print(f"  {posterior.stop_reason}")
+        _say(f"  {posterior.stop_reason}")
     held_out = evaluate(posterior, split)
     if held_out is not None:
         _print_scores(held_out.scores, split)
     path = write_run_report(posterior, run, split, folder / REPORT, held_out)
-    print(f"report: {path}")
+    _say(f"report: {path}")
 
 
 def _hint(rows: int, batch_size: int | None) -> None:
@@ -266,9 +273,14 @@ def _print_verdict(diagnosis: Diagnosis) -> None:
     state = diagnosis.convergence
     print(f"  ELBO gain over the last quarter {state.gain:.3g} ± {state.gain_se:.2g} nats")
     for reason in diagnosis.reasons:
-        print(f"  because {reason}")
+        _say(f"  because {reason}")
     for advice in diagnosis.advice:
-        print(f"  try: {advice}")
+        _say(f"  try: {advice}")
+
+
+def _say(words: Any, file: TextIO | None = None) -> None:
+    """Print a line, with what would steer the terminal spelt out: names come from files."""
+    print(printable(words), file=file)
 
 
 def _codes(code: Encoding) -> dict[str, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -36,13 +37,14 @@ STYLE = {
     "svg.fonttype": "path",
     "text.parse_math": False,
 }
+_NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # a name may have such, a file may not
 
 
 def as_svg(figure: Figure) -> str:
     """The figure as SVG text, the same for the same figure."""
     stream = io.StringIO()
     figure.savefig(stream, format="svg", bbox_inches="tight", metadata={"Date": None})
-    return stream.getvalue()
+    return _NO_XML.sub("\ufffd", stream.getvalue())
 
 
 def _panel(width: float = 7.2, height: float = 3.4) -> tuple[Figure, Axes]:

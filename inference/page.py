@@ -25,7 +25,7 @@ def write_page(path: Path, template: str, **content: Any) -> Path:
     page = environment.get_template(template).render(**content)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
     return path
 
 

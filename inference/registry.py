@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -15,12 +16,17 @@ from torch import nn
 
 from inference.isolation import RandomStream
 
-__all__ = ["build_guide", "build_model", "find", "names", "read_table", "suggested_options"]
+__all__ = ["build_guide", "build_model", "find", "is_own_code", "names", "read_table", "suggested_options"]
 
 
 def names(group: str) -> list[str]:
     """What is registered as ``kiln.<group>``: ``models``, ``guides``, ``data``, ``readers``, ``options``."""
     return sorted({entry.name for entry in entry_points(group=f"kiln.{group}")})
+
+
+def is_own_code(group: str, reference: str) -> bool:
+    """Whether the reference leads to code that is neither registered by an installed package nor Pyro's autoguide."""
+    return reference not in names(group) and not re.fullmatch(r"pyro\.infer\.autoguide:Auto\w+", reference)
 
 
 def find(group: str, reference: str) -> Any:

@@ -34,16 +34,16 @@ def write_run_report(
     return write_report(posterior, path, held_out=held_out, **options)
 
 
-def report_run(folder: Path, out: Path | None = None) -> Path:
-    """Write the report of a run to ``out``, or into its folder."""
-    run = Run.read(folder)
+def report_run(folder: Path, out: Path | None = None, own_code: bool = False) -> Path:
+    """Write the report of a run to ``out``, or into its folder; ``own_code`` as in :meth:`Run.read`."""
+    run = Run.read(folder, own_code)
     split = run.split()
     posterior = run.posterior(folder, *data_for(run.bind(), split.train))
     return write_run_report(posterior, run, split, out or folder / REPORT, evaluate(posterior, split))
 
 
-def compare_runs(folders: Sequence[Path], out: Path) -> Path:
-    """Write the comparison of several runs to ``out``.
+def compare_runs(folders: Sequence[Path], out: Path, own_code: bool = False) -> Path:
+    """Write the comparison of several runs to ``out``; ``own_code`` as in :meth:`Run.read`.
 
     Raises
     ------
@@ -52,7 +52,7 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Path:
     """
     names = _names(folders)
     check_writable(out.parent)
-    runs = {name: Run.read(folder) for name, folder in zip(names, folders, strict=True)}
+    runs = {name: Run.read(folder, own_code) for name, folder in zip(names, folders, strict=True)}
     splits = {name: run.split() for name, run in runs.items()}
     posteriors = {
         name: run.posterior(folder, *data_for(run.bind(), splits[name].train))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from inference.files import ADVICE
 from inference.fingerprint import fingerprint
 from inference.kinds import ANY, NUMBER, SEED, TEXT, check, list_of, mapping_of, record
 from inference.posterior import Posterior, load
+from inference.printable import printable
 from inference.sealed import read_json, write_json
 from inference.sections import Labels
 
@@ -63,8 +65,12 @@ class Run:
         write_json(folder / MANIFEST, {**asdict(self), _POSTERIOR: storage.identity(folder)}, SCHEMA)
 
     @classmethod
-    def read(cls, folder: Path) -> Run:
-        """Read ``run.json``, or raise saying what is wrong with the folder."""
+    def read(cls, folder: Path, own_code: bool = False) -> Run:
+        """Read ``run.json``, or raise saying what is wrong with the folder.
+
+        A model or guide by ``module:function`` is imported and run, and a folder
+        may come from anywhere: it is refused unless ``own_code`` says that it may be.
+        """
         path = folder / MANIFEST
         try:
             found = read_json(path, SCHEMA)
@@ -75,7 +81,17 @@ class Run:
         check(path, found, _KIND)
         if found.pop(_POSTERIOR) != storage.identity(folder):
             raise ValueError(f"{path} belongs to another posterior than {storage.MANIFEST} beside it: {ADVICE}")
-        return cls(**found)
+        run = cls(**found)
+        if not own_code:
+            run._refuse_code(path)
+        return run
+
+    def _refuse_code(self, path: Path) -> None:
+        for group, reference in (("models", self.model), ("guides", self.guide)):
+            if registry.is_own_code(group, reference):
+                raise ValueError(
+                    f"{path} names {reference!r}, code that would be imported and run: if you know it, say --own-code"
+                )
 
     def bind(self) -> Any:
         """The model with its options."""
@@ -101,8 +117,8 @@ class Run:
 
     def labels(self) -> Labels:
         """Names for the report."""
-        name = Path(self.data).name
-        return Labels(f"{self.target} by {self.model}", f"{name}, target {self.target}", self.columns, self.target)
+        name, target, model = (printable(text) for text in (Path(self.data).name, self.target, self.model))
+        return Labels(f"{target} by {model}", f"{name}, target {target}", [printable(c) for c in self.columns], target)
 
 
 def split_rows(table: Any, holdout: float, seed: int) -> Split:
@@ -143,9 +159,8 @@ def check_writable(folder: Path) -> None:
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".kiln-probe"
-        probe.write_bytes(b"")
-        probe.unlink()
+        with TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise ValueError(
             f"cannot write to the output folder {folder}: {error.strerror}; choose another --out"

@@ -62,7 +62,7 @@ def read_npz(path: Path, target: str | None, columns: Sequence[str] | None) -> T
     names = tuple(columns or (f"x{i}" for i in range(x.shape[1])))
     if len(names) != x.shape[1]:
         raise ValueError(
-            f"{path}: x has {x.shape[1]} columns but the fit had {len(names)} ({', '.join(names)}): "
+            f"{path}: x has {x.shape[1]} columns but the fit had {len(names)}, {list(names)}: "
             "give the same columns in the same order"
         )
     for column, values in zip(names, x.T, strict=True):

@@ -28,6 +28,7 @@ LEVELS = [
         "params",
         "pauses",
         "places",
+        "printable",
         "sites",
         "uniformity",
     },

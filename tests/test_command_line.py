@@ -305,13 +305,20 @@ def test_a_model_and_a_guide_of_ones_own(here, capsys):
     words = {"model": "mymodel:model", "guide": "mymodel:guide", "steps": 200, "lr": 0.05}
     assert main(fit_arguments("houses.csv", "run", **words)) == 0
     assert "report: run/report.html" in capsys.readouterr().out
-    assert Run.read(here / "run").data == str(here / "houses.csv")
+    assert Run.read(here / "run", own_code=True).data == str(here / "houses.csv")
     slope = tensors_in("run")["param:loc"].numpy()
     np.testing.assert_allclose(slope, [2, -1], atol=0.5)
     (here / "run" / "report.html").unlink()
-    assert main(["report", "run"]) == 0
+    for command in (
+        ["report", "run"],
+        ["diagnose", "run"],
+        ["predict", "run", "--data", "houses.csv", "--out", "p.csv"],
+    ):
+        assert "run.json names 'mymodel:model', code that would be imported and run" in refused(capsys, command)
+    assert main(["report", "run", "--own-code"]) == 0
     assert names_in(here / "run") == RUN_FILES
-    found = predict(here / "run", "houses.csv", here / "p.csv")
+    assert main(["predict", "run", "--own-code", "--data", "houses.csv", "--out", "p.csv", "--draws", "200"]) == 0
+    found = pd.read_csv("p.csv")
     np.testing.assert_allclose(found["mean"], frame()[["size", "age"]].to_numpy() @ slope, atol=0.2)
 
 
@@ -417,7 +424,7 @@ def test_a_fit_that_cannot_be_is_refused_in_one_line_and_leaves_nothing(bad, cap
     assert [word for word in words if word not in said] == []
     left = {path.name for path in bad.rglob("*")}
     assert not left & set(RUN_FILES)
-    assert not [name for name in left if name.endswith(".partial") or name == ".kiln-probe"]
+    assert not [name for name in left if name.endswith(".partial") or name.startswith("tmp")]
 
 
 def test_a_fit_that_diverges_says_at_which_step_and_leaves_nothing(here, capsys):
@@ -444,7 +451,7 @@ BAD_PREDICTIONS = {
     "missing columns": ({"data": "short.csv"}, ["short.csv lacks ['age']", "['size', 'age']"]),
     "extra columns": ({"data": "long.csv"}, ["long.csv has ['rooms']", "['size', 'age']"]),
     "text column": ({"data": "text.csv"}, ["text.csv", "'age'", "'old'"]),
-    "NPZ with another number of columns": ({"data": "three.npz"}, ["three.npz", "3 columns", "had 2 (size, age)"]),
+    "NPZ with another number of columns": ({"data": "three.npz"}, ["three.npz", "3 columns", "had 2, ['size', 'age']"]),
     "data set with other columns": ({"data": "diabetes"}, ["diabetes has 10 columns", "had 2", "'size', 'age'"]),
     "missing file": ({"data": "lost.csv"}, ["'lost.csv'"]),
     "folder that is not a run": ({"folder": "."}, ["is not a run", "run.json"]),
@@ -471,7 +478,7 @@ def test_a_prediction_that_cannot_be_is_refused_in_one_line_and_leaves_nothing(h
     said = refused(capsys, ["predict", folder, *(w for name, v in options.items() for w in (f"--{name}", v))])
     assert [word for word in words if word not in said] == []
     left = {path.name for path in here.rglob("*")}
-    assert not [name for name in left if name.startswith("p.") or name.endswith(".partial") or name == ".kiln-probe"]
+    assert not [name for name in left if name.startswith("p.") or name.endswith(".partial") or name.startswith("tmp")]
 
 
 @pytest.fixture
@@ -609,6 +616,15 @@ def test_wrong_usage_gives_status_2_and_names_the_argument(here, capsys, argumen
     assert "Usage: kiln" in printed.err
     assert named in printed.err
     assert not (here / "run").exists()
+
+
+def test_what_would_steer_the_terminal_is_spelt_out(here, capsys):
+    frame().rename(columns={"size": "\x1b[31msize\u202e"}).to_csv("houses.csv", index=False)
+    assert main(fit_arguments("houses.csv", "run", target="\x1b]0;title\x07")) == 1
+    assert main(["predict", "\x1b[2Jrun", "--data", "houses.csv", "--out", "p.csv"]) == 1
+    said = capsys.readouterr().err
+    assert r"\x1b[2Jrun is not a run" in said
+    assert not [c for c in said if not c.isprintable() and c != "\n"]
 
 
 def test_help_names_every_command(capsys):

@@ -1,6 +1,8 @@
 import base64
 import re
+import warnings
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import numpy as np
 import pyro
@@ -107,6 +109,16 @@ def test_names_are_shown_and_never_run(line, tmp_path):
     assert "<b>w" not in page
     assert "&lt;b&gt;w&lt;/b&gt;" in page
     assert "<img src=x" not in page
+
+
+def test_names_that_no_file_may_hold_leave_it_whole(line, tmp_path):
+    posterior = fit(linear_regression, AutoNormal(linear_regression), line.x, line.y, steps=60, progress=False)
+    odd = "\x1b[31m\x08"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        page = posterior.report(tmp_path / "r.html", labels=Labels(title=odd + "\udc80", columns=[odd], target=odd))
+    pictures = re.findall(r"base64,([A-Za-z0-9+/=]+)", page.read_text(encoding="utf-8"))
+    assert all(ElementTree.fromstring(base64.b64decode(picture)).tag.endswith("svg") for picture in pictures)
 
 
 def test_classes_rows_and_several_sites(tmp_path):
