@@ -29,11 +29,13 @@ LEVELS = [
         "pauses",
         "places",
         "plain",
+        "sealed",
         "sites",
         "uniformity",
     },
     {
         "annealing",
+        "archive",
         "draws",
         "executable",
         "fresh",
