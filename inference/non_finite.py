@@ -18,7 +18,8 @@ from inference.sites import base_distribution
 __all__ = ["failure", "first_failure", "refuse_non_finite"]
 
 _ADVICE = (
-    "check its prior and support, the scale of the data, and the guide's start; a smaller lr= helps where it happens later"
+    "check its prior and support, the scale of the data, and the guide's start; "
+    "a smaller lr= helps where it happens later"
 )
 
 
