@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -64,11 +66,13 @@ class Checkpoint:
         self.folder = Path(folder)
         self.every = None if every is None else positive_integer(every, "every")
         self._depth = 0
+        self._made: list[Path] = []
         self._last = time.monotonic()
         self._lock = FileLock(self.folder / LOCK, timeout=0)
 
     def __enter__(self) -> Checkpoint:
         if not self._depth:
+            self._made = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
             storage.make_folder(self.folder)
             try:
                 self._lock.acquire()
@@ -85,6 +89,15 @@ class Checkpoint:
         self._depth -= 1
         if not self._depth:
             self._lock.release()
+            self._leave_nothing_empty()
+
+    def _leave_nothing_empty(self) -> None:
+        """Remove the folders that this made, where nothing was written to them."""
+        with suppress(OSError):
+            if self._made and os.listdir(self.folder) == [LOCK]:
+                (self.folder / LOCK).unlink()
+                for place in self._made:
+                    place.rmdir()
 
     def begin(self, identity: Marks, resume: bool, free: Collection[str] = ()) -> dict[str, Any] | None:
         """What is to be gone on with, None where there is nothing yet; marks that are ``free`` may differ.
@@ -101,8 +114,8 @@ class Checkpoint:
             return None
         if not resume:
             raise ValueError(
-                f"{self.folder} has a checkpoint of a fit: pass resume=True to go on with it, give another folder, "
-                f"or remove {STEM}.json there"
+                f"{self.folder} has a checkpoint of a fit: pass resume=True (or --resume) to go on with it, give another "
+                f"folder, or remove {STEM}.json there"
             )
         found = read_checkpoint(self.folder)
         there, here = ({k: v for k, v in m.items() if k not in free} for m in (found["identity"], identity))
