@@ -20,7 +20,8 @@ import torch
 from safetensors import SafetensorError, deserialize
 from torch import Tensor
 
-from inference.sealed import ADVICE, MOST_BYTES, read_bytes, read_json, replacing, write_json
+from inference.files import ADVICE, read_bytes, replacing
+from inference.sealed import MOST_BYTES, read_json, write_json
 
 __all__ = ["read", "write"]
 
@@ -67,7 +68,7 @@ def write(folder: Path, stem: str, tensors: Mapping[str, Tensor], manifest: Mapp
     name = _file_name(stem, digest.hexdigest())
     entry = {"file": name, "bytes": sum(map(len, parts)), "sha256": digest.hexdigest()}
     try:
-        with replacing(folder / name) as file:
+        with replacing(folder / name) as partial, partial.open("xb") as file:
             file.writelines(parts)
         write_json(folder / f"{stem}.json", {**manifest, TENSORS: entry}, schema)
     except BaseException:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,14 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference import storage
+from inference.files import make_folder
+from inference.kinds import TEXT, WHOLE, check, either, list_of, record
 from inference.program import name_of
+from inference.sealed import digest, read_json, write_json
 from inference.simulated import Outcome, Simulation
+from inference.storage import versions
 
 __all__ = ["CalibrationFolder"]
 
 MANIFEST = "calibration.json"
 SCHEMA = 1
+_CALIBRATION = "calibration"
+_KIND = record(calibration=TEXT, number=WHOLE, ranks=either(None, list_of(WHOLE)), error=either(None, TEXT))
 
 
 class CalibrationFolder:
@@ -35,38 +39,55 @@ class CalibrationFolder:
     """
 
     def __init__(self, path: Path, simulation: Simulation) -> None:
-        storage.make_folder(path)
+        make_folder(path)
         self._path = path
+        self._simulation = simulation
         asked = _manifest(simulation)
-        if (path / MANIFEST).exists():
-            _refuse_another(path, _read(path / MANIFEST), asked)
-        else:
-            storage.write_json(path / MANIFEST, asked)
+        self._name = digest(asked)
+        try:
+            _refuse_another(path, read_json(path / MANIFEST, SCHEMA), asked)
+        except FileNotFoundError:
+            write_json(path / MANIFEST, asked, SCHEMA)
 
     def read(self, fits: int) -> list[Outcome]:
         """Those of the first ``fits`` that are there, in order."""
-        files = (self._file(number) for number in range(fits))
-        return [Outcome(**_read(file)) for file in files if file.exists()]
+        found = (self._read(number) for number in range(fits))
+        return [outcome for outcome in found if outcome is not None]
 
     def keep(self, outcome: Outcome) -> None:
         """Write one."""
-        storage.write_json(self._file(outcome.number), dict(vars(outcome)))
+        write_json(self._file(outcome.number), {**vars(outcome), _CALIBRATION: self._name}, SCHEMA)
+
+    def _read(self, number: int) -> Outcome | None:
+        path = self._file(number)
+        try:
+            found = read_json(path, SCHEMA)
+            check(path, found, _KIND)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ValueError(f"{error}; or delete it, and its fit is made again") from error
+        if (found.pop(_CALIBRATION), found["number"]) != (self._name, number):
+            raise ValueError(f"{path} is of another calibration or another fit: delete it, and its fit is made again")
+        outcome = Outcome(**found)
+        self._refuse_impossible(path, outcome)
+        return outcome
+
+    def _refuse_impossible(self, path: Path, outcome: Outcome) -> None:
+        ranks, simulation = outcome.ranks, self._simulation
+        whole = ranks is not None and len(ranks) == len(simulation.names) and max(ranks, default=0) <= simulation.draws
+        if not whole and (ranks is not None or outcome.error is None):
+            raise ValueError(
+                f"{path} has no {len(simulation.names)} ranks from 0 to {simulation.draws}, nor an error: delete it, "
+                "and its fit is made again"
+            )
 
     def _file(self, number: int) -> Path:
         return self._path / f"fit_{number:06d}.json"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, and its fit is made again") from error
-    return found
-
-
 def _manifest(simulation: Simulation) -> dict[str, Any]:
     return {
-        "schema": SCHEMA,
         "model": _described(simulation.model),
         "guide": _described(simulation.guide_builder),
         "parameters": list(simulation.names),
@@ -75,14 +96,14 @@ def _manifest(simulation: Simulation) -> dict[str, Any]:
         "options": {name: _described(value) for name, value in sorted(simulation.options.items())},
         "dtype": _described(simulation.dtype),
         "inputs": _digest(simulation.inputs),
-        "versions": storage.versions(),
+        "versions": versions(),
     }
 
 
 def _refuse_another(path: Path, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     differ = [name for name in asked if there.get(name) != asked[name]]
     if differ:
-        what = "; ".join(f"{name} is {there.get(name)} there and {asked[name]} here" for name in differ)
+        what = "; ".join(f"{name} is {there.get(name)!s:.200} there and {asked[name]} here" for name in differ)
         raise ValueError(f"{path} holds another calibration: {what}: ask for the same, or give another path")
 
 

@@ -15,12 +15,14 @@ from filelock import FileLock, Timeout
 
 from inference import archive, storage
 from inference.arguments import positive_integer
+from inference.files import ADVICE, make_folder
 from inference.identity import Marks, differences
 from inference.plain import packed, unpacked
 
 __all__ = ["Checkpoint", "has_checkpoint", "read_checkpoint"]
 
 SCHEMA, STEM, LOCK = 1, "checkpoint", ".kiln.lock"
+STATE = {"seconds", "losses", "best", "running"}
 _SECONDS = 30.0
 
 
@@ -73,7 +75,7 @@ class Checkpoint:
     def __enter__(self) -> Checkpoint:
         if not self._depth:
             self._made = [place for place in (self.folder, *self.folder.parents) if not place.exists()]
-            storage.make_folder(self.folder)
+            make_folder(self.folder)
             try:
                 self._lock.acquire()
             except Timeout as error:
@@ -114,8 +116,8 @@ class Checkpoint:
             return None
         if not resume:
             raise ValueError(
-                f"{self.folder} has a checkpoint of a fit: pass resume=True (or --resume) to go on with it, give another "
-                f"folder, or remove {STEM}.json there"
+                f"{self.folder} has a checkpoint of a fit: pass resume=True (or --resume) to go on with it, "
+                f"give another folder, or remove {STEM}.json there"
             )
         found = read_checkpoint(self.folder)
         there, here = ({k: v for k, v in m.items() if k not in free} for m in (found["identity"], identity))
@@ -138,7 +140,7 @@ class Checkpoint:
         return time.monotonic() - self._last > _SECONDS
 
     def write(self, state: Mapping[str, Any]) -> None:
-        """Keep ``state``, of numbers, texts, tensors and containers of them.
+        """Keep the :data:`STATE` of a fit, of numbers, texts, tensors and containers of them.
 
         Raises
         ------
@@ -175,17 +177,19 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     ValueError
         If it is damaged, or of another schema.
     """
-    tensors, manifest = archive.read(folder, STEM, SCHEMA, required=("versions", "content"))
+    path = folder / f"{STEM}.json"
+    tensors, manifest = archive.read(folder, STEM, SCHEMA)
+    check(path, manifest, record(versions=mapping_of(TEXT), content=ANY))
     try:
         found = unpacked(manifest["content"], tensors)
-        known = isinstance(found, dict) and isinstance(found["identity"], dict) and isinstance(found["state"], dict)
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{folder / STEM}.json is damaged ({error}): take it from a backup, or fit again") from error
+        identity, state = found["identity"], found["state"]
+        known = isinstance(identity, dict) and isinstance(state, dict) and state.keys() == STATE
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {ADVICE}") from error
     if not known:
-        raise ValueError(f"{folder / STEM}.json is damaged: take it from a backup, or fit again")
-    differ = differences(manifest["versions"], storage.versions())
-    if differ:
+        raise ValueError(f"{path} was not written by a fit: {ADVICE}")
+    if differ := differences(manifest["versions"], storage.versions()):
         warnings.warn(
             f"the checkpoint in {folder} is of other versions: {'; '.join(differ)}", UserWarning, stacklevel=2
         )
-    return dict(found)
+    return {"identity": identity, "state": state}

@@ -21,6 +21,7 @@ from inference.arguments import as_device, positive_integer, positive_number, se
 from inference.autoencoder import Encoding, EvidenceScores
 from inference.checkpoint import Checkpoint
 from inference.diagnostics import Diagnosis
+from inference.files import replacing
 from inference.fingerprint import fingerprint
 from inference.metrics import ClassScores, Scores
 from inference.optimizers import LearningRate, cosine_decay
@@ -28,7 +29,6 @@ from inference.posterior import Posterior
 from inference.predict import ClassPrediction, Prediction
 from inference.run_reports import REPORT, compare_runs, evaluate, report_run, write_run_report
 from inference.runs import Run, Split, check_writable, data_for, least_squares_rmse, split_rows
-from inference.storage import replacing
 from inference.svi import fit as fit_posterior
 
 __all__ = ["main"]

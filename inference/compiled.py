@@ -148,6 +148,8 @@ class CompiledEngine:
         """Bring a state to what was saved, in place."""
         stream = RandomStream.restored(saved["stream"])
         noise = [part.to(state.flat.device) for part in saved["noise"]]
+        if [part.shape for part in saved["moments"]] != [moment.shape for moment in state.moments]:
+            raise TypeError("the optimiser's moments are of other shapes")
         _put_back(state, CompiledState(saved["flat"], saved["moments"], stream, saved["step"], noise))
 
     def _take(self, state: CompiledState, steps: int, pauses: Pauses | None = None) -> list[Tensor]:

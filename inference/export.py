@@ -13,6 +13,7 @@ import numpy as np
 
 from inference import storage
 from inference.asked import Asked
+from inference.files import replacing
 from inference.numpy_predictor import LATENT, MANIFEST, SCHEMA, Predictor
 from inference.onnx_export import write_onnx
 from inference.operator_names import NotExportable
@@ -47,7 +48,7 @@ def write_predictor(asked: Asked, path: Path, names: Mapping[str, str]) -> Path:
     predictor = Predictor(json.loads(json.dumps(manifest)), arrays)
     manifest |= verified(predictor, asked, recording)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with storage.replacing(path) as numbers, storage.replacing(module) as source:
+    with replacing(path) as numbers, replacing(module) as source:
         with numbers.open("wb") as stream:
             np.savez_compressed(stream, **{MANIFEST: np.array(json.dumps(manifest))}, **arrays)  # type: ignore[arg-type]
         source.write_text(module_source(path.stem), encoding="utf-8")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from inference.checkpoint import Checkpoint
 from inference.compiled import CompiledEngine
 from inference.engines import Engine, choose
 from inference.failures import NonFinite
+from inference.files import ADVICE
 from inference.finding import Finding, Stop
 from inference.identity import Marks
 from inference.init import Init, begin
@@ -86,13 +88,24 @@ class Fitting:
         saved = self.checkpoint.begin(identity, resume, free=("steps",) if plain else ())
         if saved is None:
             return None
-        self._began -= saved["seconds"]
-        self._running, losses, best = saved["running"], saved["losses"], saved["best"]
-        self._ended = Ended(losses, None if best is None else self._again(best))
-        step = 0 if self._running is None else self._running["engine"]["step"]
+        with self._believing():
+            self._began -= saved["seconds"]
+            self._running, losses, best = saved["running"], list(saved["losses"]), saved["best"]
+            self._ended = Ended(losses, None if best is None else self._again(best))
+            step = int(self._running["engine"]["step"])
         if step > self.steps:
             raise ValueError(f"{self.checkpoint.folder} has taken {step:,} steps: ask for as many, or for more")
         return len(losses) + 1, step
+
+    @contextmanager
+    def _believing(self) -> Iterator[None]:
+        """Where a checkpoint is not of the form that it must have, one error that names it."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+            folder = self.checkpoint.folder if self.checkpoint else None
+            words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ValueError(f"the checkpoint in {folder} is damaged ({words}): {ADVICE}") from error
 
     @property
     def seconds(self) -> float:
@@ -138,9 +151,11 @@ class Fitting:
         program, stream = self._program(number)
         plain = Task.of(program, self.args, self.batch_size, **self.options)
         if running is not None:
-            plain = replace(plain, theta=running["theta"].to(plain.begin))
-            plan = None if running["plan"] is None else Plan.restored(running["plan"], plain.begin)
-            return self._tried(number, plain, plan, stream, running["searched"], running)
+            with self._believing():
+                plain = replace(plain, theta=_like(running["theta"], plain.begin))
+                plan = None if running["plan"] is None else Plan.restored(running["plan"], plain.begin)
+                searched = int(running["searched"])
+            return self._tried(number, plain, plan, stream, searched, running)
         with tqdm(
             desc="start", bar_format="{desc} {elapsed}", disable=not (self.searches and self.progress), leave=False
         ):
@@ -220,11 +235,14 @@ class Fitting:
     def _restore(self, runner: Engine, state: Any, watch: Watch, running: dict[str, Any]) -> None:
         """Bring engine, rule of the steps and watch to where the fit stood."""
         landing = runner.task.landing
-        if landing is not None:
-            landing.restore(running["finding"])
-            watch.steps = landing.steps
-        runner.restore(state, running["engine"])
-        watch.resume(running["curves"].to(state.flat.device), running["seconds"])
+        with self._believing():
+            if landing is not None:
+                landing.restore(running["finding"])
+                watch.steps = landing.steps
+            _like(running["engine"]["flat"], state.flat)
+            runner.restore(state, running["engine"])
+            curves = _like(running["curves"], state.flat.new_empty(2, state.step))
+            watch.resume(curves, running["seconds"])
 
     def _state(
         self, runner: Engine, state: Any, watch: Watch, plain: Task, plan: Plan | None, fitted: Attempt
@@ -267,3 +285,10 @@ class Fitting:
 
     def _warn(self, words: str) -> None:
         warnings.warn(words, UserWarning, stacklevel=_CALLER)
+
+
+def _like(saved: Tensor, here: Tensor) -> Tensor:
+    """A saved tensor on the device that it is wanted on, if it is of the same shape and type."""
+    if saved.shape != here.shape or saved.dtype != here.dtype:
+        raise TypeError(f"{saved.dtype} {tuple(saved.shape)} for {here.dtype} {tuple(here.shape)}")
+    return saved.to(here.device)

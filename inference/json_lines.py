@@ -9,9 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from inference import storage
 from inference.arguments import positive_integer
 from inference.background import Gathered
+from inference.files import make_folder
 from inference.watch import CHUNK, Progress
 
 __all__ = ["JsonLines"]
@@ -86,7 +86,7 @@ class JsonLines:
     def __enter__(self) -> JsonLines:
         if self.path.exists() and not (self.overwrite or self._resumed):
             raise ValueError(f"{self.path} is there already: give another path, or overwrite=True to replace it")
-        storage.make_folder(self.path.parent)
+        make_folder(self.path.parent)
         self.path.write_text(self._kept, encoding="utf-8")
         self._lines = Gathered("json-lines", self._write)
         return self

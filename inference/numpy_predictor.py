@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -20,6 +22,11 @@ SCHEMA = 1
 MANIFEST = "manifest"
 LATENT = "latent."
 _NUMBERS = 2**24  # in the largest array of a run, which bounds the memory
+_BYTES, _PACKED = 2**28, 20  # a file unpacks to at most so many, or so many times its own size
+_DAMAGED = (
+    *(ValueError, KeyError, AttributeError, TypeError, EOFError, OSError, RuntimeError, NotImplementedError),
+    *(MemoryError, struct.error, zipfile.BadZipFile, zlib.error),
+)
 
 
 class Predictor:
@@ -172,6 +179,21 @@ def _whole(value: Any, name: str, least: int) -> int:
     return int(value)
 
 
+def _unpacked(stream: BinaryIO, size: int) -> dict[str, Array]:
+    """The arrays of an NPZ file of so many bytes, each whole by its checksum, and never of Python objects."""
+    with zipfile.ZipFile(stream) as packed:
+        members = packed.infolist()
+        total = sum(member.file_size for member in members)
+        if total > max(_BYTES, _PACKED * size):
+            raise ValueError(f"its {size:,} bytes would unpack to {total:,}")
+        return {
+            member.filename.removesuffix(".npy"): np.lib.format.read_array(
+                io.BytesIO(packed.read(member)), allow_pickle=False
+            )
+            for member in members
+        }
+
+
 def load(path: str | Path | None = None) -> Predictor:
     """The predictor in an NPZ file, by default the one of the same name beside this module; nothing is unpickled.
 
@@ -183,13 +205,15 @@ def load(path: str | Path | None = None) -> Predictor:
         If it is not there.
     """
     place = Path(__file__).with_suffix(".npz") if path is None else Path(path)
-    try:
-        with place.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        text = arrays.pop(MANIFEST)
-        manifest = json.loads(str(text[()])) if text.dtype.kind == "U" and text.shape == () else None
-    except (ValueError, KeyError, AttributeError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{place} is not a predictor, or is damaged: {error}") from error
+    if not place.is_file():
+        raise FileNotFoundError(f"{place} is no file that is there: give the one that Posterior.export wrote")
+    with place.open("rb") as stream:
+        try:
+            arrays = _unpacked(stream, place.stat().st_size)
+            text = arrays.pop(MANIFEST)
+            manifest = json.loads(str(text[()])) if text.dtype.kind == "U" and text.shape == () else None
+        except _DAMAGED as error:
+            raise ValueError(f"{place} is not a predictor, or is damaged: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != "kiln predictor":
         raise ValueError(f"{place} was not written by Posterior.export")
     if any(array.dtype.kind not in "fiub" for array in arrays.values()):

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inference import storage
 from inference.asked import Asked
+from inference.files import replacing
 from inference.numpy_random import RANDOM
 from inference.operator_names import PLACES, NotExportable
 from inference.recorded import Recording
@@ -42,7 +42,7 @@ def write_onnx(asked: Asked, recording: Recording, latents: Mapping[str, np.ndar
     shapes = tuple({0: rows} if value.dim() else {} for value in inputs.values())
     names = ["probs"] if asked.classes else ["mean", "variance"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with storage.replacing(path) as partial:
+    with replacing(path) as partial:
         try:
             with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")  # torch's to itself

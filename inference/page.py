@@ -9,7 +9,8 @@ from typing import Any
 
 import jinja2
 
-from inference.storage import replacing, versions
+from inference.files import replacing
+from inference.storage import versions
 
 __all__ = ["provenance", "write_page"]
 

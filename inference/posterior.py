@@ -299,7 +299,7 @@ class Posterior(Predicting):
             "options": self.record.options,
             "evaluations": self.record.evaluations,
             "stop": None if self.record.stop is None else asdict(self.record.stop),
-            "starts": [loss if math.isfinite(loss) else None for loss in self.record.starts],
+            "starts": self.record.starts,
         }
         traces = {"losses": torch.from_numpy(self.losses), "kl": torch.from_numpy(self.kl)}
         return storage.write(Path(path), program.params.named(self._flat), traces, manifest)
@@ -361,7 +361,7 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
     pieces, traces, manifest = storage.read(folder)
     where, kind = device_for(device, model, guide), as_dtype(manifest["dtype"])
     names = argument_names(model, len(manifest["arguments"]))
-    raw = data or tuple(storage.placeholder(entry, folder) for entry in manifest["arguments"])
+    raw = data or storage.placeholders(manifest["arguments"], folder)
     args = as_tensors(raw, argument_names(model, len(raw)), where, kind)
     stream = RandomStream.seeded(manifest["seed"])
     start = clone(guide)
@@ -369,13 +369,18 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
         start = AutoMultivariateNormal(start.model)
     program = Program.start(model, start, args, stream, where, kind, check_values=False)
     flat = storage.assemble(folder, program.params, pieces).to(where)
-    starts = tuple(math.inf if loss is None else loss for loss in manifest["starts"])
     curves = (traces["losses"].numpy(), traces["kl"].numpy())
     stop = (
         None if manifest["stop"] is None else Stop(**{**manifest["stop"], "doubts": tuple(manifest["stop"]["doubts"])})
     )
     record = FitRecord(
-        *curves, manifest["seconds"], manifest["seed"], manifest["options"], starts, manifest["evaluations"], stop
+        *curves,
+        manifest["seconds"],
+        manifest["seed"],
+        manifest["options"],
+        tuple(manifest["starts"]),
+        manifest["evaluations"],
+        stop,
     )
     return Posterior(program, flat, args, names, record, has_data=bool(data))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import os
 import shutil
 import stat
@@ -17,13 +17,18 @@ from torch import Tensor, fx
 
 from inference import lowering, native
 from inference.executable import Executable, Plan
+from inference.files import read_bytes
 from inference.lowering import Call, NotCompilable, View
+from inference.sealed import read_json, write_json
 from inference.step import graph_text
 
 __all__ = ["executable"]
 
 _KEPT = 256
-_LIBRARY, _PLAN = "step.so", "plan.json"
+_LIBRARY, _PLAN, _SCHEMA = "step.so", "plan.json", 1
+_MOST_BYTES = 2**28  # of a library
+_UNMAPPED = 65534  # what root is in a user's namespace
+_NAMED = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
 
 
 def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], threads: int = 1) -> Executable:
@@ -31,9 +36,11 @@ def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[
 
     ``rows`` are the inputs that advance by one row a step. The cache is
     ``$XDG_CACHE_HOME/kiln/programs`` (``~/.cache`` by default), a folder that
-    only the user can write to, as it holds code that is run; the name of an
+    only the user can write to or replace, as it holds code that is run; the name of an
     entry is a hash of the graph, the inputs' shapes and types, torch, the
-    processor, the number of threads and the modules that write the code.
+    processor, the number of threads and the modules that write the code. A
+    checksum over plan, library and name guards each from damage, as a wrong
+    place in memory would not be noticed.
 
     Raises
     ------
@@ -43,12 +50,12 @@ def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[
     key = _key(module, inputs, rows, threads)
     cache = _cache_folder()
     if cache is not None:
-        found = _load(cache / key)
+        found = _load(cache / key, key)
         if found is not None:
             return Executable(cache / key / _LIBRARY, found, inputs, threads)
     with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as name:
         folder = Path(name)
-        plan = _build(folder, module, inputs, rows, threads)
+        plan = _build(folder, key, module, inputs, rows, threads)
         library = folder / _LIBRARY
         if cache is not None:
             library = _keep(folder, cache / key) / _LIBRARY
@@ -56,7 +63,9 @@ def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[
         return Executable(library, plan, inputs, threads)
 
 
-def _build(folder: Path, module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], threads: int) -> Plan:
+def _build(
+    folder: Path, key: str, module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], threads: int
+) -> Plan:
     examples = [value.detach().clone() if i in rows else value for i, value in enumerate(inputs)]
     lowered = lowering.lower(module, examples, threads)
     widths = [(i, inputs[i].nbytes) for i in rows]
@@ -66,7 +75,7 @@ def _build(folder: Path, module: fx.GraphModule, inputs: Sequence[Tensor], rows:
     lowering.build(code, folder / _LIBRARY)
     plan = Plan(tuple(parts), tuple(rows), len(inputs), lowered.slots, lowered.scratch, lowered.output)
     digest = hashlib.sha256((folder / _LIBRARY).read_bytes()).hexdigest()
-    (folder / _PLAN).write_text(json.dumps({"library": digest, "plan": _encoded(plan)}))
+    write_json(folder / _PLAN, {"key": key, "library": digest, "plan": _encoded(plan)}, _SCHEMA)
     return plan
 
 
@@ -87,7 +96,8 @@ def _cache_folder() -> Path | None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
         return None
-    return folder if _is_private(folder) and os.access(folder, os.W_OK) else None
+    private = _is_private(folder) and all(map(_is_safe_above, folder.resolve().parents))
+    return folder if private and os.access(folder, os.W_OK) else None
 
 
 def _is_private(path: Path) -> bool:
@@ -100,14 +110,22 @@ def _is_private(path: Path) -> bool:
     return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _load(entry: Path) -> Plan | None:
+def _is_safe_above(path: Path) -> bool:
+    """Whether nobody but the user and root can put something else in the place of what is below."""
+    found = path.stat()
+    others = found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and found.st_gid != os.getgid())
+    return found.st_uid in (0, os.getuid(), _UNMAPPED) and (not others or bool(found.st_mode & stat.S_ISVTX))
+
+
+def _load(entry: Path, key: str) -> Plan | None:
     """The plan of an entry whose files are the user's own and whole."""
     files = (entry / _LIBRARY, entry / _PLAN)
     if not all(_is_private(path) for path in (entry, *files)):
         return None
     try:
-        found = json.loads(files[1].read_text())
-        if found["library"] != hashlib.sha256(files[0].read_bytes()).hexdigest():
+        found = read_json(files[1], _SCHEMA, ("key", "library", "plan"))
+        library = hashlib.sha256(read_bytes(files[0], _MOST_BYTES)).hexdigest()
+        if (found["key"], found["library"]) != (key, library):
             return None
         os.utime(entry)
         return _decoded(found["plan"])
@@ -147,6 +165,8 @@ def _encoded(value: Any) -> Any:
         return {"kind": "dict", "value": {name: _encoded(part) for name, part in value.items()}}
     if isinstance(value, list | tuple):
         return [_encoded(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"kind": "float", "value": str(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise NotCompilable(f"an operator takes a {type(value).__name__}")
@@ -158,9 +178,12 @@ def _decoded(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     kind, content = value["kind"], value["value"]
-    if kind == "device":
-        return torch.device(content)
-    if kind in ("dtype", "layout", "memory_format"):
-        return getattr(torch, content)
+    if kind in ("device", "float"):
+        return {"device": torch.device, "float": float}[kind](content)
+    if kind in _NAMED:
+        named = getattr(torch, content)
+        if not isinstance(named, _NAMED[kind]):
+            raise ValueError(f"torch.{content} is no {kind}")
+        return named
     fields = {name: _decoded(part) for name, part in content.items()}
     return {"Plan": Plan, "Call": Call, "View": View, "dict": dict}[kind](**fields)

@@ -126,9 +126,8 @@ def _how(posterior: Posterior) -> str:
     options, starts = posterior.record.options, posterior.record.starts
     parts = [f"{options.get('steps')} steps of {options.get('optimizer')}, step size {options.get('lr')}"]
     if posterior.record.stop is not None:
-        parts = [
-            f"start, steps and end found on the way, {len(posterior.losses):,} of at most {options['steps']:,} steps"
-        ]
+        taken = len(posterior.losses)
+        parts = [f"start, steps and end found on the way, {taken:,} of at most {options.get('steps', taken):,} steps"]
     anneal = options.get("anneal")
     if anneal is not None:
         parts.append(f"target annealed {f'over {anneal} steps' if isinstance(anneal, int) else f'by {anneal}'}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,29 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from inference import registry, storage
+from inference.files import ADVICE
 from inference.fingerprint import fingerprint
+from inference.kinds import ANY, NUMBER, SEED, TEXT, check, list_of, mapping_of, record
 from inference.posterior import Posterior, load
+from inference.sealed import read_json, write_json
 from inference.sections import Labels
 
 __all__ = ["Run", "Split", "check_writable", "data_for", "least_squares_rmse", "split_rows"]
 
-MANIFEST = "run.json"
+MANIFEST, SCHEMA = "run.json", 1
+_POSTERIOR = "posterior"
+_KIND = record(
+    model=TEXT,
+    guide=TEXT,
+    options=mapping_of(ANY),
+    data=TEXT,
+    target=TEXT,
+    columns=list_of(TEXT),
+    holdout=NUMBER,
+    seed=SEED,
+    data_sha256=TEXT,
+    posterior=TEXT,
+)
 
 
 @dataclass(frozen=True)
@@ -44,21 +59,23 @@ class Run:
     data_sha256: str
 
     def save(self, folder: Path) -> None:
-        """Write ``run.json``."""
-        storage.write_json(folder / MANIFEST, asdict(self))
+        """Write ``run.json`` beside the posterior in ``folder``, to which it then belongs."""
+        write_json(folder / MANIFEST, {**asdict(self), _POSTERIOR: storage.identity(folder)}, SCHEMA)
 
     @classmethod
     def read(cls, folder: Path) -> Run:
         """Read ``run.json``, or raise saying what is wrong with the folder."""
         path = folder / MANIFEST
-        if not path.is_file():
+        try:
+            found = read_json(path, SCHEMA)
+        except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{folder} is not a run: it has no {MANIFEST}; make one with `kiln fit … --out {folder}`"
-            )
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
-            raise ValueError(f"{path} is damaged ({error}): fit again, or take it from a backup") from error
+            ) from error
+        check(path, found, _KIND)
+        if found.pop(_POSTERIOR) != storage.identity(folder):
+            raise ValueError(f"{path} belongs to another posterior than {storage.MANIFEST} beside it: {ADVICE}")
+        return cls(**found)
 
     def bind(self) -> Any:
         """The model with its options."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from inference import storage
+from inference.files import make_folder, replacing
 
 __all__ = ["Screen", "screen_for"]
 
@@ -52,12 +52,12 @@ class File:
     """A PNG that is whole at any time."""
 
     def __init__(self, path: Path) -> None:
-        storage.make_folder(path.parent)
+        make_folder(path.parent)
         self._path = path
 
     def show(self, png: Callable[[], bytes], line: Callable[[], str]) -> None:
         """Replace the file."""
-        with storage.replacing(self._path) as partial:
+        with replacing(self._path) as partial:
             partial.write_bytes(png())
 
     def close(self) -> None:

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from inference import storage
 from inference.arguments import positive_integer
 from inference.background import Background
+from inference.files import make_folder
 from inference.posterior import Posterior
 from inference.watch import CHUNK, Progress
 
@@ -82,7 +82,7 @@ class Snapshots:
         self._resumed = (start, step)
 
     def __enter__(self) -> Snapshots:
-        storage.make_folder(self.folder)
+        make_folder(self.folder)
         found = sorted([*self.folder.glob("step_*"), *self.folder.glob("start_*/step_*")])
         kept = [path for path in found if self._resumed is not None and _place(path) <= self._resumed]
         if found and not (self.overwrite or self._resumed):
@@ -90,7 +90,7 @@ class Snapshots:
                 f"{self.folder} has {len(found)} snapshots of another fit, the first is {found[0].name}: give another "
                 "folder, or overwrite=True to remove them"
             )
-        for path in (*(path for path in found if path not in kept), *self.folder.glob("**/.step_*.partial")):
+        for path in (path for path in found if path not in kept):
             shutil.rmtree(path)
         self.written = kept
         self._running = True

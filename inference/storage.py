@@ -2,56 +2,61 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
-from safetensors.torch import load_file
 from torch import Tensor
 
+from inference import archive
+from inference.files import ADVICE, make_folder
+from inference.kinds import ANY, FLAG, NUMBER, SEED, SHAPE, TEXT, WHOLE, check, either, list_of, mapping_of, record
 from inference.params import Params
+from inference.sealed import digest, read_json
 
-__all__ = [
-    "MANIFEST",
-    "assemble",
-    "describe",
-    "make_folder",
-    "placeholder",
-    "read",
-    "replacing",
-    "versions",
-    "write",
-    "write_json",
-]
+__all__ = ["MANIFEST", "assemble", "describe", "identity", "placeholders", "read", "versions", "write"]
 
 SCHEMA = 1
-MANIFEST = "posterior.json"
-TENSORS = "posterior.safetensors"
+STEM = "posterior"
+MANIFEST = f"{STEM}.json"
 TRACES = ("losses", "kl")
 PARAM = "param:"
-REQUIRED = {
-    "schema",
-    "model",
-    "guide",
-    "dtype",
-    "arguments",
-    "seconds",
-    "seed",
-    "options",
-    "starts",
-    "evaluations",
-    "stop",
-}
+MOST_BYTES = 2**28  # of all stand-ins for the data of a fit together
+_DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+_FLOATS = ("float32", "float64")
+_MAYBE_NOT_FINITE = either(NUMBER, "inf", "-inf", "nan")
+
+_ARGUMENT = either(
+    record(name=TEXT, shape=SHAPE, dtype=either(*_DTYPES)),
+    record(name=TEXT, value=either(None, FLAG, NUMBER, TEXT)),
+    record(name=TEXT, object=TEXT),
+)
+_STOP = record(
+    settled=FLAG,
+    how=TEXT,
+    rhat=either(None, _MAYBE_NOT_FINITE),
+    mcse=either(None, _MAYBE_NOT_FINITE),
+    doubts=list_of(TEXT),
+    interrupted=either(None, TEXT),
+)
+_MANIFEST = record(
+    model=TEXT,
+    guide=TEXT,
+    dtype=either(*_FLOATS),
+    arguments=list_of(_ARGUMENT),
+    seconds=_MAYBE_NOT_FINITE,
+    seed=SEED,
+    options=mapping_of(ANY, steps=WHOLE, batch_size=either(None, WHOLE), anneal=either(None, WHOLE, TEXT)),
+    starts=list_of(_MAYBE_NOT_FINITE),
+    evaluations=WHOLE,
+    stop=either(None, _STOP),
+    versions=mapping_of(TEXT),
+)
 
 
 @cache
@@ -64,120 +69,117 @@ def describe(name: str, value: Any) -> dict[str, Any]:
     """What is kept of an argument of the fit: shape and type of a tensor, never its values."""
     if isinstance(value, Tensor):
         return {"name": name, "shape": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | str) or (NUMBER(value) is None and abs(value) < 2**63):
         return {"name": name, "value": value}
     return {"name": name, "object": type(value).__name__}
 
 
-def placeholder(entry: dict[str, Any], folder: Path) -> Any:
-    """A stand-in of the right shape for an argument, enough to set a guide up."""
+def placeholders(arguments: list[dict[str, Any]], folder: Path) -> tuple[Any, ...]:
+    """Stand-ins of the right shapes for the arguments, enough to set a guide up.
+
+    Raises
+    ------
+    ValueError
+        If one was something else than numbers, or if all together would be too large.
+    """
+    size = sum(math.prod(entry["shape"]) * _dtype(entry).itemsize for entry in arguments if "shape" in entry)
+    if size > MOST_BYTES:
+        raise ValueError(
+            f"{folder} was fitted on {size:,} bytes of data, and stand-ins are made for at most {MOST_BYTES:,}: "
+            "pass the data to load()"
+        )
+    return tuple(_placeholder(entry, folder) for entry in arguments)
+
+
+def _placeholder(entry: dict[str, Any], folder: Path) -> Any:
     if "shape" in entry:
-        return torch.zeros(entry["shape"], dtype=getattr(torch, entry["dtype"]))
+        return torch.zeros(entry["shape"], dtype=_dtype(entry))
     if "value" in entry:
         return entry["value"]
     raise ValueError(
-        f"{folder} was fitted with {entry['name']} a {entry.get('object')}, which is not saved: pass the data to load()"
+        f"{folder} was fitted with {entry['name']!r} a {entry['object']!r}, which is not saved: pass the data to load()"
     )
 
 
+def _dtype(entry: dict[str, Any]) -> torch.dtype:
+    found: torch.dtype = getattr(torch, entry["dtype"])  # one of _DTYPES
+    return found
+
+
 def write(folder: Path, pieces: dict[str, Tensor], traces: dict[str, Tensor], manifest: dict[str, Any]) -> Path:
-    """Write both files: a new folder whole or not at all, in an old one each file, the manifest last."""
-    tensors = {PARAM + name: value.detach().cpu().numpy().copy() for name, value in pieces.items()}
-    tensors |= {name: value.numpy() for name, value in traces.items()}
-    content = {"schema": SCHEMA, "versions": versions(), **manifest}
-    if folder.exists():
-        with replacing(folder / TENSORS) as partial:
-            save_file(tensors, partial)
-        write_json(folder / MANIFEST, content)
-        return folder
-    with replacing(folder) as partial:
-        partial.mkdir(parents=True)
-        save_file(tensors, partial / TENSORS)
-        (partial / MANIFEST).write_text(_json(content), encoding="utf-8")
-    return folder
-
-
-def make_folder(folder: Path) -> None:
-    """Make ``folder`` if it is not there.
+    """Write the posterior into ``folder``, in place of the one that it may have, whole or not at all.
 
     Raises
     ------
     OSError
-        If nothing can be written in it.
+        If it cannot be written; the old one is then still there.
     """
+    tensors = {PARAM + name: value for name, value in pieces.items()} | traces
+    content = {"versions": versions(), **_with_words(manifest)}
+    made = not folder.exists()
+    make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"{folder} cannot be written ({error.strerror}): give a folder that can") from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to, so that ``path`` is either the old file or the whole new one, or a new folder."""
-    partial = path.with_name(f".{path.name}.partial")
-    _remove(partial)
-    try:
-        yield partial
-        os.replace(partial, path)
+        archive.write(folder, STEM, tensors, content, SCHEMA)
     except BaseException:
-        _remove(partial)
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
         raise
+    return folder
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` as JSON, whole or not at all."""
-    with replacing(path) as partial:
-        partial.write_text(_json(content), encoding="utf-8")
-
-
-def _json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=2) + "\n"
+def _with_words(value: Any) -> Any:
+    """The value with ``"inf"`` and the like for numbers that JSON does not know."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {name: _with_words(part) for name, part in value.items()}
+    return [_with_words(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """Parameters (unconstrained), the traces ``losses`` and ``kl``, and the manifest of a saved posterior."""
-    for name in (MANIFEST, TENSORS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is not a saved posterior: it has no {name}; give the folder of save()")
-    manifest = read_manifest(folder / MANIFEST)
+    """Parameters (unconstrained), the traces ``losses`` and ``kl``, and the manifest of a saved posterior.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If it is damaged, or was not written by :func:`write`.
+    """
+    path = folder / MANIFEST
     try:
-        tensors = load_file(folder / TENSORS)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / TENSORS} is damaged ({error}): fit again, or take it from a backup") from error
-    missing = [name for name in TRACES if name not in tensors]
-    if missing:
-        raise ValueError(f"{folder / TENSORS} has no {missing[0]!r}: it was not written by save()")
+        tensors, manifest = archive.read(folder, STEM, SCHEMA)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder} is not a saved posterior: it has no {MANIFEST}; give the folder of save()"
+        ) from error
+    check(path, manifest, _MANIFEST)
+    if any(tensors[name].dim() != 1 or not tensors[name].is_floating_point() for name in TRACES if name in tensors):
+        raise ValueError(f"{path}: losses or KL are not one number a step: {ADVICE}")
+    unknown = [name for name in tensors if name not in TRACES and not name.startswith(PARAM)]
+    if unknown or any(name not in tensors for name in TRACES):
+        raise ValueError(f"{path}: its tensors are not those of a posterior: {ADVICE}")
     traces = {name: tensors.pop(name) for name in TRACES}
+    if len(traces["losses"]) != len(traces["kl"]):
+        raise ValueError(f"{path}: {len(traces['losses'])} losses, but KL of {len(traces['kl'])} steps: {ADVICE}")
+    manifest["seconds"], manifest["starts"] = float(manifest["seconds"]), [float(loss) for loss in manifest["starts"]]
+    if manifest["stop"] is not None:
+        for name in ("rhat", "mcse"):
+            figure = manifest["stop"][name]
+            manifest["stop"][name] = None if figure is None else float(figure)
     return {name.removeprefix(PARAM): value for name, value in tensors.items()}, traces, manifest
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The JSON beside the parameters, with its schema and keys checked."""
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): fit again, or take it from a backup") from error
-    missing = REQUIRED - set(manifest) if isinstance(manifest, dict) else REQUIRED
-    if missing:
-        raise ValueError(f"{path} lacks {sorted(missing)}: it was not written by save()")
-    if manifest["schema"] != SCHEMA:
-        raise ValueError(f"{path} has schema {manifest['schema']!r}, this version reads {SCHEMA}: update kiln-ppl")
-    return manifest
+def identity(folder: Path) -> str:
+    """What tells the posterior in ``folder`` from any other: a hash of its manifest, which has that of its tensors."""
+    return digest(read_json(folder / MANIFEST, SCHEMA))
 
 
 def assemble(folder: Path, params: Params, pieces: dict[str, Tensor]) -> Tensor:
     """The flat vector of ``params`` out of the saved ``pieces``, or a ValueError that names what differs."""
-    wanted = {name: tuple(leaf.shape) for name, leaf in zip(params.names, params.leaves, strict=True)}
-    found = {name: tuple(value.shape) for name, value in pieces.items()}
+    wanted = {name: _form(leaf) for name, leaf in zip(params.names, params.leaves, strict=True)}
+    found = {name: _form(value) for name, value in pieces.items()}
     differ = sorted(n for n in wanted.keys() | found.keys() if wanted.get(n) != found.get(n))
     if differ:
         first = differ[0]
@@ -188,5 +190,8 @@ def assemble(folder: Path, params: Params, pieces: dict[str, Tensor]) -> Tensor:
         )
     if not params.names:
         return torch.zeros(0)
-    dtype = params.leaves[0].dtype
-    return torch.cat([pieces[name].to(dtype).reshape(-1) for name in params.names])
+    return torch.cat([pieces[name].reshape(-1) for name in params.names])
+
+
+def _form(value: Tensor) -> str:
+    return f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"

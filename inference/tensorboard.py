@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from inference import storage
 from inference.arguments import positive_integer
 from inference.background import Gathered
+from inference.files import make_folder
 from inference.watch import CHUNK, Progress
 
 __all__ = ["TensorBoard"]
@@ -75,7 +75,7 @@ class TensorBoard:
         self._writers: dict[int, Any] = {}
 
     def __enter__(self) -> TensorBoard:
-        storage.make_folder(self.folder)
+        make_folder(self.folder)
         self._points = Gathered("tensorboard", self._write)
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import zlib
 from functools import partial
@@ -14,6 +15,8 @@ from ppl_models.download import data_folder, fetched
 from ppl_models.tables import Table, load_npz
 
 __all__ = ["cosine", "diabetes", "digits", "fashion_mnist", "mnist", "mnist_bits", "read_idx", "uci"]
+
+_IDX_BYTES, _IDX_DIMENSIONS = 2**30, 8
 
 
 def cosine(rows: int = 40, noise: float = 0.05, seed: int = 0) -> Table:
@@ -122,13 +125,22 @@ def read_idx(path: Path) -> np.ndarray:
     """
     try:
         with gzip.open(path, "rb") as stream:
-            content = stream.read()
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            shape = _idx_shape(path, stream)
+            content = stream.read(math.prod(shape) + 1)  # one more, so that the end and its checksum are reached
+    except (gzip.BadGzipFile, EOFError, zlib.error, struct.error) as error:
         raise ValueError(f"{path} cannot be read as gzip ({error}): fetch it again") from error
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
-        raise ValueError(f"{path} is not an IDX file of unsigned bytes: its first bytes are {content[:4].hex()}")
-    shape = struct.unpack(f">{content[3]}I", content[4 : 4 + 4 * content[3]])
-    values = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3])
-    if values.size != np.prod(shape, dtype=np.int64):
-        raise ValueError(f"{path} says shape {shape} but holds {values.size} values: it is cut short, fetch it again")
-    return values.reshape(shape)
+    if len(content) != math.prod(shape):
+        holds = f"{len(content)} values: it is cut short" if len(content) < math.prod(shape) else "more"
+        raise ValueError(f"{path} says shape {shape} but holds {holds}, fetch it again")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _idx_shape(path: Path, stream: gzip.GzipFile) -> tuple[int, ...]:
+    head = stream.read(4)
+    sizes = stream.read(4 * head[3]) if len(head) == 4 and head[3] <= _IDX_DIMENSIONS else b""
+    if len(head) < 4 or head[:3] != b"\x00\x00\x08" or len(sizes) != 4 * head[3]:
+        raise ValueError(f"{path} is not an IDX file of unsigned bytes: its first bytes are {head.hex()}")
+    shape = struct.unpack(f">{head[3]}I", sizes)
+    if math.prod(shape) > _IDX_BYTES:
+        raise ValueError(f"{path} says shape {shape}, more than {_IDX_BYTES:,} values: fetch it again")
+    return shape

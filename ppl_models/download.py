@@ -27,7 +27,7 @@ DIGESTS = {
     ("fashion-mnist", "t10k-images-idx3-ubyte.gz"): "bef4ecab320f06d8554ea6380940ec79",
     ("fashion-mnist", "t10k-labels-idx1-ubyte.gz"): "bb300cfdad3c16e7a12a480ee83cd310",
 }
-_SECONDS, _PIECE = 30, 2**16
+_SECONDS, _PIECE, _MOST = 30, 2**16, 2**26  # the largest file of them all has 10 MB
 
 
 def data_folder(name: str, needed: str) -> Path:
@@ -80,11 +80,11 @@ def _download(address: str) -> bytes:
         total = int(reply.headers.get("Content-Length") or 0) or None
         name = address.rsplit("/", 1)[-1]
         with tqdm(desc=name, total=total, unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
-            pieces = []
-            while piece := reply.read(_PIECE):
-                pieces.append(piece)
+            content = bytearray()
+            while len(content) <= _MOST and (piece := reply.read(_PIECE)):
+                content += piece
                 bar.update(len(piece))
-    return b"".join(pieces)
+    return bytes(content)
 
 
 def _kept(content: bytes, path: Path) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import struct
 import warnings
 import zipfile
 import zlib
@@ -11,10 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 
 __all__ = ["Table", "load_npz", "read_csv", "read_npz", "read_parquet"]
 
 SAVE_NPZ = "save it with np.savez(path, x=x, y=y)"
+BYTES, PACKED = 2**30, 100  # a file unpacks to at most so many, or so many times its own size
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ def read_csv(path: Path, target: str | None, columns: Sequence[str] | None) -> T
 
 def read_parquet(path: Path, target: str | None, columns: Sequence[str] | None) -> Table:
     """A Parquet file."""
-    return _from_frame(_parse(path, pd.read_parquet), path, target, columns)
+    return _from_frame(_parse(path, _pandas_parquet), path, target, columns)
 
 
 def read_npz(path: Path, target: str | None, columns: Sequence[str] | None) -> Table:
@@ -73,15 +77,35 @@ def read_npz(path: Path, target: str | None, columns: Sequence[str] | None) -> T
 
 def load_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an NPZ file, or a ValueError that names it; Python objects are never unpickled."""
-    try:
-        with path.open("rb") as stream:
-            stored = np.load(stream, allow_pickle=False)
-            if isinstance(stored, np.ndarray):
-                raise ValueError("it holds one array without a name")
-            return {key: stored[key] for key in stored.files}
-    except (ValueError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-        problem = "it holds Python objects" if "pickle" in str(error) else error
-        raise ValueError(f"{path} cannot be read as NPZ of plain numbers: {problem}; {SAVE_NPZ}") from error
+    with path.open("rb") as stream:
+        try:
+            with zipfile.ZipFile(stream) as packed:
+                members = packed.infolist()
+                _refuse_bomb(path, sum(member.file_size for member in members))
+                return {member.filename.removesuffix(".npy"): _array(packed.read(member)) for member in members}
+        except (
+            *(ValueError, TypeError, EOFError, OSError, RuntimeError, NotImplementedError, MemoryError, struct.error),
+            *(zipfile.BadZipFile, zlib.error),
+        ) as error:
+            problem = "it holds Python objects" if "pickle" in str(error) else error
+            raise ValueError(f"{path} cannot be read as NPZ of plain numbers: {problem}; {SAVE_NPZ}") from error
+
+
+def _array(content: bytes) -> np.ndarray:
+    found: np.ndarray = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+    return found
+
+
+def _refuse_bomb(path: Path, unpacked: int) -> None:
+    size = path.stat().st_size
+    if unpacked > max(BYTES, PACKED * size):
+        raise ValueError(f"its {size:,} bytes would unpack to {unpacked:,}")
+
+
+def _pandas_parquet(path: Path) -> pd.DataFrame:
+    said = pyarrow.parquet.read_metadata(path)
+    _refuse_bomb(path, 8 * said.num_rows * said.num_columns)
+    return pd.read_parquet(path)
 
 
 def _pandas_csv(path: Path) -> pd.DataFrame:
@@ -98,7 +122,7 @@ def _parse(path: Path, reader: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
     except FileNotFoundError:
         raise
     except Exception as error:
-        problem = str(error).splitlines()[0].rstrip(".")
+        problem = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(f"{path} cannot be read as a table: {problem}; give a whole, undamaged file") from error
 
 

@@ -1,3 +1,4 @@
+import json
 import warnings
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ with warnings.catch_warnings():
 
     from inference.posterior import Posterior
     from inference.report import write_report
+    from inference.sealed import write_json
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,6 +24,19 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def resealed():
+    """Change values of a sealed JSON file, and give it the checksum that belongs to them, as only intent can."""
+
+    def change(path, **values):
+        content = json.loads(path.read_text())
+        del content["sha256"]
+        content |= values
+        write_json(path, content, content.pop("schema"))
+
+    return change
 
 
 @pytest.fixture(scope="module")

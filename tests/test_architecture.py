@@ -15,6 +15,7 @@ LEVELS = [
         "convergence",
         "double",
         "failures",
+        "files",
         "fingerprint",
         "flat_priors",
         "frozen",
@@ -45,16 +46,18 @@ LEVELS = [
         "native",
         "non_finite",
         "numpy_operators",
+        "kinds",
         "objective",
         "replayed",
+        "sealed",
         "side_by_side",
         "updates",
         "vectorized",
     },
-    {"finding", "numpy_graph", "operator_names", "predict", "program", "storage", "tape"},
-    {"density", "identity", "diagnostics", "leave_one_out", "log_joint", "numpy_predictor", "recorded", "reliability"},
-    {"checkpoint", "latents", "standalone", "start", "surface", "verdict"},
-    {"moments", "placing", "whitening"},
+    {"archive", "finding", "numpy_graph", "operator_names", "predict", "program", "tape"},
+    {"density", "diagnostics", "identity", "leave_one_out", "log_joint", "numpy_predictor", "recorded", "reliability"},
+    {"latents", "standalone", "start", "storage", "surface", "verdict"},
+    {"checkpoint", "moments", "placing", "whitening"},
     {"found_steps", "init", "landing"},
     {"task"},
     {"automatic", "fitted", "gradients", "step"},
@@ -87,7 +90,7 @@ LEVELS = [
     {"cli"},
     {"__main__", "__init__"},
 ]
-WITHIN_A_LEVEL = {("runs", "registry"), ("storage", "params")}
+WITHIN_A_LEVEL = {("runs", "registry")}
 
 
 def level(module):

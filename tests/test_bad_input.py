@@ -151,15 +151,16 @@ def test_load_says_what_does_not_fit(tmp_path):
     ("name", "content", "message"),
     [
         ("posterior.json", b"{", "damaged"),
-        ("posterior.json", b"[]", "lacks"),
-        ("posterior.json", b'{"schema": 1}', "lacks"),
-        ("posterior.safetensors", b"garbage", "damaged"),
+        ("posterior.json", b"[]", r"damaged \(it is a list"),
+        ("posterior.json", b'{"schema": 1}', "damaged"),
+        ("posterior-*.safetensors", b"garbage", "damaged: it has 7 bytes, not the [0-9]+ that were written"),
     ],
 )
 def test_damaged_files_are_named(tmp_path, name, content, message):
     attempt().save(tmp_path)
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name}.*{message}"):
+    (path,) = tmp_path.glob(name)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{path.name} is {message}"):
         load(tmp_path, linear_regression, mean_field_normal(linear_regression))
 
 
@@ -167,7 +168,7 @@ def test_another_schema_is_refused(tmp_path):
     attempt().save(tmp_path)
     path = tmp_path / "posterior.json"
     path.write_text(path.read_text().replace('"schema": 1', '"schema": 99'))
-    with pytest.raises(ValueError, match="schema 99, this version reads 1"):
+    with pytest.raises(ValueError, match="schema 99, and this version of kiln-ppl reads 1"):
         load(tmp_path, linear_regression, mean_field_normal(linear_regression))
 
 

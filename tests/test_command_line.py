@@ -20,7 +20,7 @@ from inference.cli import main
 from inference.fingerprint import fingerprint
 from inference.runs import Run
 
-RUN_FILES = ["posterior.json", "posterior.safetensors", "report.html", "run.json"]
+RUN_FILES = ["posterior-HASH.safetensors", "posterior.json", "report.html", "run.json"]
 COLUMNS = ["mean", "std", "lower", "upper"]
 
 MY_MODULE = """
@@ -94,7 +94,12 @@ def here(tmp_path, monkeypatch):
 
 
 def names_in(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(re.sub("-[0-9a-f]{16}", "-HASH", path.name) for path in folder.iterdir())
+
+
+def tensors_in(folder):
+    (path,) = Path(folder).glob("posterior-*.safetensors")
+    return load_file(path)
 
 
 def refused(capsys, arguments):
@@ -136,11 +141,13 @@ def test_fit_prints_the_error_of_the_held_out_rows_and_where_the_report_is(fitte
 def test_fit_records_what_was_asked(fitted):
     kept = json.loads((fitted.folder / "run.json").read_text())
     options, digest = kept.pop("options"), kept.pop("data_sha256")
+    assert len(kept.pop("sha256")) == len(kept.pop("posterior")) == 64
     x, _ = Run.read(fitted.folder).split().train
     np.testing.assert_allclose(options["scaling"]["x_loc"], x.mean(0))
     assert options["noise"] == "learned"
     assert digest == fingerprint(frame()[["size", "age"]].to_numpy(), frame()["price"].to_numpy())
     assert kept == {
+        "schema": 1,
         "model": "linear_regression",
         "guide": "mean_field_normal",
         "data": str(fitted.table),
@@ -156,7 +163,7 @@ def test_the_same_seed_gives_the_same_posterior_and_another_does_not(fitted, tmp
     for name, seed in (("same", 0), ("other", 1)):
         assert main(fit_arguments(fitted.table, tmp_path / name, seed=seed)) == 0
     folders = (fitted.folder, tmp_path / "same", tmp_path / "other")
-    first, same, other = (load_file(folder / "posterior.safetensors") for folder in folders)
+    first, same, other = (tensors_in(folder) for folder in folders)
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert not torch.equal(first["losses"], other["losses"])
 
@@ -273,7 +280,7 @@ def test_set_reaches_the_model(here):
     assert main([*arguments, "--set", "hidden=[4]", "--set", "noise=0.5"]) == 0
     options = Run.read(here / "run").options
     assert (options["hidden"], options["noise"], options["weight_prior"]) == ([4], 0.5, "fan-in")
-    shapes = {name: tuple(value.shape) for name, value in load_file("run/posterior.safetensors").items()}
+    shapes = {name: tuple(value.shape) for name, value in tensors_in("run").items()}
     locs = {name.rpartition(".")[2]: shape for name, shape in shapes.items() if ".locs." in name}
     assert locs == {"w0": (2, 4), "b0": (4,), "w1": (4, 1), "b1": (1,)}
 
@@ -299,7 +306,7 @@ def test_a_model_and_a_guide_of_ones_own(here, capsys):
     assert main(fit_arguments("houses.csv", "run", **words)) == 0
     assert "report: run/report.html" in capsys.readouterr().out
     assert Run.read(here / "run").data == str(here / "houses.csv")
-    slope = load_file("run/posterior.safetensors")["param:loc"].numpy()
+    slope = tensors_in("run")["param:loc"].numpy()
     np.testing.assert_allclose(slope, [2, -1], atol=0.5)
     (here / "run" / "report.html").unlink()
     assert main(["report", "run"]) == 0
@@ -313,7 +320,7 @@ def test_a_network_with_dropout_has_its_usual_guide_and_starts_at_the_seed(here,
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):
         arguments = fit_arguments("houses.csv", name, "dropout_regression", seed=seed)
         assert main([*arguments, "--set", "hidden=8", "--batch-size", "16"]) == 0
-        losses.append(load_file(f"{name}/posterior.safetensors")["param:net$$$2.weight"])
+        losses.append(tensors_in(name)["param:net$$$2.weight"])
     assert (Run.read(here / "one").guide, losses[0].shape) == ("bernoulli_dropout", (8, 2))
     assert torch.equal(losses[0], losses[1])
     assert not torch.equal(losses[0], losses[2])
@@ -470,10 +477,11 @@ def test_a_prediction_that_cannot_be_is_refused_in_one_line_and_leaves_nothing(h
 @pytest.fixture
 def damage(run):
     def apply(name, content):
+        (path,) = run.glob(name)
         if content is None:
-            (run / name).unlink()
+            path.unlink()
         else:
-            (run / name).write_bytes(content((run / name).read_bytes()))
+            path.write_bytes(content(path.read_bytes()))
         return run
 
     return apply
@@ -485,41 +493,33 @@ def half(content):
 
 DAMAGE = {
     "no run.json": ("run.json", None, ["is not a run", "run.json"]),
-    "half of run.json": ("run.json", half, ["run.json is damaged", "fit again"]),
-    "run.json of another program": ("run.json", lambda _: b'{"name": "x"}', ["run.json is damaged", "fit again"]),
-    "run.json that is a list": ("run.json", lambda _: b"[]", ["run.json is damaged", "fit again"]),
-    "binary run.json": ("run.json", lambda _: b"\xff\xfe", ["run.json is damaged", "fit again"]),
+    "half of run.json": ("run.json", half, ["run.json is damaged", "from a backup"]),
+    "run.json of another program": ("run.json", lambda _: b'{"name": "x"}', ["run.json has schema None"]),
+    "run.json that is a list": ("run.json", lambda _: b"[]", ["run.json is damaged", "from a backup"]),
+    "binary run.json": ("run.json", lambda _: b"\xff\xfe", ["run.json is damaged", "from a backup"]),
     "run.json of another model": (
         "run.json",
         lambda b: json.dumps({**json.loads(b), "options": {"intercept": False}}).encode(),
-        ["does not match this model and guide", "bias"],
+        ["run.json is damaged", "checksum"],
     ),
     "no posterior.json": ("posterior.json", None, ["posterior.json"]),
     "half of posterior.json": (
         "posterior.json",
         half,
-        ["posterior.json is damaged", "fit again"],
+        ["posterior.json is damaged", "from a backup"],
     ),
     "posterior.json of another version": (
         "posterior.json",
         lambda b: json.dumps({**json.loads(b), "schema": 99}).encode(),
-        ["posterior.json has schema 99", "update kiln-ppl"],
+        ["posterior.json has schema 99", "reads 1", "use the version that wrote it"],
     ),
-    "no posterior.safetensors": ("posterior.safetensors", None, ["posterior.safetensors"]),
-    "half of posterior.safetensors": (
-        "posterior.safetensors",
-        half,
-        ["posterior.safetensors is damaged", "fit again"],
-    ),
-    "empty posterior.safetensors": (
-        "posterior.safetensors",
-        lambda _: b"",
-        ["posterior.safetensors is damaged", "fit again"],
-    ),
-    "overwritten posterior.safetensors": (
-        "posterior.safetensors",
+    "no tensors": ("posterior-*.safetensors", None, [".safetensors beside it, which is not there"]),
+    "half of the tensors": ("posterior-*.safetensors", half, [".safetensors is damaged", "from a backup"]),
+    "empty tensors": ("posterior-*.safetensors", lambda _: b"", [".safetensors is damaged", "from a backup"]),
+    "overwritten tensors": (
+        "posterior-*.safetensors",
         lambda b: bytes(len(b)),
-        ["posterior.safetensors is damaged", "fit again"],
+        [".safetensors is damaged", "checksum", "from a backup"],
     ),
 }
 
@@ -536,30 +536,47 @@ def test_a_damaged_run_is_refused_in_one_line(damage, fitted, tmp_path, capsys, 
     assert not (tmp_path / "p.csv").exists()
 
 
-def use_table(run, table):
-    kept = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps({**kept, "data": str(table)}))
-    return table
+def test_a_run_of_another_model_is_refused(run, fitted, resealed, capsys):
+    resealed(run / "run.json", options={"intercept": False})
+    said = refused(capsys, ["diagnose", run])
+    assert "does not match this model and guide" in said
+    assert "bias" in said
+
+
+def test_a_run_and_the_posterior_of_another_are_told_apart(run, tmp_path, fitted, capsys):
+    assert main(fit_arguments(fitted.table, tmp_path / "other", seed=1)) == 0
+    capsys.readouterr()
+    shutil.copy(tmp_path / "other" / "run.json", run)
+    assert "run.json belongs to another posterior than posterior.json beside it" in refused(capsys, ["diagnose", run])
+
+
+@pytest.fixture
+def use_table(run, resealed):
+    def use(table):
+        resealed(run / "run.json", data=str(table))
+        return table
+
+    return use
 
 
 @pytest.mark.parametrize("command", ["report", "diagnose"])
-def test_changed_data_is_refused(run, tmp_path, capsys, command):
+def test_changed_data_is_refused(run, use_table, tmp_path, capsys, command):
     changed = frame()
     changed.loc[3, "age"] += 1e-9
-    table = use_table(run, tmp_path / "houses.csv")
+    table = use_table(tmp_path / "houses.csv")
     changed.to_csv(table, index=False)
     said = refused(capsys, [command, run])
     assert said == f"{table} has changed since the fit: fit again, or bring the old file back"
 
 
 @pytest.mark.parametrize("command", ["report", "diagnose"])
-def test_lost_data_is_named(run, tmp_path, capsys, command):
-    table = use_table(run, tmp_path / "lost.csv")
+def test_lost_data_is_named(run, use_table, tmp_path, capsys, command):
+    table = use_table(tmp_path / "lost.csv")
     assert f"there is no file '{table}'" in refused(capsys, [command, run])
 
 
-def test_predicting_needs_no_data_of_the_fit(run, fitted, tmp_path):
-    use_table(run, tmp_path / "lost.csv")
+def test_predicting_needs_no_data_of_the_fit(run, use_table, fitted, tmp_path):
+    use_table(tmp_path / "lost.csv")
     assert len(predict(run, fitted.table, tmp_path / "p.csv")) == 40
 
 

@@ -109,7 +109,12 @@ def test_a_cut_idx_file_says_what_it_should_hold(tmp_path, cut, holds):
 
 def test_an_idx_file_with_values_to_spare_is_refused(tmp_path):
     path = write_gzip(tmp_path / "a.gz", idx(LABELS) + b"\x00")
-    assert refusal(path).startswith("FILE says shape (2,) but holds 3 values: ")
+    assert refusal(path).startswith("FILE says shape (2,) but holds more")
+
+
+def test_an_idx_file_that_claims_to_be_huge_is_refused_before_it_is_unpacked(tmp_path):
+    path = write_gzip(tmp_path / "a.gz", b"\x00\x00\x08\x04" + b"\xff" * 16 + bytes(2**20))
+    assert refusal(path).startswith("FILE says shape (4294967295, 4294967295, 4294967295, 4294967295), more than ")
 
 
 @pytest.mark.parametrize(

@@ -546,6 +546,15 @@ def test_damaged_files_are_refused(exported, tmp_path):
         load(tmp_path / "none.npz")
 
 
+def test_a_file_that_would_fill_the_memory_is_refused_before_it_is_unpacked(exported, tmp_path, monkeypatch):
+    manifest, arrays = stored(exported)
+    np.savez_compressed(tmp_path / "bad.npz", manifest=np.array(json.dumps(manifest)), zeros=np.zeros(2**20), **arrays)
+    load(tmp_path / "bad.npz")
+    monkeypatch.setattr("inference.numpy_predictor._BYTES", 2**20)
+    with pytest.raises(ValueError, match=r"bad\.npz .* would unpack to 8,"):
+        load(tmp_path / "bad.npz")
+
+
 def test_a_changed_weight_is_seen(exported, tmp_path):
     """The comparison of this file can fail: one weight of one draw, by a thousandth."""
     posterior = plain(ppl_models.linear_regression)(torch.float32)

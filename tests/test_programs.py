@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -91,7 +93,7 @@ def test_another_graph_shape_or_thread_count_is_another_program(cache, builds):
     assert len(builds) == 3
 
 
-@pytest.mark.parametrize("harm", ["library", "plan", "half", "writable", "link"])
+@pytest.mark.parametrize("harm", ["library", "plan", "number", "another", "half", "writable", "link"])
 def test_a_spoiled_entry_is_not_run_but_built_again(cache, builds, harm, tmp_path):
     run()
     entry = next(cache.iterdir())
@@ -103,6 +105,14 @@ def test_a_spoiled_entry_is_not_run_but_built_again(cache, builds, harm, tmp_pat
         library.chmod(0o600)
     elif harm == "plan":
         plan.write_text(json.dumps({**json.loads(plan.read_text()), "plan": {"kind": "os.system", "value": {}}}))
+    elif harm == "number":  # a bit of a place in memory
+        plan.write_text(re.sub(r'"start": 0', '"start": 8', plan.read_text(), count=1))
+    elif harm == "another":  # whole, but of another program
+        programs.executable(module(), [torch.zeros(3, 3), torch.zeros(3, 4), torch.zeros(4, 3)], [1])
+        builds.pop()
+        (other,) = (path for path in cache.iterdir() if path != entry)
+        shutil.rmtree(entry)
+        other.rename(entry)
     elif harm == "half":
         library.unlink()
     elif harm == "writable":
@@ -124,6 +134,16 @@ def test_a_folder_that_others_can_write_to_or_nobody_is_not_used(cache, builds, 
     run()
     assert len(builds) == 2
     assert list(cache.iterdir()) == []
+
+
+def test_a_folder_below_one_that_others_can_change_is_not_used(cache, builds, tmp_path):
+    cache.mkdir(parents=True, mode=0o700)
+    tmp_path.chmod(0o777)
+    run()
+    assert list(cache.iterdir()) == []
+    tmp_path.chmod(0o1777)  # others may add to it, but not rename
+    run()
+    assert len(list(cache.iterdir())) == 1
 
 
 def test_a_failed_build_leaves_nothing_behind(cache, monkeypatch):

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ppl_models import tables
 from ppl_models.tables import read_csv, read_npz, read_parquet
 
 FRAME = pd.DataFrame({"a": [1.5, -2.0, 3.25], "y": [10.0, 20.0, 30.0], "b": [7, 8, 9]})
@@ -309,6 +310,21 @@ def test_a_damaged_npz_is_closed_again(tmp_path):
         refusal(read_npz, path)
         gc.collect()
     assert [str(warning.message) for warning in seen if path.name in str(warning.message)] == []
+
+
+def test_an_npz_that_would_fill_the_memory_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "t.npz"
+    np.savez_compressed(path, x=np.zeros((200_000, 10)), y=np.zeros(200_000))
+    assert len(read_npz(path, None, None).x) == 200_000
+    monkeypatch.setattr(tables, "BYTES", 2**20)
+    assert "bytes would unpack to 17,600,2" in refusal(read_npz, path)
+
+
+def test_a_parquet_file_that_would_fill_the_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "t.parquet"
+    pd.DataFrame({"x": np.zeros(200_000), "y": np.zeros(200_000)}).to_parquet(path)
+    monkeypatch.setattr(tables, "BYTES", 2**20)
+    assert "would unpack to 3,200,000" in refusal(read_parquet, path, target="y")
 
 
 def test_a_single_array_saved_as_npz_is_refused_with_advice(tmp_path):

@@ -1,0 +1,133 @@
+"""Files that are replaced whole, and read only where they are regular and of the size that is expected."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO
+
+__all__ = ["ADVICE", "make_folder", "read_bytes", "replacing"]
+
+ADVICE = "take it from a backup, or make it again"
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` if it is not there.
+
+    Raises
+    ------
+    OSError
+        If nothing can be written in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written ({error.strerror}): give a folder that can") from error
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to; the file takes the place of ``path`` once all of it is on the disk.
+
+    If anything fails, or the process ends, ``path`` is what it was.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written, with the folder, the reason and what to do.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        _remove(partial)
+        try:
+            yield partial
+            _sync(partial)
+            os.replace(partial, path)
+            _sync(path.parent)
+        except BaseException:
+            with suppress(OSError):
+                _remove(partial)
+            raise
+    except OSError as error:
+        raise OSError(
+            f"{path.parent} cannot be written ({error.strerror or error}): make room there, or give another folder; "
+            f"nothing that was in it is changed"
+        ) from error
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems know no such thing
+            raise
+    finally:
+        os.close(handle)
+
+
+def read_bytes(path: Path, most: int, size: int | None = None) -> bytes:
+    """The content of a regular file, no link, of at most ``most`` bytes, of exactly ``size`` where that is known.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there.
+    ValueError
+        If it is something else, or of another size; nothing is read then.
+    OSError
+        If it cannot be read.
+    """
+    try:
+        _refuse_irregular(path, os.lstat(path))
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(handle, "rb") as file:
+            status = os.fstat(handle)
+            _refuse_irregular(path, status)
+            _refuse_size(path, status.st_size, most, size)
+            return _whole(path, file, status.st_size)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"{path} is not there") from error
+    except OSError as error:
+        raise OSError(f"{path} cannot be read ({error.strerror or error}): see to its permissions") from error
+
+
+def _refuse_irregular(path: Path, status: os.stat_result) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        raise ValueError(f"{path} is a link, which is not followed: put the file itself there")
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path} is no regular file: {ADVICE}")
+
+
+def _refuse_size(path: Path, found: int, most: int, size: int | None) -> None:
+    if size is not None and found != size:
+        raise ValueError(f"{path} is damaged: it has {found:,} bytes, not the {size:,} that were written; {ADVICE}")
+    if found > most:
+        raise ValueError(f"{path} has {found:,} bytes, and at most {most:,} are read: {ADVICE}")
+
+
+def _whole(path: Path, file: BinaryIO, size: int) -> bytes:
+    """Read once, so that what is checked is what is used."""
+    try:
+        content = file.read(size)
+    except MemoryError as error:
+        raise ValueError(f"{path} has {size:,} bytes, which do not fit in memory: use a machine with more") from error
+    if len(content) < size or file.read(1):
+        raise ValueError(f"{path} changed while it was read: try again when nothing writes to it")
+    return content
