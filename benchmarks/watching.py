@@ -31,7 +31,7 @@ from inference import JsonLines, LivePlot, ParameterTrace, Progress, Snapshots, 
 from inference.compiled import CompiledEngine
 from inference.fitted import FitRecord
 from inference.isolation import RandomStream
-from inference.loop import run_steps
+from inference.loop import Keeper, run_steps
 from inference.posterior import Posterior
 from inference.program import Program
 from inference.task import Task
@@ -93,7 +93,7 @@ class Tutorial:
         with opened(callbacks):
             watch = Watch(callbacks, steps, self.program.params, self.posterior)
             start = time.perf_counter()
-            run_steps(self.engine, state, self.program, watch, "", progress=False)
+            run_steps(self.engine, state, self.program, watch, "", progress=False, keeper=Keeper(None, dict))
             done = time.perf_counter()
         return (done - start) / steps * 1e6, (time.perf_counter() - done) * 1e3
 

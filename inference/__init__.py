@@ -1,9 +1,11 @@
 """Fit a Pyro model by SVI, then sample, predict, diagnose, report and save."""
 
 from inference.calibration import Calibration, calibrate
+from inference.checkpoint import Checkpoint
 from inference.comparison import compare_report
 from inference.contour import plot_loss_contour
 from inference.diagnostics import Diagnosis
+from inference.failures import NonFinite
 from inference.fresh import fresh
 from inference.gradients import GradientCheck, check_gradients
 from inference.json_lines import JsonLines
@@ -20,12 +22,14 @@ from inference.watch import Progress, every
 
 __all__ = [
     "Calibration",
+    "Checkpoint",
     "ClassPrediction",
     "Diagnosis",
     "GradientCheck",
     "JsonLines",
     "Labels",
     "LivePlot",
+    "NonFinite",
     "ParameterTrace",
     "Posterior",
     "Prediction",

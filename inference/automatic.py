@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -15,40 +16,71 @@ from inference.start import NoStart, Start
 from inference.task import Task
 from inference.whitening import whitening
 
-__all__ = ["automatic"]
+__all__ = ["Plan", "automatic"]
 
 _MENDING = 2_000  # steps that mend the coordinates of a start that is no mode
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a fit is to find its way: from θ = ``theta``, (P,), in at most ``steps``.
+
+    In the coordinates of ``start`` where there is one, else by steps of its own;
+    without ``early`` all steps are taken.
+    """
+
+    theta: Tensor
+    steps: int
+    early: bool
+    start: Start | None = None
+
+    def task(self, task: Task) -> Task:
+        """The task with these steps in the place of an optimiser."""
+        task = replace(task, optimizer="adam")
+        if self.start is None:
+            return replace(task, landing=FoundSteps(self.theta, self.steps, self.early))
+        program, correlated = task.program, _has_triangle(task)
+        judged = Moments(program, self.start) if correlated else None
+        white = whitening(program, self.start, self.theta)
+        landing = Landing(white, self.theta, self.steps, self.early, judged)
+        return replace(task, landing=landing, sticking=correlated)
+
+    def saved(self) -> dict[str, Any]:
+        """The plan as numbers and tensors, for :meth:`restored`."""
+        return {**vars(self), "start": None if self.start is None else dict(vars(self.start))}
+
+    @classmethod
+    def restored(cls, saved: dict[str, Any], like: Tensor) -> Plan:
+        """The plan that was saved, its tensors on the device of ``like``."""
+        start = saved["start"]
+        if start is not None:
+            moved: dict[str, Any] = {
+                name: part.to(like.device) if isinstance(part, Tensor) else part for name, part in start.items()
+            }
+            start = Start(**moved)
+        return cls(**{**saved, "theta": saved["theta"].to(like), "start": start})
+
+
 def automatic(
     task: Task, start: Start | NoStart, steps: int, early: bool, taken: Callable[[Task, int], Tensor]
-) -> tuple[Task, int]:
-    """The task with a step size and an end to be found from ``start``, and what that and the start cost in gradients.
+) -> tuple[Plan, int]:
+    """How to find a step size and an end from ``start``, and what that and the start cost in gradients.
 
     Without a start the guide goes from where it is, by steps of its own; also
     where the search ended at no mode, as it does for the weights of a network,
     but for guides with a triangle, whose many numbers need coordinates. Those are
     then moved for 2,000 of the ``steps``, by ``taken``, and the coordinates made
-    anew after it. Without ``early`` all steps are taken.
+    anew after it.
     """
-    task = replace(task, optimizer="adam")
+    program = task.program
     if isinstance(start, NoStart) or not (start.is_mode or _has_triangle(task)):
-        found = FoundSteps(task.program.params.flatten(), steps, early)
-        return replace(task, landing=found), start.evaluations
+        return Plan(program.params.flatten(), steps, early), start.evaluations
+    theta = apply_start(program, start)
     if start.is_mode or steps < 3 * _MENDING:
-        return _landed(task, start, steps, early), start.evaluations
-    theta = taken(_landed(task, start, _MENDING, early), _MENDING)
-    mended = _landed(task, start_at(task.program, start, theta), steps - _MENDING, early, theta)
+        return Plan(theta, steps, early, start), start.evaluations
+    theta = taken(Plan(theta, _MENDING, early, start).task(task), _MENDING)
+    mended = Plan(theta, steps - _MENDING, early, start_at(program, start, theta))
     return mended, start.evaluations + _MENDING * task.particles
-
-
-def _landed(task: Task, start: Start, steps: int, early: bool, theta: Tensor | None = None) -> Task:
-    """The steps from ``start``, or from a ``theta`` whose spread it has."""
-    program, correlated = task.program, _has_triangle(task)
-    theta = apply_start(program, start) if theta is None else theta
-    judged = Moments(program, start) if correlated else None
-    landing = Landing(whitening(program, start, theta), theta, steps, early, judged)
-    return replace(task, landing=landing, sticking=correlated)
 
 
 def _has_triangle(task: Task) -> bool:

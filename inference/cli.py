@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from torch import nn
 from inference import registry
 from inference.arguments import as_device, positive_integer, positive_number, seed_number
 from inference.autoencoder import Encoding, EvidenceScores
+from inference.checkpoint import Checkpoint
 from inference.diagnostics import Diagnosis
 from inference.files import replacing
 from inference.fingerprint import fingerprint
@@ -45,6 +47,7 @@ OwnCode = Annotated[
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line: status 0, 1 with one line on standard error where the input is wrong, or 2 for usage."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="arviz")
+    warnings.filterwarnings("ignore", message="the fit was interrupted")  # it is said in a line of its own
     try:
         app(args=list(argv) if argv is not None else None, prog_name="kiln", standalone_mode=True)
     except SystemExit as end:
@@ -94,6 +97,9 @@ def fit(
     seed: Annotated[int, typer.Option(help="Fixes the split, the start and every draw.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, eager or compiled.")] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a fit that was interrupted or killed, to the same numbers.")
+    ] = False,
 ) -> None:
     """Fit MODEL to a table, test it on rows that were held out, and write a report."""
     if not 0 <= holdout < 1:
@@ -115,24 +121,29 @@ def fit(
     usual = {"batch_size": None} | getattr(bound, "usual_fit", {})
     batch_size = usual["batch_size"] if batch_size is None else batch_size
     _hint(len(split.train[0]), batch_size)
-    posterior = fit_posterior(
-        bound,
-        built,
-        *data_for(bound, split.train),
-        steps=steps,
-        lr=_schedule(usual.get("lr") if lr is None else lr, optimizer, anneal, steps, decay),
-        optimizer=optimizer,
-        particles=particles,
-        anneal=anneal,
-        restarts=restarts,
-        batch_size=batch_size,
-        seed=seed,
-        device=device,
-        engine=engine,
-    )
-    posterior.save(out)
-    run.save(out)
-    _tell(posterior, run, split, out)
+    with Checkpoint(out) as kept:
+        posterior = fit_posterior(
+            bound,
+            built,
+            *data_for(bound, split.train),
+            steps=steps,
+            lr=_schedule(usual.get("lr") if lr is None else lr, optimizer, anneal, steps, decay),
+            optimizer=optimizer,
+            particles=particles,
+            anneal=anneal,
+            restarts=restarts,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            engine=engine,
+            checkpoint=kept,
+            resume=resume,
+        )
+        posterior.save(out)
+        run.save(out)
+        _end_if_interrupted(posterior, out)
+        kept.remove()
+        _tell(posterior, run, split, out)
 
 
 @app.command()
@@ -239,6 +250,16 @@ def _tell(posterior: Posterior, run: Run, split: Split, folder: Path) -> None:
         _print_scores(held_out.scores, split)
     path = write_run_report(posterior, run, split, folder / REPORT, held_out)
     _say(f"report: {path}")
+
+
+def _end_if_interrupted(posterior: Posterior, folder: Path) -> None:
+    """Leave with the status of a program that a signal ended, and say how to go on."""
+    stop = posterior.record.stop
+    if stop is None or stop.interrupted is None:
+        return
+    print(f"the fit {stop.how}; {folder} has the posterior so far", file=sys.stderr)
+    print("the same command with --resume goes on with it", file=sys.stderr)
+    raise typer.Exit(128 + signal.Signals[stop.interrupted])
 
 
 def _hint(rows: int, batch_size: int | None) -> None:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from inference.draws import Replay
 from inference.executable import Executable
+from inference.failures import NonFinite
 from inference.frozen import outside_values
 from inference.isolation import RandomStream, environment
 from inference.lowering import NotCompilable
+from inference.non_finite import failure, first_failure
 from inference.objective import traces
 from inference.pauses import Pauses
 from inference.programs import executable
 from inference.replayed import ReplayedStep
-from inference.sites import refuse_non_finite
 from inference.step import Step, graph_text, step_rates, trace_step
 from inference.tape import Untraceable
 from inference.task import Task
@@ -121,18 +123,34 @@ class CompiledEngine:
 
         Raises
         ------
-        ValueError
-            At the first loss that is not finite, naming the step and the site;
-            the state is put back to where this call began.
+        NonFinite
+            At the first loss or gradient that is not finite, naming the step, the
+            site and the parameter; the state is put back to where this call began.
         """
         start = _copy(state)
         with self._drawing(state.stream):
             found = torch.cat(self._take(state, steps, pauses))
-        if not math.isfinite(found[:, 0].sum().item()) and not torch.isfinite(found[:, 0]).all():
-            bad = int((~torch.isfinite(found[:, 0])).nonzero()[0])
-            _put_back(state, start)
-            self._explain(state, bad)
+        if not (torch.isfinite(found[:, 0]).all() and torch.isfinite(state.flat).all()):
+            self._explain(state, start, found[:, 0])
         return found
+
+    def saved(self, state: CompiledState) -> dict[str, Any]:
+        """All that changes, as numbers and tensors, for :meth:`restore`."""
+        return {
+            "step": state.step,
+            "flat": state.flat,
+            "moments": list(state.moments),
+            "noise": list(state.noise) if state.step % self.block else [],
+            "stream": state.stream.saved(),
+        }
+
+    def restore(self, state: CompiledState, saved: dict[str, Any]) -> None:
+        """Bring a state to what was saved, in place."""
+        stream = RandomStream.restored(saved["stream"])
+        noise = [part.to(state.flat.device) for part in saved["noise"]]
+        if [part.shape for part in saved["moments"]] != [moment.shape for moment in state.moments]:
+            raise TypeError("the optimiser's moments are of other shapes")
+        _put_back(state, CompiledState(saved["flat"], saved["moments"], stream, saved["step"], noise))
 
     def _take(self, state: CompiledState, steps: int, pauses: Pauses | None = None) -> list[Tensor]:
         """Steps as they come, good or bad: their losses, in pieces."""
@@ -185,19 +203,28 @@ class CompiledEngine:
         named["rates"] = self._rates(step, count)
         return [named[name] for name in self.row_names]
 
-    def _explain(self, state: CompiledState, bad: int) -> None:
-        """Take the good steps again, then run the model itself on the noise of the bad one and look at each site."""
-        where = f"at step {state.step + bad}"
-        start = _copy(state)
-        try:
-            with self.program.running(state.flat, state.stream):
-                self._take(state, bad)
-                self._look(self._next_rows(state, 1), where)
-        finally:
-            _put_back(state, start)
-        raise ValueError(f"the loss is not finite {where}: use a smaller lr= or look for overflow in the model")
+    def _explain(self, state: CompiledState, start: CompiledState, losses: Tensor) -> None:
+        """Put the state back to ``start``, and raise what happened in the first bad of the steps with these losses."""
+        good = first_failure(losses, lambda count: self._good_after(state, start, count))
+        self._good_after(state, start, good)
+        flat, number = state.flat.clone(), state.step
+        with self._drawing(state.stream):
+            rows = self._next_rows(state, 1)
+            self.machine.run(rows)
+        after, stream = state.flat.clone(), RandomStream(dict(state.stream.state))
+        _put_back(state, start)
+        with self.program.running(flat, stream):
+            raise failure(self.program.params, flat, after, self._seen(rows, number), number)
 
-    def _look(self, rows: Sequence[Tensor], where: str) -> None:
+    def _good_after(self, state: CompiledState, start: CompiledState, steps: int) -> bool:
+        """Take ``steps`` steps from ``start``, and say whether θ is finite."""
+        _put_back(state, start)
+        with self._drawing(state.stream):
+            self._take(state, steps)
+        return bool(torch.isfinite(state.flat).all())
+
+    def _seen(self, rows: Sequence[Tensor], step: int) -> Iterator[tuple[poutine.Trace, poutine.Trace]]:
+        """The traces of the model itself on the noise of a step, one for each particle."""
         named = dict(zip(self.row_names, rows, strict=True))
         noise = [named[f"noise{i}"] for i in range(len(self.step.groups))]
         for values in self.step.replayed(noise, 0):
@@ -205,8 +232,8 @@ class CompiledEngine:
                 with Replay(values):
                     pair = traces(self.task.model, self.task.guide, self.task.args)
             except Exception as error:
-                raise ValueError(f"the model could not run {where}: {error}") from error
-            refuse_non_finite(*pair, where)
+                raise NonFinite(f"the model could not run at step {step}: {error}", step) from error
+            yield pair
 
 
 def _update(task: Task) -> Update:

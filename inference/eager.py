@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from inference.isolation import RandomStream
+from inference.non_finite import failure, first_failure
 from inference.objective import loss, traces
 from inference.optimizers import make_optimizer, set_step_size
 from inference.pauses import Pauses
-from inference.sites import refuse_non_finite
 from inference.task import Task
 from inference.updates import Updating
 
@@ -57,23 +57,35 @@ class EagerEngine:
 
         Raises
         ------
-        ValueError
-            At the first loss that is not finite, naming the step and the site;
-            the state is put back to where this call began.
+        NonFinite
+            At the first loss or gradient that is not finite, naming the step, the
+            site and the parameter; the state is put back to where this call began.
         """
         before = _snapshot(state)
-        losses = torch.empty(steps, 2, dtype=state.flat.dtype, device=state.flat.device)
-        with self.program.running(state.flat.detach(), state.stream, state.grad):
-            for i in range(steps):
-                losses[i] = self._step(state, state.step + i)
-        if not torch.isfinite(losses[:, 0]).all():
-            bad = int((~torch.isfinite(losses[:, 0])).nonzero()[0])
-            _roll_back(state, before)
-            self._explain(state, bad)
+        losses = self._take(state, steps)
+        if not (torch.isfinite(losses[:, 0]).all() and torch.isfinite(state.flat).all()):
+            self._explain(state, before, losses[:, 0])
         state.step += steps
         if pauses is not None:
             pauses.keep(state.step, state.flat)
         return losses
+
+    def saved(self, state: SVIState) -> dict[str, Any]:
+        """All that changes, as numbers and tensors, for :meth:`restore`."""
+        return {
+            "step": state.step,
+            "flat": state.flat,
+            "optimizer": state.optimizer.state_dict(),
+            "stream": state.stream.saved(),
+        }
+
+    def restore(self, state: SVIState, saved: dict[str, Any]) -> None:
+        """Bring a state to what was saved, in place."""
+        with torch.no_grad():
+            state.flat.copy_(saved["flat"])
+        state.optimizer.load_state_dict(saved["optimizer"])
+        state.stream.state = RandomStream.restored(saved["stream"]).state
+        state.step = saved["step"]
 
     def result(self, state: SVIState) -> Tensor:
         """θ that the steps so far have found: their last, or an average."""
@@ -82,6 +94,14 @@ class EagerEngine:
 
     def refresh(self, state: SVIState) -> None:
         """Nothing: every step reads what is there."""
+
+    def _take(self, state: SVIState, steps: int) -> Tensor:
+        """Steps as they come, good or bad, with the count left where it is."""
+        losses = torch.empty(steps, 2, dtype=state.flat.dtype, device=state.flat.device)
+        with self.program.running(state.flat.detach(), state.stream, state.grad):
+            for i in range(steps):
+                losses[i] = self._step(state, state.step + i)
+        return losses
 
     def _step(self, state: SVIState, step: int) -> Tensor:
         state.grad.zero_()
@@ -95,22 +115,30 @@ class EagerEngine:
             state.optimizer.step()
         return value.detach()
 
-    def _explain(self, state: SVIState, steps: int) -> None:
-        """Replay ``steps`` good steps, then look at each site of the one that failed."""
-        start = _snapshot(state)
-        where = f"at step {state.step + steps}"
-        try:
-            with self.program.running(state.flat.detach(), state.stream, state.grad):
-                for i in range(steps):
-                    self._step(state, state.step + i)
-                for _ in range(self.task.particles):
-                    refuse_non_finite(*traces(self.task.model, self.task.guide, self.task.args), where)
-        finally:
-            _roll_back(state, start)
-        raise ValueError(f"the loss is not finite {where}: use a smaller lr= or look for overflow in the model")
+    def _explain(self, state: SVIState, start: _Snapshot, losses: Tensor) -> None:
+        """Put the state back to ``start``, and raise what happened in the first bad of the steps with these losses."""
+        task, good = self.task, first_failure(losses, lambda count: self._good_after(state, start, count))
+        self._good_after(state, start, good)
+        flat, number = state.flat.detach().clone(), state.step + good
+        stream = RandomStream(dict(state.stream.state))
+        self._good_after(state, start, good + 1)
+        after = state.flat.detach().clone()
+        _roll_back(state, start)
+        with self.program.running(flat, stream):
+            pairs = (traces(task.model, task.guide, task.args) for _ in range(task.particles))
+            raise failure(self.program.params, flat, after, pairs, number)
+
+    def _good_after(self, state: SVIState, start: _Snapshot, steps: int) -> bool:
+        """Take ``steps`` steps from ``start``, and say whether θ is finite."""
+        _roll_back(state, start)
+        self._take(state, steps)
+        return bool(torch.isfinite(state.flat).all())
 
 
-def _snapshot(state: SVIState) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
+_Snapshot = tuple[Tensor, dict[str, Any], dict[str, Any]]
+
+
+def _snapshot(state: SVIState) -> _Snapshot:
     moments = {
         key: {k: v.clone() if isinstance(v, Tensor) else v for k, v in entry.items()}
         for key, entry in state.optimizer.state_dict()["state"].items()
@@ -118,7 +146,7 @@ def _snapshot(state: SVIState) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
     return state.flat.detach().clone(), moments, dict(state.stream.state)
 
 
-def _roll_back(state: SVIState, snapshot: tuple[Tensor, dict[str, Any], dict[str, Any]]) -> None:
+def _roll_back(state: SVIState, snapshot: _Snapshot) -> None:
     flat, moments, stream = snapshot
     with torch.no_grad():
         state.flat.copy_(flat)

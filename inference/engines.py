@@ -34,6 +34,12 @@ class Engine(Protocol):
     def refresh(self, state: Any) -> None:
         """Look again at what callbacks may have changed."""
 
+    def saved(self, state: Any) -> dict[str, Any]:
+        """All that changes in a state, as numbers and tensors."""
+
+    def restore(self, state: Any, saved: dict[str, Any]) -> None:
+        """Bring a state to what was saved, in place."""
+
 
 def choose(name: str, task: Task, stream: RandomStream, steps: int, progress: bool) -> tuple[Engine, Any]:
     """The engine to run, and its first state; ``name`` is ``"eager"``, ``"compiled"`` or ``"auto"``.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -23,7 +24,8 @@ class Stop:
     the last half of the search at one step size, ``mcse`` the largest Monte-Carlo
     standard error of its averages, in units in which a posterior standard deviation
     is 1; both None where there was no time to look, or no start to take the units
-    from. ``doubts`` are what the guide's importance weights then said against it.
+    from. ``doubts`` are what the guide's importance weights then said against it;
+    ``interrupted`` is the signal that ended the fit before its time, where one did.
     """
 
     settled: bool
@@ -31,6 +33,7 @@ class Stop:
     rhat: float | None
     mcse: float | None
     doubts: tuple[str, ...] = ()
+    interrupted: str | None = None
 
     @property
     def converged(self) -> bool:
@@ -49,11 +52,14 @@ class Finding(Update):
     """An update from ``theta``, (P,), that takes at most ``steps`` and may lower their number when it looks.
 
     ``every`` are the steps between two points of the path that it wants to look
-    at, None for none; ``stop`` says at the end why that was the end.
+    at, None for none; ``settling`` is the step from which on they get smaller, and
+    ``stop`` says at the end why that was the end.
     """
 
     every: int | None = None
     stop: Stop
+    settling: int
+    _decided: bool
 
     def __init__(self, theta: Tensor, steps: int) -> None:
         super().__init__({}, 0.0)
@@ -63,6 +69,15 @@ class Finding(Update):
     @abstractmethod
     def look(self, step: int, points: list[Tensor], losses: Tensor) -> None:
         """Judge the path so far, ``points`` being θ since the last look and ``losses`` all of −ELBO; end a phase."""
+
+    def saved(self) -> dict[str, Any]:
+        """What the looks so far have found, as numbers and tensors, for :meth:`restore`."""
+        return {"settling": self.settling, "steps": self.steps, "decided": self._decided, "stop": asdict(self.stop)}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from what was saved."""
+        self.settling, self.steps, self._decided = saved["settling"], saved["steps"], saved["decided"]
+        self.stop = Stop(**saved["stop"])
 
     def result(self, theta: Tensor, moments: list[Tensor]) -> Tensor:
         """What the steps so far have found."""

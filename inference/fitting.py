@@ -2,45 +2,51 @@
 
 from __future__ import annotations
 
-import math
+import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
-from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNormal
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.automatic import automatic
+from inference.attempt import Attempt, Ended
+from inference.automatic import Plan, automatic
+from inference.checkpoint import Checkpoint
 from inference.compiled import CompiledEngine
-from inference.engines import choose
+from inference.engines import Engine, choose
+from inference.failures import NonFinite
+from inference.files import ADVICE
 from inference.finding import Finding, Stop
-from inference.fitted import FitRecord
+from inference.identity import Marks
 from inference.init import Init, begin
 from inference.isolation import RandomStream
-from inference.loop import run_steps
+from inference.loop import Keeper, run_steps
 from inference.objective import Model
 from inference.posterior import Posterior
 from inference.program import Program
 from inference.start import NoStart
 from inference.task import Task
-from inference.watch import Callback, Watch, settled
+from inference.watch import Callback, Watch
 
-__all__ = ["Attempt", "Fitting"]
+__all__ = ["Fitting"]
 
 _ASIDE = 2**20  # the number of the random stream of steps that are no part of the record
 _CALLER = 5  # frames up from a warning to the line that called fit
 
 
-@dataclass(frozen=True)
+@dataclass
 class Fitting:
     """What a fit is asked to do, its arguments checked.
 
     ``options`` are the task's, ``said`` what the record keeps of them; ``finds``
     says that steps are to be found, ``searches`` that a start is too, ``early``
-    an end, and ``asked`` that the user said so.
+    an end, and ``asked`` that the user said so. ``identity`` is what a fit that
+    goes on has to share, ``longer`` whether it may take more steps.
     """
 
     model: Model
@@ -63,68 +69,212 @@ class Fitting:
     callbacks: Sequence[Callback]
     progress: bool
     said: dict[str, Any]
+    checkpoint: Checkpoint | None = None
+    _ended: Ended = field(default_factory=Ended)
+    _running: dict[str, Any] | None = None
+    _began: float = field(default_factory=time.perf_counter)
+
+    def resume(self, identity: Marks, resume: bool) -> tuple[int, int] | None:
+        """Look for a fit to go on with; the number of its start, from 1, and the step, where there is one.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint is not one of this fit, or nobody asked for it.
+        """
+        if self.checkpoint is None:
+            return None
+        plain = not (self.finds or callable(self.options["lr"]) or self.options["anneal"]) and self.restarts == 1
+        saved = self.checkpoint.begin(identity, resume, free=("steps",) if plain else ())
+        if saved is None:
+            return None
+        with self._believing():
+            self._began -= saved["seconds"]
+            self._running, losses, best = saved["running"], list(saved["losses"]), saved["best"]
+            self._ended = Ended(losses, None if best is None else self._again(best))
+            step = int(self._running["engine"]["step"])
+        if step > self.steps:
+            raise ValueError(f"{self.checkpoint.folder} has taken {step:,} steps: ask for as many, or for more")
+        return len(losses) + 1, step
+
+    @contextmanager
+    def _believing(self) -> Iterator[None]:
+        """Where a checkpoint is not of the form that it must have, one error that names it."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+            folder = self.checkpoint.folder if self.checkpoint else None
+            words = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ValueError(f"the checkpoint in {folder} is damaged ({words}): {ADVICE}") from error
+
+    @property
+    def seconds(self) -> float:
+        """Since the fit began, without the time in which nothing ran."""
+        return time.perf_counter() - self._began
 
     def best(self) -> tuple[Attempt, tuple[float, ...]]:
         """The best of all attempts, and the loss of each, infinite where one failed."""
-        fits: list[Attempt | None] = []
-        for number in range(self.restarts):
+        for number in range(len(self._ended.losses), self.restarts):
+            running, self._running = self._running, None
             try:
-                fits.append(self._attempt(number))
+                fitted: Attempt | None = self._attempt(number, running)
             except ValueError as error:
                 if self.restarts == 1:
                     raise
                 self._warn(f"start {number + 1} of {self.restarts} failed: {error}")
-                fits.append(None)
-        whole = [fitted for fitted in fits if fitted is not None]
-        if not whole:
+                fitted = None
+            self._ended.add(fitted)
+            if fitted is not None and fitted.stop is not None and fitted.stop.interrupted:
+                self._warn(f"the fit {fitted.stop.how}; this is the posterior so far")
+                break
+        if self._ended.best is None:
             raise ValueError(f"all {self.restarts} starts failed; the warnings say at which step and site")
-        losses = tuple(fitted.loss if fitted is not None else math.inf for fitted in fits)
-        return min(whole, key=lambda fitted: fitted.loss), losses
+        return self._ended.best, tuple(self._ended.losses)
 
-    def _attempt(self, number: int) -> Attempt:
+    def _program(self, number: int) -> tuple[Program, RandomStream]:
         stream = RandomStream.seeded(self.seed, number)
         program = Program.start(
             self.model, self.guide, self.args, stream, self.device, self.dtype, batch_size=self.batch_size
         )
+        return program, stream
+
+    def _again(self, saved: dict[str, Any]) -> Attempt:
+        """A start that had ended."""
+        program, stream = self._program(saved["number"])
+        fitted = Attempt(
+            saved["number"], program, self.args, program.params.flatten(), stream, self.names, self.seed, {}
+        )
+        fitted.restore(saved)
+        return fitted
+
+    def _attempt(self, number: int, running: dict[str, Any] | None) -> Attempt:
+        program, stream = self._program(number)
         plain = Task.of(program, self.args, self.batch_size, **self.options)
+        if running is not None:
+            with self._believing():
+                plain = replace(plain, theta=_like(running["theta"], plain.begin))
+                plan = None if running["plan"] is None else Plan.restored(running["plan"], plain.begin)
+                searched = int(running["searched"])
+            return self._tried(number, plain, plan, stream, searched, running)
         with tqdm(
             desc="start", bar_format="{desc} {elapsed}", disable=not (self.searches and self.progress), leave=False
         ):
             start = begin(program, self.args, stream, self.init, self.searches)
+        plain = replace(plain, theta=plain.begin)
         if not self.finds:
-            return self._run(number, plain, stream, start.evaluations)
+            return self._run(number, plain, None, stream, start.evaluations)
         if not self.searches:
             start = NoStart("the guide is where it is to begin", start.evaluations)
-        task, searched = automatic(plain, start, self.steps, self.early, self._taken)
+        plan, searched = automatic(plain, start, self.steps, self.early, self._taken)
+        return self._tried(number, plain, plan, stream, searched)
+
+    def _tried(
+        self,
+        number: int,
+        plain: Task,
+        plan: Plan | None,
+        stream: RandomStream,
+        searched: int,
+        running: dict[str, Any] | None = None,
+    ) -> Attempt:
+        """By the plan, or where that fails and nobody asked for it by Adam."""
         try:
-            return self._run(number, task, stream, searched)
+            return self._run(number, plain, plan, stream, searched, running)
         except ValueError as error:
-            if self.asked:
+            if self.asked or plan is None:
                 raise
             self._warn(f"the steps that were found failed, so this is Adam: {error}")
-            return self._run(number, plain, stream, searched)
+            return self._run(number, plain, None, stream, searched)
 
-    def _run(self, number: int, task: Task, stream: RandomStream, searched: int) -> Attempt:
+    def _run(
+        self,
+        number: int,
+        plain: Task,
+        plan: Plan | None,
+        stream: RandomStream,
+        searched: int,
+        running: dict[str, Any] | None = None,
+    ) -> Attempt:
+        task = plain if plan is None else plan.task(plain)
         program, landing = task.program, task.landing
-        runner, state = choose(self.engine, task, stream, self.steps * self.restarts, self.progress)
+        runner, state = choose(self._engine(running), task, stream, self.steps * self.restarts, self.progress)
         used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
         found = {"lr": "found", "optimizer": "auto"} if landing else {}
         options = {**self.said, **found, "engine": used}
-        fitted = Attempt(program, self.args, state.flat, stream, self.names, self.seed, options, searched=searched)
+        fitted = Attempt(
+            number, program, self.args, state.flat, state.stream, self.names, self.seed, options, searched=searched
+        )
         most = landing.steps if landing else self.steps
         watch = Watch(self.callbacks, most, program.params, fitted.posterior, (number + 1, self.restarts))
+        if running is not None:
+            self._restore(runner, state, watch, running)
+        keeper = Keeper(self.checkpoint, partial(self._state, runner, state, watch, plain, plan, fitted))
         label = f"fit {number + 1}/{self.restarts}" if self.restarts > 1 else "fit"
-        fitted.curves = run_steps(runner, state, program, watch, label, self.progress)
-        fitted.flat = runner.result(state)
-        fitted.stop = self._judged(fitted, landing) if landing else None
+        try:
+            signal = run_steps(runner, state, program, watch, label, self.progress, keeper)
+            keeper.keep()
+        except (NonFinite, OSError) as error:
+            fitted.flat, fitted.curves = runner.result(state), watch.curves
+            error.posterior = self._so_far(fitted)  # type: ignore[union-attr]
+            if isinstance(error, NonFinite):
+                keeper.keep()
+            raise
+        fitted.flat, fitted.curves = runner.result(state), watch.curves
+        fitted.stop = self._stop(fitted, landing, signal, watch.steps)
         return fitted
 
-    def _judged(self, fitted: Attempt, landing: Finding) -> Stop:
+    def _engine(self, running: dict[str, Any] | None) -> str:
+        """The engine to run on: that of the steps so far, where there are any."""
+        if running is None:
+            return self.engine
+        used = str(running["used"])
+        if self.engine not in ("auto", used):
+            raise ValueError(f"the checkpoint is of the {used} engine, which draws other numbers: pass engine={used!r}")
+        return used
+
+    def _restore(self, runner: Engine, state: Any, watch: Watch, running: dict[str, Any]) -> None:
+        """Bring engine, rule of the steps and watch to where the fit stood."""
+        landing = runner.task.landing
+        with self._believing():
+            if landing is not None:
+                landing.restore(running["finding"])
+                watch.steps = landing.steps
+            _like(running["engine"]["flat"], state.flat)
+            runner.restore(state, running["engine"])
+            curves = _like(running["curves"], state.flat.new_empty(2, state.step))
+            watch.resume(curves, running["seconds"])
+
+    def _state(
+        self, runner: Engine, state: Any, watch: Watch, plain: Task, plan: Plan | None, fitted: Attempt
+    ) -> dict[str, Any]:
+        """All that a fit needs to go on, as numbers and tensors."""
+        landing = runner.task.landing
+        running = {
+            "theta": plain.begin,
+            "plan": None if plan is None else plan.saved(),
+            "searched": fitted.searched,
+            "used": fitted.options["engine"],
+            "engine": runner.saved(state),
+            "finding": None if landing is None else landing.saved(),
+            "curves": watch.curves,
+            "seconds": watch.seconds,
+        }
+        return {"seconds": self.seconds, "running": running, **self._ended.saved()}
+
+    def _so_far(self, fitted: Attempt) -> Posterior | None:
+        """The posterior after the steps that there were, None where there were none."""
+        return fitted.posterior(fitted.flat, fitted.curves, self.seconds) if fitted.curves.shape[1] else None
+
+    def _stop(self, fitted: Attempt, landing: Finding | None, signal: str | None, steps: int) -> Stop | None:
         """How the fit ended, and what the guide's weights say of the place."""
-        stop = landing.stop
-        if not stop.settled or stop.rhat is None:
-            return stop
-        return replace(stop, doubts=fitted.posterior(fitted.flat, fitted.curves, 0.0).doubts(seed=self.seed))
+        if signal is not None:
+            taken = fitted.curves.shape[1]
+            return Stop(
+                False, f"was interrupted by {signal} after {taken:,} of {steps:,} steps", None, None, interrupted=signal
+            )
+        if landing is None or not landing.stop.settled or landing.stop.rhat is None:
+            return None if landing is None else landing.stop
+        return replace(landing.stop, doubts=fitted.posterior(fitted.flat, fitted.curves, 0.0).doubts(seed=self.seed))
 
     def _taken(self, task: Task, count: int) -> Tensor:
         """θ after ``count`` steps that nobody watches."""
@@ -137,43 +287,8 @@ class Fitting:
         warnings.warn(words, UserWarning, stacklevel=_CALLER)
 
 
-@dataclass
-class Attempt:
-    """One start: where it is, and once it has ended its losses and KL, (2, steps)."""
-
-    program: Program
-    args: tuple[Any, ...]
-    flat: Tensor
-    stream: RandomStream
-    names: list[str]
-    seed: int
-    options: dict[str, Any]
-    curves: Tensor = field(default_factory=lambda: torch.empty(2, 0))
-    stop: Stop | None = None
-    searched: int = 0
-
-    @property
-    def loss(self) -> float:
-        """−ELBO in nats, where the start ended."""
-        return settled(self.curves[0])
-
-    def posterior(self, flat: Tensor, curves: Tensor, seconds: float, starts: tuple[float, ...] = ()) -> Posterior:
-        """The posterior at θ = ``flat``, after the steps with these losses and KL."""
-        values, kl = curves.clone().cpu().numpy()
-        evaluations = self.searched + len(values) * int(self.options["particles"])
-        record = FitRecord(values, kl, seconds, self.seed, self.options, starts, evaluations, self.stop)
-        program, finished = _finish(self.program, flat.detach(), self.args, self.stream)
-        return Posterior(program, finished, self.args, self.names, record)
-
-
-def _finish(program: Program, flat: Tensor, args: tuple[Any, ...], stream: RandomStream) -> tuple[Program, Tensor]:
-    """Turn the mode that AutoLaplaceApproximation found into its Normal; other guides stay as they are."""
-    if not isinstance(program.guide, AutoLaplaceApproximation):
-        return program, flat
-    with program.running(flat, stream):
-        normal = program.guide.laplace_approximation(*args)
-        values = {f"AutoMultivariateNormal.{k}": getattr(normal, k) for k in ("loc", "scale", "scale_tril")}
-    guide = AutoMultivariateNormal(program.guide.model)
-    finished = Program.start(program.model, guide, args, stream, program.device, program.dtype)
-    kept = program.params.constrained(flat)
-    return finished, finished.params.unconstrained({**kept, **values})
+def _like(saved: Tensor, here: Tensor) -> Tensor:
+    """A saved tensor on the device that it is wanted on, if it is of the same shape and type."""
+    if saved.shape != here.shape or saved.dtype != here.dtype:
+        raise TypeError(f"{saved.dtype} {tuple(saved.shape)} for {here.dtype} {tuple(here.shape)}")
+    return saved.to(here.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +84,15 @@ class FoundSteps(Finding):
         theta.sub_(rates[1] * distance * mean / (square.sqrt() + distance * _EPSILON))
         known = gained / slopes.abs().sum().clamp_min(torch.finfo(theta.dtype).tiny)
         distance.copy_(torch.minimum(torch.maximum(distance, known), distance * self._growth))
+
+    def saved(self) -> dict[str, Any]:
+        """With the step of the next look."""
+        return {**super().saved(), "next": self._next}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from what was saved."""
+        super().restore(saved)
+        self._next = saved["next"]
 
     def look(self, step: int, points: list[Tensor], losses: Tensor) -> None:
         """Judge the losses so far at steps that lie a tenth apart; end the phase of γ = 1."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-__all__ = ["outside_values"]
+__all__ = ["captured", "is_foreign", "outside_values"]
 
 _FOREIGN = ("torch", "pyro", "numpy", "builtins", "inference")
 _DEPTH = 6
@@ -63,20 +63,24 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, nn.Module):
         own = [(k, v) for k, v in vars(value).items() if not k.startswith("_")]
         return [*own, *value.named_buffers(recurse=False), *value.named_children(), ("forward", value.forward)]
-    if isinstance(value, type | types.ModuleType) or _is_foreign(type(value)):
+    if isinstance(value, type | types.ModuleType) or is_foreign(type(value)):
         return []
     return [(k, v) for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("__")]
 
 
 def _of_function(function: types.FunctionType) -> list[tuple[str, Any]]:
-    if _is_foreign(function):
+    if is_foreign(function):
         wrapped = getattr(function, "__wrapped__", None)
         return [("wrapped", wrapped)] if wrapped is not None else []
+    return captured(function)
+
+
+def captured(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """What a function takes from its closure, its module and its defaults, by name."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
     closure = [(name, cell.cell_contents) for name, cell in cells if _is_filled(cell)]
-    reachable = [
-        (name, function.__globals__[name]) for name in _names(function.__code__) if name in function.__globals__
-    ]
+    names = sorted(_names(function.__code__))
+    reachable = [(name, function.__globals__[name]) for name in names if name in function.__globals__]
     defaults = list(enumerate(function.__defaults__ or ()))
     keywords = list((function.__kwdefaults__ or {}).items())
     return [*closure, *reachable, *((f"default {i}", v) for i, v in defaults), *keywords]
@@ -94,5 +98,6 @@ def _is_filled(cell: types.CellType) -> bool:
         return False
 
 
-def _is_foreign(thing: Any) -> bool:
+def is_foreign(thing: Any) -> bool:
+    """Whether it is of a library below, whose inside is nothing that a user changes."""
     return str(getattr(thing, "__module__", "") or "").partition(".")[0] in _FOREIGN

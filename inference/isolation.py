@@ -45,6 +45,26 @@ class RandomStream:
         finally:
             _restore(outside)
 
+    def saved(self) -> dict[str, Any]:
+        """The state as tensors, numbers and words, for :meth:`restored`."""
+        name, keys, *rest = self.state["numpy"]
+        version, numbers, gauss = self.state["python"]
+        return {
+            "torch": self.state["torch"],
+            "cuda": self.state["cuda"],
+            "numpy": [name, torch.from_numpy(keys.astype(np.int64)), *rest],
+            "python": [version, torch.tensor(numbers), gauss],
+        }
+
+    @classmethod
+    def restored(cls, saved: dict[str, Any]) -> RandomStream:
+        """The stream that goes on where the saved one stood."""
+        name, keys, *rest = saved["numpy"]
+        version, numbers, gauss = saved["python"]
+        numpy = (name, keys.numpy().astype(np.uint32), *rest)
+        python = (version, tuple(numbers.tolist()), gauss)
+        return cls({"torch": saved["torch"], "cuda": saved["cuda"], "numpy": numpy, "python": python})
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Draw from this stream until the block ends."""

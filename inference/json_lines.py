@@ -34,7 +34,8 @@ class JsonLines:
     params
         Names of parameters to write too, under ``params``, in the user's space.
     overwrite
-        Replace the file where there is one.
+        Replace the file where there is one. A fit that goes on (``resume=True``) keeps
+        the lines of the steps that it has taken, and adds to them.
 
     Raises
     ------
@@ -71,13 +72,22 @@ class JsonLines:
         self.every = positive_integer(every, "every")
         self.params = [params] if isinstance(params, str) else list(params)
         self.overwrite = overwrite
+        self._kept = ""
+        self._resumed = False
         self._lines: Gathered[dict[str, Any]] | None = None
 
+    def resume(self, start: int, step: int) -> None:
+        """Keep the lines up to this step of this start."""
+        self._resumed, self._kept = True, ""
+        if self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+            self._kept = "".join(line for line in lines if _is_before(line, (start, step)))
+
     def __enter__(self) -> JsonLines:
-        if self.path.exists() and not self.overwrite:
+        if self.path.exists() and not (self.overwrite or self._resumed):
             raise ValueError(f"{self.path} is there already: give another path, or overwrite=True to replace it")
         make_folder(self.path.parent)
-        self.path.write_text("")
+        self.path.write_text(self._kept, encoding="utf-8")
         self._lines = Gathered("json-lines", self._write)
         return self
 
@@ -108,3 +118,12 @@ class JsonLines:
                 name: value.tolist() for name, value in now.layout.constrained(now.flat, self.params).items()
             }
         return line
+
+
+def _is_before(line: str, place: tuple[int, int]) -> bool:
+    """Whether a line is whole, and of a step up to ``place``, the number of a start and its step."""
+    try:
+        found = json.loads(line)
+        return line.endswith("\n") and (found.get("start", 1), found["step"]) <= place
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,6 +100,15 @@ class Landing(Finding):
     def result(self, theta: Tensor, moments: list[Tensor]) -> Tensor:
         """θ, averaged over the second phase."""
         return moments[self.moments.index("average")]
+
+    def saved(self) -> dict[str, Any]:
+        """With the path that the next look judges."""
+        return {**super().saved(), "path": torch.stack(self._path) if self._path else None}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from what was saved."""
+        super().restore(saved)
+        self._path = [] if saved["path"] is None else list(saved["path"].to(self.theta.device))
 
     def look(self, step: int, points: list[Tensor], losses: Tensor) -> None:
         """Judge the path so far once in a hundred steps; end a phase."""

@@ -20,6 +20,7 @@ from inference.arguments import as_device, row_count
 from inference.flat_priors import let_flat_priors_start
 from inference.isolation import RandomStream, environment
 from inference.minibatch import MiniBatch
+from inference.non_finite import refuse_non_finite
 from inference.objective import Model, traces_with_plates
 from inference.params import Params
 from inference.sites import (
@@ -28,7 +29,6 @@ from inference.sites import (
     latent_values,
     observed_arguments,
     observed_nodes,
-    refuse_non_finite,
     score_sites,
 )
 

@@ -15,6 +15,7 @@ __all__ = ["MOST_BYTES", "digest", "read_json", "write_json"]
 
 SCHEMA, SEAL = "schema", "sha256"
 MOST_BYTES = 2**24  # of JSON
+_DEPTH = 200  # of nesting
 _DIGITS = 40  # of an integer: the 128 bits of a generator's state
 
 
@@ -64,6 +65,7 @@ def read_json(path: Path, schema: int, required: Collection[str] = ()) -> dict[s
             parse_constant=_no_number,
             object_pairs_hook=_without_repeats,
         )
+        _refuse_depth(content)
         found = content.pop(SEAL, None) if isinstance(content, dict) else None
         wanted = digest(content)
     except (ValueError, RecursionError, MemoryError) as error:
@@ -88,6 +90,15 @@ def digest(content: Any) -> str:
     """SHA-256 of the values, however the text is laid out."""
     plain = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def _refuse_depth(content: Any) -> None:
+    layer, depth = [content], 0
+    while layer:
+        layer = [p for v in layer if isinstance(v, dict | list) for p in (v.values() if isinstance(v, dict) else v)]
+        depth += 1
+        if depth > _DEPTH:
+            raise RecursionError
 
 
 def _finite(text: str) -> float:

@@ -25,7 +25,13 @@ from inference.svi import fit
 
 __all__ = ["Outcome", "Simulation", "check_options"]
 
-OWN = {"seed", "progress", "callbacks"}  # of the options of ``fit``, those that a calibration sets itself
+OWN = {
+    "seed",
+    "progress",
+    "callbacks",
+    "checkpoint",
+    "resume",
+}  # of the options of ``fit``, those that a calibration sets itself
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,8 @@ class Simulation:
                 with _apart(seeds[1], self.device, self.dtype):
                     guide = self.guide_builder(self.model)
                 posterior = fit(self.model, guide, *args, seed=seeds[1], progress=False, **self.options)
+                if posterior.record.stop is not None and posterior.record.stop.interrupted:
+                    raise KeyboardInterrupt  # half a fit is no outcome
                 drawn = posterior.sample(self.draws, seed=seeds[2])
             except ValueError as error:
                 return Outcome(number, None, str(error))

@@ -20,7 +20,6 @@ __all__ = [
     "latent_values",
     "observed_arguments",
     "observed_nodes",
-    "refuse_non_finite",
     "refuse_weighted_rows",
     "scalars",
     "score_sites",
@@ -199,23 +198,6 @@ def _of_elements(support: Any) -> Any:
 def _words(support: Any) -> str:
     support = _of_elements(support)
     return "0 or 1" if support is constraints.boolean else str(support)
-
-
-def refuse_non_finite(model_trace: poutine.Trace, guide_trace: poutine.Trace, when: str) -> None:
-    """Raise a ValueError that names the first site whose value or density is not finite."""
-    model_trace.log_prob_sum(), guide_trace.log_prob_sum()
-    for role, trace in (("guide", guide_trace), ("model", model_trace)):
-        for name, site in trace.nodes.items():
-            if site["type"] != "sample":
-                continue
-            for what, number in (("value", site["value"]), ("log density", site["log_prob_sum"])):
-                tensor = torch.as_tensor(number)
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    found = tensor[~torch.isfinite(tensor)].reshape(-1)[0].item()
-                    raise ValueError(
-                        f"site {name!r} in the {role} has a {what} of {found} {when}: check its prior and support, "
-                        "the scale of the data, and the guide's start; a smaller lr= helps where it happens later"
-                    )
 
 
 def refuse_weighted_rows(model_trace: poutine.Trace, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -34,7 +35,8 @@ class Snapshots:
     keep
         How many to keep, the latest; all if left out.
     overwrite
-        Remove the snapshots of another fit in ``folder`` before this one starts.
+        Remove the snapshots of another fit in ``folder`` before this one starts. A fit
+        that goes on (``resume=True``) keeps those of the steps that it has taken.
 
     Raises
     ------
@@ -71,20 +73,26 @@ class Snapshots:
         self.keep = None if keep is None else positive_integer(keep, "keep")
         self.overwrite = overwrite
         self.written: list[Path] = []
+        self._resumed: tuple[int, int] | None = None
         self._running = False
         self._work: Background | None = None
+
+    def resume(self, start: int, step: int) -> None:
+        """Keep the snapshots up to this step of this start."""
+        self._resumed = (start, step)
 
     def __enter__(self) -> Snapshots:
         make_folder(self.folder)
         found = sorted([*self.folder.glob("step_*"), *self.folder.glob("start_*/step_*")])
-        if found and not self.overwrite:
+        kept = [path for path in found if self._resumed is not None and _place(path) <= self._resumed]
+        if found and not (self.overwrite or self._resumed):
             raise ValueError(
                 f"{self.folder} has {len(found)} snapshots of another fit, the first is {found[0].name}: give another "
                 "folder, or overwrite=True to remove them"
             )
-        for path in found:
+        for path in (path for path in found if path not in kept):
             shutil.rmtree(path)
-        self.written = []
+        self.written = kept
         self._running = True
         return self
 
@@ -111,3 +119,10 @@ class Snapshots:
         self.written.append(path)
         if self.keep is not None and len(self.written) > self.keep:
             shutil.rmtree(self.written.pop(0))
+
+
+def _place(path: Path) -> tuple[int, int]:
+    """The number of the start that a snapshot is of, and its step; none that is kept where the name is another's."""
+    start = path.parent.name.removeprefix("start_") if path.parent.name.startswith("start_") else "1"
+    step = path.name.removeprefix("step_")
+    return (int(start), int(step)) if start.isdigit() and step.isdigit() else (sys.maxsize, 0)

@@ -42,6 +42,7 @@ _STOP = record(
     rhat=either(None, _MAYBE_NOT_FINITE),
     mcse=either(None, _MAYBE_NOT_FINITE),
     doubts=list_of(TEXT),
+    interrupted=either(None, TEXT),
 )
 _MANIFEST = record(
     model=TEXT,

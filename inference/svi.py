@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +19,10 @@ from inference.arguments import (
     positive_number,
     seed_number,
 )
+from inference.checkpoint import Checkpoint
 from inference.fitting import Fitting
 from inference.fresh import Feed, Fresh
+from inference.identity import Marks, data_marks, marks
 from inference.init import Init, as_init
 from inference.objective import Model
 from inference.optimizers import LearningRate
@@ -50,6 +53,8 @@ def fit(
     engine: str = "auto",
     anneal: int | Power | None = None,
     restarts: int = 1,
+    checkpoint: str | Path | Checkpoint | None = None,
+    resume: bool = False,
     progress: bool = True,
     callbacks: Sequence[Callback] = (),
 ) -> Posterior:
@@ -121,6 +126,15 @@ def fit(
         the one with the best ELBO is kept (the mean over the last tenth of its
         steps); ``posterior.record.starts`` has −ELBO of each. The first is what
         the same engine would make without restarts.
+    checkpoint
+        A folder in which the fit keeps its state every half minute, when it ends, and
+        when it is interrupted or fails; or :class:`Checkpoint`, which says how often.
+        What a guide or model keeps beside its parameters is not in it.
+    resume
+        Go on with what is in the folder, to the same numbers, bit for bit, as a fit
+        that was never interrupted; from the start where there is nothing yet.
+        Model, guide, data and options must be the same, but a fit of a constant
+        step size may be given more steps.
     progress
         Show a bar with the step, the ELBO and steps a second.
     callbacks
@@ -134,11 +148,22 @@ def fit(
         it can still refuse, and left once when the fit has ended, with the
         exception if it failed.
 
+    The first Ctrl-C or SIGTERM ends the fit after the steps at hand, with a
+    warning and the posterior so far, whose ``stop_reason`` says so; a second one does
+    what it does elsewhere. Where the program has handlers of its own, those are heard instead.
+
     Raises
     ------
+    NonFinite
+        If a loss or gradient is not finite: with step, site and parameter, the
+        values behind it, and as ``error.posterior`` the posterior after the last good step.
+    OSError
+        If a checkpoint cannot be written; ``error.posterior`` is the posterior so far,
+        and the checkpoint before is still there.
     ValueError
         If an argument, a column of the data, or a site is unfit; the message
-        names it. Also if the loss stops being finite, with step and site; and
+        names it. Also if a checkpoint is there that nobody asked to go on with, one
+        of another fit, with what differs, or one that another fit is writing to; and
         under ``engine="compiled"`` if the model cannot be compiled, with the reason.
 
     References
@@ -188,7 +213,7 @@ def fit(
         "init": init if isinstance(init, str) else sorted(init),
     }
     kind_of_step = "adam" if optimizer in (None, "auto") else optimizer
-    started = time.perf_counter()
+    resume = _flag(resume, checkpoint)
     fitting = Fitting(
         model=model,
         guide=guide,
@@ -210,10 +235,43 @@ def fit(
         callbacks=callbacks,
         progress=progress,
         said=said,
+        checkpoint=Checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint,
     )
-    with opened(callbacks):
+    with ExitStack() as stack:
+        resumed = None
+        if fitting.checkpoint is not None:
+            stack.enter_context(fitting.checkpoint)
+            resumed = fitting.resume(_identity(fitting, feed), resume)
+        stack.enter_context(opened(callbacks, resumed))
         best, starts = fitting.best()
-    return best.posterior(best.flat, best.curves, time.perf_counter() - started, starts)
+    return best.posterior(best.flat, best.curves, fitting.seconds, starts)
+
+
+def _flag(resume: Any, checkpoint: Any) -> bool:
+    if not isinstance(resume, bool):
+        raise TypeError(f"resume is {resume!r}: pass True or False")
+    if resume and checkpoint is None:
+        raise ValueError("resume=True needs the folder of the fit: pass checkpoint=")
+    if checkpoint is not None and not isinstance(checkpoint, str | Path | Checkpoint):
+        raise TypeError(f"checkpoint is {checkpoint!r}: pass a folder, or Checkpoint(folder, every=…)")
+    return resume
+
+
+def _identity(fitting: Fitting, feed: Feed | None) -> Marks:
+    """What a fit has to share with one that it goes on with."""
+    said = {name: value for name, value in fitting.said.items() if name not in ("lr", "anneal", "optimizer", "init")}
+    options = {name: fitting.options[name] for name in ("optimizer", "lr", "anneal")}
+    options |= {"init": dict(fitting.init) if isinstance(fitting.init, Mapping) else fitting.init}
+    schedules = {name: value for name, value in options.items() if name != "optimizer" and callable(value)}
+    found = {**marks(fitting.model, "model"), **marks(fitting.guide, "guide")}
+    found |= data_marks(fitting.names, fitting.args) if feed is None else marks(feed.draw, "fresh data")
+    for name, value in options.items():
+        if name not in schedules:
+            found |= marks(value, name)
+    for name, schedule in schedules.items():
+        found |= {f"{name} at step {step}": schedule(step) for step in (0, fitting.steps // 2, fitting.steps - 1)}
+    found |= {"finds": fitting.finds, "stops": fitting.early, "restarts": fitting.restarts, "seed": fitting.seed}
+    return {**found, **said, "dtype": str(fitting.dtype), "device": fitting.device.type}
 
 
 def _early(stop: str, finds: bool) -> bool:

@@ -28,7 +28,8 @@ class Task:
 
     ``anneal`` is β by step, the power that the target is raised to; a ``feed``
     draws the data of each step; ``landing`` finds step size and end from a start,
-    and takes the place of the optimiser; ``sticking`` is the kind of gradient.
+    and takes the place of the optimiser; ``sticking`` is the kind of gradient. The
+    optimiser begins at ``theta``, (P,), or where the program has its parameters.
     """
 
     program: Program
@@ -42,11 +43,13 @@ class Task:
     feed: Feed | None = None
     landing: Finding | None = None
     sticking: bool = False
+    theta: Tensor | None = None
 
     @property
     def begin(self) -> Tensor:
         """θ before the first step, (P,)."""
-        return self.program.params.flatten() if self.landing is None else self.landing.theta.clone()
+        own = self.theta if self.landing is None else self.landing.theta
+        return self.program.params.flatten() if own is None else own.clone()
 
     @classmethod
     def of(cls, program: Program, args: tuple[Any, ...], batch_size: int | None = None, **options: Any) -> Task:

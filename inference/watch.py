@@ -123,11 +123,17 @@ def every(steps: int, callback: Callback) -> Every:
 
 
 @contextmanager
-def opened(callbacks: Sequence[Callback]) -> Iterator[None]:
-    """Enter those callbacks that are context managers; leave them when the block ends, well or not."""
+def opened(callbacks: Sequence[Callback], resumed: tuple[int, int] | None = None) -> Iterator[None]:
+    """Enter those callbacks that are context managers; leave them when the block ends, well or not.
+
+    Those with a method ``resume`` are told before where the fit goes on,
+    ``resume(start, step)``, where it does.
+    """
     with ExitStack() as stack:
         inner = {id(one): one for one in (_inner(callback) for callback in callbacks)}
         for callback in inner.values():
+            if resumed is not None and hasattr(callback, "resume"):
+                callback.resume(*resumed)
             if isinstance(callback, AbstractContextManager):
                 stack.enter_context(callback)
         yield
@@ -180,6 +186,20 @@ class Watch:
     def curves(self) -> Tensor:
         """Losses and KL of all steps so far, (2, steps), not to be changed."""
         return torch.empty(2, 0) if self._buffer is None else self._buffer[:, : self._taken]
+
+    def resume(self, curves: Tensor, seconds: float) -> None:
+        """Go on after the steps with these losses and KL, (2, n), which took ``seconds``."""
+        self._buffer = curves.new_empty(2, self.steps)
+        self._taken = curves.shape[1]
+        self._buffer[:, : self._taken] = curves
+        self._began -= seconds
+        for one in self._all:
+            one.told = self._taken if self._taken == self.steps else self._taken - self._taken % one.every
+
+    @property
+    def seconds(self) -> float:
+        """Since the first step."""
+        return time.perf_counter() - self._began
 
     def until(self, step: int) -> int:
         """The next step at which a callback is due, or else the last."""

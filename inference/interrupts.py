@@ -1,0 +1,59 @@
+"""Ctrl-C and SIGTERM as a wish to end soon, so that a fit can end whole."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+__all__ = ["Wish", "interruptible"]
+
+_USUAL: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+
+@dataclass
+class Wish:
+    """The name of the signal that asked for an end, None as long as there was none."""
+
+    signal: str | None = None
+
+
+@contextmanager
+def interruptible() -> Iterator[Wish]:
+    """Inside the block the first SIGINT or SIGTERM is noted; a second one does what it did outside.
+
+    Signals that the program handles or ignores itself are left alone, and so are
+    all of them outside of the main thread, where Python hears none.
+
+    >>> import os, signal
+    >>> with interruptible() as wish:
+    ...     os.kill(os.getpid(), signal.SIGTERM)
+    ...     wish.signal
+    'SIGTERM'
+    """
+    wish = Wish()
+    main = threading.current_thread() is threading.main_thread()
+    ours = [number for number, usual in _USUAL.items() if main and signal.getsignal(number) is usual]
+
+    def note(number: int, frame: FrameType | None) -> None:
+        wish.signal = signal.Signals(number).name
+        _give_back(ours)
+        print("\nending after these steps; a second signal ends it at once", file=sys.stderr, flush=True)
+
+    for number in ours:
+        signal.signal(number, note)
+    try:
+        yield wish
+    finally:
+        if wish.signal is None:
+            _give_back(ours)
+
+
+def _give_back(numbers: list[signal.Signals]) -> None:
+    for number in numbers:
+        signal.signal(number, _USUAL[number])
