@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -17,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, deserialize
 from torch import Tensor
 
 from inference.files import ADVICE, read_bytes, replacing
-from inference.sealed import MOST_BYTES, read_json, write_json
+from inference.kinds import SHAPE, WHOLE, check, either, list_of, mapping_of, record
+from inference.sealed import MOST_BYTES, parsed, read_json, refuse_damage, write_json
 
 __all__ = ["read", "write"]
 
@@ -38,6 +39,9 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_TENSOR = record(dtype=either(*_DTYPES), shape=SHAPE, data_offsets=list_of(WHOLE))
+_ALIGNED = 8  # bytes, the widest number
+_MOST = 2**30  # bytes of all tensors together
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
@@ -62,11 +66,14 @@ def write(folder: Path, stem: str, tensors: Mapping[str, Tensor], manifest: Mapp
     if TENSORS in manifest:
         raise ValueError(f"{stem}.json: {TENSORS!r} is the archive's own key: give the manifest another")
     parts = _serialized(tensors)
+    size = sum(map(len, parts))
+    if size > _MOST:
+        raise ValueError(f"{stem} would have {size:,} bytes of tensors, and at most {_MOST:,} are read: keep less")
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)
     name = _file_name(stem, digest.hexdigest())
-    entry = {"file": name, "bytes": sum(map(len, parts)), "sha256": digest.hexdigest()}
+    entry = {"file": name, "bytes": size, "sha256": digest.hexdigest()}
     try:
         with replacing(folder / name) as partial, partial.open("xb") as file:
             file.writelines(parts)
@@ -100,13 +107,12 @@ def read(
         before, entry = entry, _entry(path, stem, manifest.pop(TENSORS))
         file = folder / entry["file"]
         try:
-            raw = read_bytes(file, entry["bytes"], entry["bytes"])
+            raw = read_bytes(file, _MOST, entry["bytes"])
         except FileNotFoundError as error:
             if entry == before:  # else the archive was replaced meanwhile, so that its new pair is read
                 raise ValueError(f"{path} needs {file.name} beside it, which is not there: {ADVICE}") from error
         else:
-            if hashlib.sha256(raw).hexdigest() != entry["sha256"]:
-                raise ValueError(f"{file} is damaged (its checksum is not the one in {path.name}): {ADVICE}")
+            refuse_damage(file, hashlib.sha256(raw).hexdigest(), entry["sha256"])
             return _deserialized(file, raw), manifest
 
 
@@ -139,28 +145,36 @@ def _serialized(tensors: Mapping[str, Tensor]) -> list[Any]:
         header[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % _ALIGNED)
     if len(text) > MOST_BYTES:
         raise ValueError(f"the names and shapes of {len(tensors):,} tensors take {len(text):,} bytes: keep fewer")
     values = (tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for _, tensor in ordered)
     return [len(text).to_bytes(8, "little"), text, *(value.data for value in values)]
 
 
-def _deserialized(path: Path, raw: bytes) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, of the types that are written, each in memory of its own."""
-    if int.from_bytes(raw[:8], "little") > MOST_BYTES:
-        raise ValueError(f"{path} has a header of more than {MOST_BYTES:,} bytes: {ADVICE}")
-    try:
-        return {name: _tensor(**view) for name, view in deserialize(raw)}
-    except (SafetensorError, ValueError, RuntimeError, MemoryError) as error:
-        raise ValueError(f"{path} is damaged ({error}): {ADVICE}") from error
+def _deserialized(path: Path, raw: bytearray) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, in the memory of ``raw``: they lie one behind the other and fill it."""
+    length = int.from_bytes(raw[:8], "little")
+    if not length <= min(MOST_BYTES, len(raw) - 8) or length % _ALIGNED:
+        raise ValueError(f"{path} is damaged (its header would have {length:,} bytes): {ADVICE}")
+    header = parsed(path, raw[8 : 8 + length])
+    check(path, header, mapping_of(_TENSOR))
+    tensors, end = {}, 8 + length
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, end = end, end + math.prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize
+        if entry["data_offsets"] != [begin - 8 - length, end - 8 - length] or end > len(raw):
+            raise ValueError(f"{path} is damaged (tensor {name!r} does not lie where it should): {ADVICE}")
+        try:
+            tensors[name] = _tensor(_DTYPES[entry["dtype"]], entry["shape"], memoryview(raw)[begin:end])
+        except RuntimeError as error:
+            raise ValueError(f"{path} is damaged (tensor {name!r} has an impossible shape): {ADVICE}") from error
+    if end != len(raw):
+        raise ValueError(f"{path} is damaged (its tensors end at byte {end:,} of {len(raw):,}): {ADVICE}")
+    return tensors
 
 
-def _tensor(dtype: str, shape: list[int], data: bytearray) -> Tensor:
-    if dtype not in _DTYPES:
-        raise ValueError(f"type {dtype}")
-    flat = torch.frombuffer(data, dtype=_DTYPES[dtype]) if data else torch.empty(0, dtype=_DTYPES[dtype])
-    return flat.reshape(shape)
+def _tensor(dtype: torch.dtype, shape: list[int], data: memoryview) -> Tensor:
+    return torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
 
 
 def _tidy(folder: Path, stem: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import stat
@@ -10,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import BinaryIO
 
 __all__ = ["ADVICE", "make_folder", "read_bytes", "replacing"]
 
@@ -82,7 +82,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def read_bytes(path: Path, most: int, size: int | None = None) -> bytes:
+def read_bytes(path: Path, most: int, size: int | None = None) -> bytearray:
     """The content of a regular file, no link, of at most ``most`` bytes, of exactly ``size`` where that is known.
 
     Raises
@@ -122,12 +122,12 @@ def _refuse_size(path: Path, found: int, most: int, size: int | None) -> None:
         raise ValueError(f"{path} has {found:,} bytes, and at most {most:,} are read: {ADVICE}")
 
 
-def _whole(path: Path, file: BinaryIO, size: int) -> bytes:
+def _whole(path: Path, file: io.BufferedReader, size: int) -> bytearray:
     """Read once, so that what is checked is what is used."""
     try:
-        content = file.read(size)
+        content = bytearray(size)
     except MemoryError as error:
         raise ValueError(f"{path} has {size:,} bytes, which do not fit in memory: use a machine with more") from error
-    if len(content) < size or file.read(1):
+    if file.readinto(content) < size or file.read(1):
         raise ValueError(f"{path} changed while it was read: try again when nothing writes to it")
     return content

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from inference.files import ADVICE, read_bytes, replacing
 
-__all__ = ["MOST_BYTES", "digest", "read_json", "write_json"]
+__all__ = ["MOST_BYTES", "digest", "parsed", "read_json", "refuse_damage", "write_json"]
 
 SCHEMA, SEAL = "schema", "sha256"
 MOST_BYTES = 2**24  # of JSON
@@ -56,7 +56,30 @@ def read_json(path: Path, schema: int, required: Collection[str] = ()) -> dict[s
     OSError
         If it cannot be read.
     """
-    raw = read_bytes(path, MOST_BYTES)
+    content = parsed(path, read_bytes(path, MOST_BYTES))
+    found = content.pop(SEAL, None)
+    wanted = digest(content)
+    number = content.pop(SCHEMA, None)
+    if type(number) is not int or number != schema:
+        raise ValueError(
+            f"{path} has schema {number!r:.40}, and this version of kiln-ppl reads {schema}: "
+            "use the version that wrote it, or make it again"
+        )
+    refuse_damage(path, wanted, found)
+    if missing := sorted(set(required) - content.keys()):
+        raise ValueError(f"{path} lacks {missing}: it was written by something else; {ADVICE}")
+    return content
+
+
+def parsed(path: Path, raw: bytes | bytearray) -> dict[str, Any]:
+    """The object in JSON that ``path`` holds, without what other readers of JSON let through.
+
+    Raises
+    ------
+    ValueError
+        If it is none, or has a key twice, a number that is not finite or very
+        long, or very deep nesting.
+    """
     try:
         content = json.loads(
             raw.decode(),
@@ -66,24 +89,18 @@ def read_json(path: Path, schema: int, required: Collection[str] = ()) -> dict[s
             object_pairs_hook=_without_repeats,
         )
         _refuse_depth(content)
-        found = content.pop(SEAL, None) if isinstance(content, dict) else None
-        wanted = digest(content)
     except (ValueError, RecursionError, MemoryError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
         raise ValueError(f"{path} is damaged ({reason}): {ADVICE}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged (it is a {type(content).__name__}, no object): {ADVICE}")
-    number = content.pop(SCHEMA, None)
-    if type(number) is not int or number != schema:
-        raise ValueError(
-            f"{path} has schema {number!r:.40}, and this version of kiln-ppl reads {schema}: "
-            "use the version that wrote it, or make it again"
-        )
-    if found != wanted:
-        raise ValueError(f"{path} is damaged (its checksum does not fit its content): {ADVICE}")
-    if missing := sorted(set(required) - content.keys()):
-        raise ValueError(f"{path} lacks {missing}: it was written by something else; {ADVICE}")
     return content
+
+
+def refuse_damage(path: Path, found: str, written: Any) -> None:
+    """Raise a ValueError where a checksum is not the one that was written."""
+    if found != written:
+        raise ValueError(f"{path} is damaged (its checksum does not fit its content): {ADVICE}")
 
 
 def digest(content: Any) -> str:
