@@ -17,6 +17,7 @@ from inference import archive, storage
 from inference.arguments import positive_integer
 from inference.files import ADVICE, make_folder
 from inference.identity import Marks, differences
+from inference.kinds import ANY, TEXT, check, mapping_of, record
 from inference.plain import packed, unpacked
 
 __all__ = ["Checkpoint", "has_checkpoint", "read_checkpoint"]
