@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 __all__ = ["Wish", "interruptible"]
 
 _USUAL: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+_WORDS = b"\nending after these steps; a second signal ends it at once\n"
 
 
 @dataclass
@@ -43,7 +45,8 @@ def interruptible() -> Iterator[Wish]:
     def note(number: int, frame: FrameType | None) -> None:
         wish.signal = signal.Signals(number).name
         _give_back(ours)
-        print("\nending after these steps; a second signal ends it at once", file=sys.stderr, flush=True)
+        with suppress(OSError, ValueError):  # not print: the stream may be in the middle of a line of the progress bar
+            os.write(sys.stderr.fileno(), _WORDS)
 
     for number in ours:
         signal.signal(number, note)

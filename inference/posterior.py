@@ -18,6 +18,7 @@ from inference import storage
 from inference.arguments import argument_names, as_dtype, as_tensors, positive_integer, seed_number
 from inference.arviz_export import to_arviz
 from inference.asked import Asked
+from inference.checkpoint import has_checkpoint
 from inference.density import as_points, log_density
 from inference.diagnostics import Diagnosis, NoWeights, diagnose, weight_checks
 from inference.export import write_predictor
@@ -358,6 +359,10 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
         If there is no such folder.
     """
     folder = Path(path)
+    if has_checkpoint(folder) and not (folder / storage.MANIFEST).exists():
+        raise FileNotFoundError(
+            f"{folder} has no posterior yet, but the checkpoint of a fit: go on by fit(…, resume=True) or --resume"
+        )
     pieces, traces, manifest = storage.read(folder)
     where, kind = device_for(device, model, guide), as_dtype(manifest["dtype"])
     names = argument_names(model, len(manifest["arguments"]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,6 +19,7 @@ from inference.arguments import row_count
 from inference.autoencoder import HeldOutRows
 from inference.code_report import code_sections
 from inference.held_out_report import held_out_sections
+from inference.loo_report import loo_section
 from inference.metrics import HeldOut
 from inference.page import provenance, write_page
 from inference.pictures import as_images, entropy_grids
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["write_report"]
 
 MAX_PANELS, MAX_ROWS = 12, 40
+MOST_LEFT_OUT, LEFT_OUT_DRAWS = 2_000, 2_000
 
 
 def write_report(
@@ -101,8 +105,17 @@ def _of_predictions(
         lambda: _images(posterior, held_out, shown),
         lambda: _predictive(posterior, shown, draws, names),
         lambda: _replications(posterior, shown, draws, names),
+        lambda: _left_out(posterior),
         lambda: _posterior(posterior, draws),
     ]
+
+
+def _left_out(posterior: Posterior) -> Iterator[Section]:
+    """Leave-one-out, where the weights allow it and the observations are few enough to look at each."""
+    if len(posterior.program.observed) != 1 or math.prod(posterior.program.observed[0].shape) > MOST_LEFT_OUT:
+        return
+    with suppress(ValueError):  # a point, a guide that is too far away, scaled or masked observations
+        yield loo_section(posterior.loo(draws=LEFT_OUT_DRAWS))
 
 
 def _facts(posterior: Posterior, names: Labels) -> list[tuple[str, str]]:

@@ -74,7 +74,7 @@ LEVELS = [
         "verified",
     },
     {"engines", "export", "pictures", "reliability_figures", "screens", "trust_figures"},
-    {"calibration_figures", "code_pictures", "comparison_figures", "held_out_report", "trust"},
+    {"calibration_figures", "code_pictures", "comparison_figures", "held_out_report", "loo_report", "trust"},
     {"code_report", "comparison"},
     {"report"},
     {"predicting"},

@@ -1,0 +1,88 @@
+"""Fits that are killed at a random moment, while they write too: they go on, to the numbers of one that never was."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from guides import mean_field_normal
+from inference import Checkpoint, fit
+from inference.checkpoint import has_checkpoint
+from ppl_models import linear_regression
+
+pytestmark = pytest.mark.slow
+RUNS = 100  # of each engine
+X = torch.linspace(-1, 1, 40).reshape(-1, 1)
+WAYS = {"eager": {"steps": 60, "every": 1}, "compiled": {"steps": 600, "every": 3}}
+
+
+def numbers(engine, folder, resume=False):
+    """All that a fit ends with, as bytes."""
+    way = WAYS[engine]
+    kept = None if folder is None else Checkpoint(folder, every=way["every"])
+    guide = mean_field_normal(linear_regression)
+    options = {"steps": way["steps"], "lr": 0.01, "batch_size": 9, "engine": engine, "progress": False}
+    posterior = fit(linear_regression, guide, X, X[:, 0].cos(), checkpoint=kept, resume=resume, **options)
+    draws = [value.numpy().tobytes() for _, value in sorted(posterior.sample(3).items())]
+    return b"".join([posterior.losses.tobytes(), posterior.kl.tobytes(), *draws])
+
+
+def forked(work):
+    """A process that does ``work()`` and ends with status 0 if nothing was raised; its number."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        work()
+        status = 0
+    finally:
+        os._exit(status)
+
+
+@pytest.mark.parametrize("engine", WAYS)
+def test_it_goes_on_bit_for_bit(engine, tmp_path, capsys):
+    torch.set_num_threads(1)
+    whole = numbers(engine, None)
+    began = time.monotonic()
+    assert os.waitpid(forked(lambda: numbers(engine, tmp_path / "timed")), 0)[1] == 0
+    duration = time.monotonic() - began
+    moments = random.Random(0)
+    seen = {"killed": 0, "had a checkpoint": 0, "in the middle of a write": 0}
+    for number in range(RUNS):
+        folder, result = tmp_path / str(number), tmp_path / f"{number}.bin"
+        child = forked(lambda folder=folder: numbers(engine, folder))
+        time.sleep(moments.uniform(0.0, duration))
+        os.kill(child, signal.SIGKILL)
+        seen["killed"] += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        seen["had a checkpoint"] += has_checkpoint(folder)
+        seen["in the middle of a write"] += bool(list(folder.glob(".checkpoint*.partial"))) or _loose(folder)
+        again = forked(lambda f=folder, r=result: r.write_bytes(numbers(engine, f, resume=True)))
+        assert os.waitpid(again, 0)[1] == 0, f"run {number} did not go on"
+        assert result.read_bytes() == whole, f"run {number} ended elsewhere"
+    with capsys.disabled():
+        print(f"\n{engine}: {RUNS} runs, {seen}")
+    assert seen["killed"] > RUNS / 2
+    assert seen["had a checkpoint"] > RUNS / 4
+
+
+def _loose(folder: Path) -> bool:
+    """Whether there are tensors that the manifest does not name: it was killed between the two."""
+    files = {path.name for path in folder.glob("checkpoint-*.safetensors")}
+    manifest = folder / "checkpoint.json"
+    named = manifest.read_text() if manifest.exists() else ""
+    return any(name not in named for name in files)
+
+
+def test_a_state_that_is_a_step_off_is_told_apart(tmp_path):
+    """The twin that must fail: the comparison sees one number that differs."""
+    whole = np.frombuffer(numbers("eager", None), dtype=np.uint8)
+    moved = whole.copy()
+    moved[0] ^= 1
+    assert whole.tobytes() != moved.tobytes()
+    assert numbers("eager", tmp_path) == whole.tobytes()
