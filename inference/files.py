@@ -59,7 +59,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise OSError(
             f"{path.parent} cannot be written ({error.strerror or error}): make room there, or give another folder; "
-            f"nothing that was in it is changed"
+            "what it holds is whole"
         ) from error
 
 

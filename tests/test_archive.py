@@ -1,7 +1,11 @@
+import os
+import re
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from inference import archive
+from inference import archive, files, kinds, sealed
 
 MANIFEST = {"step": 3, "loss": [1.5, None], "name": "é\ud800", "state": 2**128 - 1}
 TENSORS = {
@@ -49,3 +53,144 @@ def test_a_second_write_leaves_one_pair(folder):
     assert archive.read(folder, "state", 2)[1] == {"step": 4}
     other.unlink()
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".safetensors"]
+
+
+def test_the_tensors_are_a_safetensors_file_that_others_read(folder):
+    (path,) = folder.glob("*.safetensors")
+    assert same(load_file(path), TENSORS)
+
+
+CALLS = ("open", "fsync", "replace", "listdir", "unlink")
+
+
+def killed_at(call, work):
+    """``work`` in a process of its own, which ends without a word at the call of that number."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    left = iter(range(call))
+
+    def dying(real):
+        return lambda *args, **kwargs: real(*args, **kwargs) if next(left, None) is not None else os._exit(9)
+
+    for name in CALLS:
+        setattr(os, name, dying(getattr(os, name)))
+    try:
+        work()
+    finally:
+        os._exit(0)
+
+
+def test_the_old_pair_or_the_new_one_stands_wherever_the_process_dies(folder):
+    """The process is killed before each call that reaches the disk, in turn."""
+    ends, call = [], 0
+    while not ends or ends[-1][0] == 9:
+        archive.write(folder, "state", TENSORS, MANIFEST, schema=2)
+        status = killed_at(call, lambda: archive.write(folder, "state", {"w": torch.ones(3)}, {"step": 4}, schema=2))
+        tensors, manifest = archive.read(folder, "state", 2)
+        old = manifest == MANIFEST and same(tensors, TENSORS)
+        new = manifest == {"step": 4} and same(tensors, {"w": torch.ones(3)})
+        assert old or new
+        ends.append((status, new))
+        call += 1
+    assert len(ends) > 8
+    assert [new for _, new in ends] == sorted(new for _, new in ends)
+    assert not ends[0][1]
+
+
+@pytest.mark.parametrize(("name", "which"), [*(("replace", i) for i in range(2)), *(("fsync", i) for i in range(4))])
+def test_a_write_that_fails_leaves_the_old_pair_and_nothing_else(folder, name, which, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    real, left = getattr(os, name), iter(range(which))
+
+    def failing(*args):
+        if next(left, None) is None:
+            raise OSError(28, "No space left on device")
+        return real(*args)
+
+    monkeypatch.setattr(os, name, failing)
+    with pytest.raises(OSError, match=rf"{folder} cannot be written \(No space left on device\): make room there"):
+        archive.write(folder, "state", {"w": torch.ones(3)}, {"step": 4}, schema=2)
+    monkeypatch.undo()
+    if archive.read(folder, "state", 2)[1] == MANIFEST:
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    else:  # the last wait failed, when the new pair was there
+        assert (name, which, len(list(folder.iterdir()))) == ("fsync", 3, 2)
+
+
+def test_no_archive_is_told_from_a_damaged_one(tmp_path):
+    for place in (tmp_path, tmp_path / "gone"):
+        with pytest.raises(FileNotFoundError, match=r"state\.json is not there"):
+            archive.read(place, "state", 2)
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path):
+    with pytest.raises(OSError, match=rf"{re.escape(str(tmp_path / 'gone'))} cannot be written \(No such file"):
+        archive.write(tmp_path / "gone", "state", TENSORS, MANIFEST, schema=2)
+
+
+def test_what_cannot_be_kept_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    with pytest.raises(TypeError, match=r"tensor 'c' is torch\.complex64"):
+        archive.write(tmp_path, "state", {"c": torch.ones(1, dtype=torch.complex64)}, {}, schema=1)
+    for manifest in ({"tensors": 1}, {"schema": 1}, {"sha256": 1}, {"loss": float("nan")}):
+        with pytest.raises(ValueError, match=r"state\.json"):
+            archive.write(tmp_path, "state", {}, manifest, schema=1)
+    monkeypatch.setattr(archive, "_MOST", 100)
+    with pytest.raises(ValueError, match=r"state would have .* bytes of tensors, and at most 100 are read"):
+        archive.write(tmp_path, "state", TENSORS, {}, schema=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_schema_and_a_missing_key_are_named(folder):
+    with pytest.raises(ValueError, match="has schema 2, and this version of kiln-ppl reads 3: use the version that"):
+        archive.read(folder, "state", 3)
+    with pytest.raises(ValueError, match=r"lacks \['losses'\]"):
+        archive.read(folder, "state", 2, ("losses", "step"))
+
+
+def test_a_file_that_changes_its_size_is_not_read(folder):
+    (path,) = folder.glob("*.safetensors")
+    os.truncate(path, 2**40)
+    with pytest.raises(ValueError, match=r"it has 1,099,511,627,776 bytes, not the [0-9,]+ that were written"):
+        archive.read(folder, "state", 2)
+    with (folder / "state.json").open("ab") as file:
+        file.truncate(2**40)
+    with pytest.raises(ValueError, match=r"has 1,099,511,627,776 bytes, and at most 16,777,216 are read"):
+        archive.read(folder, "state", 2)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
+def test_only_regular_files_are_opened(folder, make):
+    path = folder / "state.json"
+    path.unlink()
+    make(path)
+    with pytest.raises(ValueError, match=r"state\.json is (no regular file|a link)"):
+        archive.read(folder, "state", 2)
+
+
+def test_a_link_at_a_temporary_name_is_not_followed(tmp_path):
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".x.json.partial").symlink_to(tmp_path / "mine")
+    sealed.write_json(tmp_path / "x.json", {"a": 1}, schema=1)
+    assert (tmp_path / "mine").read_text() == "mine"
+    with pytest.raises(ValueError, match="is no regular file"):
+        files.read_bytes(tmp_path, 10)
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ({"name": 3, "sizes": [1]}, "does not have text at name"),
+        ({"name": "a", "sizes": [1, True]}, r"a whole number from 0 at sizes\[1\]"),
+        ({"name": "a", "sizes": [2**63]}, r"a whole number from 0 at sizes\[0\]"),
+        ({"name": "a", "sizes": [1] * 65}, "a list of at most 64 sizes at sizes"),
+        ({"name": "a"}, "an object of name, sizes"),
+        ({"name": "a", "sizes": [], "more": 1}, "an object of name, sizes"),
+        ([], "an object"),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_named_with_its_file(tmp_path, value, complaint):
+    kind = kinds.record(name=kinds.TEXT, sizes=kinds.SHAPE)
+    kinds.check(tmp_path, {"name": "a", "sizes": [1, 2]}, kind)
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path))} does not have .*{complaint.split('have ')[-1]}"):
+        kinds.check(tmp_path, value, kind)
