@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from inference import lowering, native
+from inference import headers, lowering, native
 from inference.executable import Executable, Plan
 from inference.lowering import Call, NotCompilable, View
+from inference.private_files import cache_folder, is_private
 from inference.step import graph_text
 
 __all__ = ["executable"]
@@ -41,7 +41,7 @@ def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[
         With the reason.
     """
     key = _key(module, inputs, rows, threads)
-    cache = _cache_folder()
+    cache = cache_folder("programs")
     if cache is not None:
         found = _load(cache / key)
         if found is not None:
@@ -58,12 +58,13 @@ def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[
 
 def _build(folder: Path, module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], threads: int) -> Plan:
     examples = [value.detach().clone() if i in rows else value for i, value in enumerate(inputs)]
-    lowered = lowering.lower(module, examples, threads)
-    widths = [(i, inputs[i].nbytes) for i in rows]
-    text, parts = native.source(lowered, widths)
-    code = folder / "step.cpp"
-    code.write_text(text)
-    lowering.build(code, folder / _LIBRARY)
+    with headers.precompiled() as header:
+        lowered = lowering.lower(module, examples, threads)
+        widths = [(i, inputs[i].nbytes) for i in rows]
+        text, parts = native.source(lowered, widths)
+        code = folder / "step.cpp"
+        code.write_text(text)
+        lowering.build(code, folder / _LIBRARY, header())
     plan = Plan(tuple(parts), tuple(rows), len(inputs), lowered.slots, lowered.scratch, lowered.output)
     digest = hashlib.sha256((folder / _LIBRARY).read_bytes()).hexdigest()
     (folder / _PLAN).write_text(json.dumps({"library": digest, "plan": _encoded(plan)}))
@@ -79,31 +80,10 @@ def _key(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], 
     return hashlib.sha256("\n\n".join(parts).encode()).hexdigest()[:40]
 
 
-def _cache_folder() -> Path | None:
-    """The folder of compiled programs; None where there is none that only the user can write to."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "kiln" / "programs"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError:
-        return None
-    return folder if _is_private(folder) and os.access(folder, os.W_OK) else None
-
-
-def _is_private(path: Path) -> bool:
-    try:
-        found = path.lstat()
-    except OSError:
-        return False
-    if stat.S_ISLNK(found.st_mode) or not hasattr(os, "getuid"):
-        return False
-    return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
 def _load(entry: Path) -> Plan | None:
     """The plan of an entry whose files are the user's own and whole."""
     files = (entry / _LIBRARY, entry / _PLAN)
-    if not all(_is_private(path) for path in (entry, *files)):
+    if not all(is_private(path) for path in (entry, *files)):
         return None
     try:
         found = json.loads(files[1].read_text())

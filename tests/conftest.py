@@ -1,4 +1,6 @@
+import os
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
@@ -12,16 +14,38 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     import arviz  # noqa: F401 - its own announcement on import must not fail a test
 
+    from inference import headers
     from inference.posterior import Posterior
     from inference.report import write_report
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Compiled programs of the tests are kept for the tests alone."""
+    """Compiled programs of the tests are kept for the tests alone, and for all processes that run them."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(folder))
         yield
+
+
+@pytest.fixture(scope="session")
+def headers_kept(own_cache):
+    """The header of all programs, compiled, as it lies in the cache."""
+    with headers.precompiled() as header:
+        return header()
+
+
+@pytest.fixture
+def empty_cache(headers_kept, tmp_path, monkeypatch):
+    """A cache of one test, with no program in it; the header, which takes seconds to compile, is there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    entry = tmp_path / "kiln" / "headers" / headers_kept.parent.name
+    entry.mkdir(parents=True, mode=0o700)
+    for path in filter(Path.is_file, headers_kept.parent.iterdir()):
+        os.link(path, entry / path.name)
+    return tmp_path / "kiln"
 
 
 @pytest.fixture(scope="module")

@@ -31,9 +31,8 @@ def inputs():
 
 
 @pytest.fixture
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "kiln" / "programs"
+def cache(empty_cache):
+    return empty_cache / "programs"
 
 
 @pytest.fixture
