@@ -349,7 +349,7 @@ def _command(
     with _settings(check_instructions=check_instructions):
         try:
             options = CppTorchOptions(vec_isa=pick_vec_isa(), warning_all=False, precompiling=precompiling)
-            builder = CppBuilder(name, str(source), options, str(folder))
+            builder = CppBuilder(name=name, sources=str(source), output_dir=str(folder), BuildOption=options)
         except (InvalidCxxCompiler, OSError) as error:
             raise _no_compiler(error) from error
         command = shlex.split(builder.get_command_line())
