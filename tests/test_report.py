@@ -77,6 +77,8 @@ def test_it_holds_every_part(page):
         "Are its means and spreads right?",
         "How uncertain are the predictions?",
         "Does the model make data like effect?",
+        "Which observations surprise it?",
+        "sum over observations (elpd), nats",
         "What did the data teach?",
         "Posterior table",
         "weights[0]",
@@ -85,11 +87,11 @@ def test_it_holds_every_part(page):
         "seconds of fitting",
     ):
         assert part in text
-    assert Reader(page).tags.count("img") == 9
+    assert Reader(page).tags.count("img") == 10
 
 
 def test_every_figure_has_a_sentence_and_is_not_empty(page):
-    assert page.count('<p class="reading">') == page.count("<section>") == 11
+    assert page.count('<p class="reading">') == page.count("<section>") == 12
     for picture in re.findall(r"base64,([A-Za-z0-9+/=]+)", page):
         assert base64.b64decode(picture).count(b"<path") > 20
 
