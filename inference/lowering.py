@@ -25,8 +25,21 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["Call", "DispatchMode", "Lowered", "NotCompilable", "View", "build", "lower", "machine", "native_code"]
+__all__ = [
+    "PREFIX",
+    "Call",
+    "DispatchMode",
+    "Lowered",
+    "NotCompilable",
+    "View",
+    "build",
+    "header_command",
+    "lower",
+    "machine",
+    "native_code",
+]
 
+PREFIX = "torch/csrc/inductor/cpp_prefix.h"  # what Inductor's kernels include
 _ALIGNMENT = 64
 
 
@@ -283,42 +296,68 @@ class _Memory:
         return start
 
 
-def build(source: Path, library: Path) -> None:
-    """Compile a C++ file that holds Inductor's kernels.
+def build(source: Path, library: Path, header: Path | None = None) -> None:
+    """Compile a C++ file that holds Inductor's kernels, with a ``header`` compiled by :func:`header_command` if any.
 
     Raises
     ------
     NotCompilable
         If there is no C++ compiler, or it fails.
     """
-    from torch._inductor.exc import InvalidCxxCompiler
-
     try:
-        failure = _compile(source, library, check_instructions=False)
+        failure = _compile(source, library, header)
+        if failure is not None and header is not None:  # not one that this compiler can use
+            failure = _compile(source, library)
         if failure is not None:  # a compiler older than the processor: ask it what it knows
             failure = _compile(source, library, check_instructions=True)
-    except (InvalidCxxCompiler, OSError) as error:
-        raise NotCompilable(f"no C++ compiler was found ({error}): install g++ or clang, or set CXX") from error
+    except OSError as error:
+        raise _no_compiler(error) from error
     if failure is not None:
         raise NotCompilable(f"the C++ compiler failed: {failure}")
 
 
-def _compile(source: Path, library: Path, check_instructions: bool) -> str | None:
-    from torch._inductor.cpp_builder import CppBuilder, CppTorchOptions
-    from torch._inductor.cpu_vec_isa import pick_vec_isa
+def header_command(header: Path, folder: Path) -> list[str]:
+    """What compiles ``header`` into ``folder``, for :func:`build` once the result lies beside the header.
 
-    with _settings(check_instructions=check_instructions):
-        options = CppTorchOptions(vec_isa=pick_vec_isa(), warning_all=False)
-        builder = CppBuilder(
-            name=library.stem, sources=str(source), output_dir=str(library.parent), BuildOption=options
-        )
-        command = [_torch_openmp(part) for part in shlex.split(builder.get_command_line())]
-    command += ["-w", "-g0", "-o", str(library)]
+    Raises
+    ------
+    NotCompilable
+        If there is no C++ compiler.
+    """
+    return _command(header, header.name, folder, precompiling=True)
+
+
+def _compile(source: Path, library: Path, header: Path | None = None, check_instructions: bool = False) -> str | None:
+    command = _command(source, library.stem, library.parent, check_instructions)
+    command += ["-o", str(library)]
+    if header is not None:
+        command[1:1] = ["-include", str(header)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - torch's own command
     if done.returncode == 0:
         return None
     errors = [line for line in done.stderr.splitlines() if "error" in line]
     return (errors or done.stderr.splitlines() or ["no message"])[0]
+
+
+def _command(
+    source: Path, name: str, folder: Path, check_instructions: bool = False, precompiling: bool = False
+) -> list[str]:
+    from torch._inductor.cpp_builder import CppBuilder, CppTorchOptions
+    from torch._inductor.cpu_vec_isa import pick_vec_isa
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    with _settings(check_instructions=check_instructions):
+        try:
+            options = CppTorchOptions(vec_isa=pick_vec_isa(), warning_all=False, precompiling=precompiling)
+            builder = CppBuilder(name=name, sources=str(source), output_dir=str(folder), BuildOption=options)
+        except (InvalidCxxCompiler, OSError) as error:
+            raise _no_compiler(error) from error
+        command = shlex.split(builder.get_command_line())
+    return [*map(_torch_openmp, command), "-w", "-g0"]
+
+
+def _no_compiler(error: Exception) -> NotCompilable:
+    return NotCompilable(f"no C++ compiler was found ({error}): install g++ or clang, or set CXX")
 
 
 def _torch_openmp(argument: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from inference.lowering import Call, Lowered, View
+from inference.lowering import PREFIX, Call, Lowered, View
 
 __all__ = ["source"]
 
@@ -18,7 +18,6 @@ _SMALL = 32_768  # multiplications up to which a call of BLAS costs more than th
 _PRODUCTS = {"aten.mm.out": 0, "aten.addmm.out": 1, "aten.bmm.out": 0, "aten.baddbmm.out": 1}
 
 _PRELUDE = r"""
-#include <torch/csrc/inductor/cpp_prefix.h>
 #include <cstring>
 extern "C" void sgemm_(const char*, const char*, const int*, const int*, const int*, const float*, const float*,
                        const int*, const float*, const int*, const float*, float*, const int*);
@@ -121,7 +120,9 @@ def source(lowered: Lowered, rows: Sequence[tuple[int, int]]) -> tuple[str, list
     ]
     brought = list(dict.fromkeys(call.cpp for call in lowered.calls if call.cpp))
     functions = [f'extern "C" void part_{i}(char** p) {{\n{_join(body)}\n}}' for i, body in enumerate(bodies)]
-    return "\n".join([_PRELUDE, *brought, *kernels, *functions, _loop(lowered, rows, parts)]), parts
+    return "\n".join(
+        [f"#include <{PREFIX}>", _PRELUDE, *brought, *kernels, *functions, _loop(lowered, rows, parts)]
+    ), parts
 
 
 def _join(lines: Sequence[str]) -> str:

@@ -6,7 +6,6 @@ import hashlib
 import math
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from inference import lowering, native
+from inference import headers, lowering, native
 from inference.executable import Executable, Plan
 from inference.files import read_bytes
 from inference.lowering import Call, NotCompilable, View
+from inference.private_files import cache_folder, is_private
 from inference.sealed import read_json, write_json
 from inference.step import graph_text
 
@@ -27,7 +27,6 @@ __all__ = ["executable"]
 _KEPT = 256
 _LIBRARY, _PLAN, _SCHEMA = "step.so", "plan.json", 1
 _MOST_BYTES = 2**28  # of a library
-_UNMAPPED = 65534  # what root is in a user's namespace
 _NAMED = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
 
 
@@ -48,7 +47,7 @@ def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[
         With the reason.
     """
     key = _key(module, inputs, rows, threads)
-    cache = _cache_folder()
+    cache = cache_folder("programs")
     if cache is not None:
         found = _load(cache / key, key)
         if found is not None:
@@ -67,12 +66,13 @@ def _build(
     folder: Path, key: str, module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], threads: int
 ) -> Plan:
     examples = [value.detach().clone() if i in rows else value for i, value in enumerate(inputs)]
-    lowered = lowering.lower(module, examples, threads)
-    widths = [(i, inputs[i].nbytes) for i in rows]
-    text, parts = native.source(lowered, widths)
-    code = folder / "step.cpp"
-    code.write_text(text)
-    lowering.build(code, folder / _LIBRARY)
+    with headers.precompiled() as header:
+        lowered = lowering.lower(module, examples, threads)
+        widths = [(i, inputs[i].nbytes) for i in rows]
+        text, parts = native.source(lowered, widths)
+        code = folder / "step.cpp"
+        code.write_text(text)
+        lowering.build(code, folder / _LIBRARY, header())
     plan = Plan(tuple(parts), tuple(rows), len(inputs), lowered.slots, lowered.scratch, lowered.output)
     digest = hashlib.sha256((folder / _LIBRARY).read_bytes()).hexdigest()
     write_json(folder / _PLAN, {"key": key, "library": digest, "plan": _encoded(plan)}, _SCHEMA)
@@ -88,39 +88,10 @@ def _key(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], 
     return hashlib.sha256("\n\n".join(parts).encode()).hexdigest()[:40]
 
 
-def _cache_folder() -> Path | None:
-    """The folder of compiled programs; None where there is none that only the user can write to."""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = base / "kiln" / "programs"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError:
-        return None
-    private = _is_private(folder) and all(map(_is_safe_above, folder.resolve().parents))
-    return folder if private and os.access(folder, os.W_OK) else None
-
-
-def _is_private(path: Path) -> bool:
-    try:
-        found = path.lstat()
-    except OSError:
-        return False
-    if stat.S_ISLNK(found.st_mode) or not hasattr(os, "getuid"):
-        return False
-    return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def _is_safe_above(path: Path) -> bool:
-    """Whether nobody but the user and root can put something else in the place of what is below."""
-    found = path.stat()
-    others = found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and found.st_gid != os.getgid())
-    return found.st_uid in (0, os.getuid(), _UNMAPPED) and (not others or bool(found.st_mode & stat.S_ISVTX))
-
-
 def _load(entry: Path, key: str) -> Plan | None:
     """The plan of an entry whose files are the user's own and whole."""
     files = (entry / _LIBRARY, entry / _PLAN)
-    if not all(_is_private(path) for path in (entry, *files)):
+    if not all(is_private(path) for path in (entry, *files)):
         return None
     try:
         found = read_json(files[1], _SCHEMA, ("key", "library", "plan"))

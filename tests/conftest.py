@@ -1,5 +1,7 @@
 import json
+import os
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
@@ -13,6 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     import arviz  # noqa: F401 - its own announcement on import must not fail a test
 
+    from inference import headers
     from inference.posterior import Posterior
     from inference.report import write_report
     from inference.sealed import write_json
@@ -20,9 +23,12 @@ with warnings.catch_warnings():
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
-    """Compiled programs of the tests are kept for the tests alone."""
+    """Compiled programs of the tests are kept for the tests alone, and for all processes that run them."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(folder))
         yield
 
 
@@ -37,6 +43,24 @@ def resealed():
         write_json(path, content, content.pop("schema"))
 
     return change
+
+
+@pytest.fixture(scope="session")
+def headers_kept(own_cache):
+    """The header of all programs, compiled, as it lies in the cache."""
+    with headers.precompiled() as header:
+        return header()
+
+
+@pytest.fixture
+def empty_cache(headers_kept, tmp_path, monkeypatch):
+    """A cache of one test, with no program in it; the header, which takes seconds to compile, is there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    entry = tmp_path / "kiln" / "headers" / headers_kept.parent.name
+    entry.mkdir(parents=True, mode=0o700)
+    for path in filter(Path.is_file, headers_kept.parent.iterdir()):
+        os.link(path, entry / path.name)
+    return tmp_path / "kiln"
 
 
 @pytest.fixture(scope="module")

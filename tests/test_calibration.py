@@ -1,10 +1,8 @@
 """Simulation-based calibration: an exact guide passes, a shifted and a narrow one fail, and the machinery around it."""
 
 import json
-import os
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import joblib
 import numpy as np
@@ -297,14 +295,12 @@ def test_it_says_what_it_found_and_draws_it():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("builder", "passes"), [(full_rank_normal, True), (mean_field_normal, False)])
-def test_two_hundred_fits(builder, passes):
+def test_two_hundred_fits(builder, passes, empty_cache):
     """A fitted full-rank Normal is exact here; a mean-field one is too narrow, as the columns are correlated."""
-    programs = Path(os.environ["XDG_CACHE_HOME"], "kiln", "programs")
-    before = set(programs.glob("*"))
     options = {"steps": 3000, "lr": 0.02, "particles": 4, "engine": "compiled", "n_jobs": 2, "progress": False}
     found = calibrate(MODEL, builder, X, Y, fits=200, **options)
     assert found.failed == 0
     assert found.passed == passes, str(found)
-    assert len(set(programs.glob("*")) - before) == 1  # compiled once, for all fits
+    assert len(list((empty_cache / "programs").iterdir())) == 1  # compiled once, for all fits
     if not passes:
         assert all("too narrow" in reason for reason in found.reasons)

@@ -77,7 +77,9 @@ def test_a_fit_that_goes_on_is_the_fit_that_was_never_cut(line, tmp_path, way, a
     assert same(whole, run(line, tmp_path, resume=True, **options))  # it has ended, and is there still
 
 
-@pytest.mark.parametrize(("engine", "at"), [("compiled", 30), ("compiled", 1250), ("eager", 1100)])
+@pytest.mark.parametrize(
+    ("engine", "at"), [("compiled", 30), ("compiled", 1250), pytest.param("eager", 1100, marks=pytest.mark.slow)]
+)
 def test_so_does_one_that_finds_its_own_way(line, tmp_path, engine, at):
     """Before and after the steps begin to fall, in the middle of a block of noise too."""
     options = {"guide": full_rank_normal, "lr": None, "steps": 2000, "engine": engine}
@@ -125,7 +127,7 @@ def other_model(x, y=None):
     ("options", "words"),
     [
         ({"model": other_model}, "model.source has changed"),
-        ({"model": partial(linear_regression, noise=0.2)}, "model.noise is missing there and 0.2 here"),
+        ({"model": partial(linear_regression, noise=0.2)}, "model.noise is learned there and 0.2 here"),
         ({"guide": full_rank_normal}, "guide"),
         ({"dtype": "float64"}, "dtype is torch.float32 there and torch.float64 here"),
         ({"seed": 1}, "seed is 0 there and 1 here"),

@@ -37,6 +37,11 @@ def landed(model=MODEL, guide=full_rank_normal, x=X, y=Y, **options):
     return fit(model, guide(model), x, y, **options)
 
 
+@pytest.fixture(scope="module")
+def full_rank():
+    return landed(steps=4000, engine="compiled")
+
+
 def flat_line(x, y=None):
     """A line with flat priors, on raw columns."""
     slopes = pyro.sample("slopes", dist.ImproperUniform(dist.constraints.real, (), (x.shape[1],)))
@@ -104,24 +109,23 @@ def test_where_it_does_not_land_it_does_not_say_so():
     assert len(short.losses) == 300
 
 
-def test_what_it_found_is_saved_and_loaded(tmp_path):
-    posterior = landed(steps=3000, engine="eager")
-    posterior.save(tmp_path / "run")
+def test_what_it_found_is_saved_and_loaded(full_rank, tmp_path):
+    full_rank.save(tmp_path / "run")
     loaded = load(tmp_path / "run", MODEL, full_rank_normal(MODEL))
-    assert loaded.record.stop == posterior.record.stop
-    assert loaded.stop_reason == posterior.stop_reason
-    assert loaded.record.evaluations == posterior.record.evaluations
-    assert torch.equal(loaded.sample(3)["weights"], posterior.sample(3)["weights"])
+    assert loaded.record.stop == full_rank.record.stop
+    assert loaded.stop_reason == full_rank.stop_reason
+    assert loaded.record.evaluations == full_rank.record.evaluations
+    assert torch.equal(loaded.sample(3)["weights"], full_rank.sample(3)["weights"])
     plain = fit(MODEL, full_rank_normal(MODEL), X, Y, steps=20, progress=False)
     assert plain.stop_reason == "all 20 steps were taken"
 
 
 @pytest.mark.parametrize("often", [300, 7])
-def test_callbacks_see_the_end_that_was_found(often):
+def test_callbacks_see_the_end_that_was_found(full_rank, often):
     steps = []
     posterior = landed(steps=4000, engine="compiled", callbacks=[every(often, lambda now: steps.append(now.step))])
     assert steps[-1] == len(posterior.losses)
-    np.testing.assert_array_equal(posterior.losses, landed(steps=4000, engine="compiled").losses)
+    np.testing.assert_array_equal(posterior.losses, full_rank.losses)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from torch import fx
 
 from inference import lowering, native, programs
+from inference.private_files import cache_folder
 
 aten = torch.ops.aten
 
@@ -33,9 +34,21 @@ def inputs():
 
 
 @pytest.fixture
-def cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "kiln" / "programs"
+def cache(empty_cache):
+    return empty_cache / "programs"
+
+
+@pytest.fixture(scope="module")
+def compiled(own_cache):
+    """What ``run`` left in the cache of all tests."""
+    run()
+    return cache_folder("programs") / programs._key(module(), inputs(), [1], 1)
+
+
+@pytest.fixture
+def entry(compiled, cache):
+    """The same in the cache of one test, to be spoiled."""
+    return shutil.copytree(compiled, cache / compiled.name)
 
 
 @pytest.fixture
@@ -93,16 +106,11 @@ def test_another_graph_shape_or_thread_count_is_another_program(cache, builds):
     assert len(builds) == 3
 
 
-@pytest.mark.parametrize("harm", ["library", "plan", "number", "another", "half", "writable", "link"])
-def test_a_spoiled_entry_is_not_run_but_built_again(cache, builds, harm, tmp_path):
-    run()
-    entry = next(cache.iterdir())
+@pytest.mark.parametrize("harm", ["none", "library", "plan", "number", "another", "half", "writable", "link"])
+def test_a_spoiled_entry_is_not_run_but_built_again(entry, builds, harm, tmp_path):
     library, plan = entry / "step.so", entry / "plan.json"
     if harm == "library":
-        content = library.read_bytes()
-        library.unlink()  # this process has it mapped
-        library.write_bytes(content + b"x")
-        library.chmod(0o600)
+        library.write_bytes(library.read_bytes() + b"x")
     elif harm == "plan":
         plan.write_text(json.dumps({**json.loads(plan.read_text()), "plan": {"kind": "os.system", "value": {}}}))
     elif harm == "number":  # a bit of a place in memory
@@ -110,18 +118,18 @@ def test_a_spoiled_entry_is_not_run_but_built_again(cache, builds, harm, tmp_pat
     elif harm == "another":  # whole, but of another program
         programs.executable(module(), [torch.zeros(3, 3), torch.zeros(3, 4), torch.zeros(4, 3)], [1])
         builds.pop()
-        (other,) = (path for path in cache.iterdir() if path != entry)
+        (other,) = (path for path in entry.parent.iterdir() if path != entry)
         shutil.rmtree(entry)
         other.rename(entry)
     elif harm == "half":
         library.unlink()
     elif harm == "writable":
         library.chmod(0o666)
-    else:
+    elif harm == "link":
         library.rename(tmp_path / "elsewhere.so")
         library.symlink_to(tmp_path / "elsewhere.so")
     run()
-    assert len(builds) == 2
+    assert len(builds) == (harm != "none")
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o500])
