@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -12,17 +14,19 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from inference import registry, storage
-from inference.files import ADVICE
+from inference.files import ADVICE, read_bytes
 from inference.fingerprint import fingerprint
 from inference.kinds import ANY, NUMBER, SEED, TEXT, check, list_of, mapping_of, record
 from inference.posterior import Posterior, load
 from inference.printable import printable
-from inference.sealed import read_json, write_json
+from inference.private_files import cache_folder, is_private
+from inference.sealed import MOST_BYTES, read_json, write_json
 from inference.sections import Labels
 
 __all__ = ["Run", "Split", "check_writable", "data_for", "least_squares_rmse", "split_rows"]
 
 MANIFEST, SCHEMA = "run.json", 1
+_REMEMBERED = 10_000  # runs
 _POSTERIOR = "posterior"
 _KIND = record(
     model=TEXT,
@@ -61,15 +65,17 @@ class Run:
     data_sha256: str
 
     def save(self, folder: Path) -> None:
-        """Write ``run.json`` beside the posterior in ``folder``, to which it then belongs."""
+        """Write ``run.json`` beside the posterior in ``folder``, to which it then belongs, and remember it."""
         write_json(folder / MANIFEST, {**asdict(self), _POSTERIOR: storage.identity(folder)}, SCHEMA)
+        _remember(folder / MANIFEST)
 
     @classmethod
     def read(cls, folder: Path, own_code: bool = False) -> Run:
         """Read ``run.json``, or raise saying what is wrong with the folder.
 
         A model or guide by ``module:function`` is imported and run, and a folder
-        may come from anywhere: it is refused unless ``own_code`` says that it may be.
+        may come from anywhere: it is refused unless this user made it on this machine,
+        or ``own_code`` says that it may be.
         """
         path = folder / MANIFEST
         try:
@@ -82,7 +88,7 @@ class Run:
         if found.pop(_POSTERIOR) != storage.identity(folder):
             raise ValueError(f"{path} belongs to another posterior than {storage.MANIFEST} beside it: {ADVICE}")
         run = cls(**found)
-        if not own_code:
+        if not (own_code or _is_remembered(path)):
             run._refuse_code(path)
         return run
 
@@ -90,7 +96,8 @@ class Run:
         for group, reference in (("models", self.model), ("guides", self.guide)):
             if registry.is_own_code(group, reference):
                 raise ValueError(
-                    f"{path} names {reference!r}, code that would be imported and run: if you know it, say --own-code"
+                    f"{path} was not made here and names {reference!r}, code that would be imported and run: "
+                    "if you know it, say --own-code"
                 )
 
     def bind(self) -> Any:
@@ -119,6 +126,27 @@ class Run:
         """Names for the report."""
         name, target, model = (printable(text) for text in (Path(self.data).name, self.target, self.model))
         return Labels(f"{target} by {model}", f"{name}, target {target}", [printable(c) for c in self.columns], target)
+
+
+def _remember(path: Path) -> None:
+    """Note that the user made this ``run.json``, so that its code is known to be theirs."""
+    with suppress(OSError):
+        marker = _marker(path)
+        if marker is not None:
+            marker.touch(mode=0o600)
+            for old in sorted(marker.parent.iterdir(), key=lambda file: -file.stat().st_mtime)[_REMEMBERED:]:
+                old.unlink(missing_ok=True)
+
+
+def _is_remembered(path: Path) -> bool:
+    marker = _marker(path)
+    return marker is not None and is_private(marker)
+
+
+def _marker(path: Path) -> Path | None:
+    """The file that stands for a ``run.json`` of exactly this content, in a folder that only the user can write to."""
+    known = cache_folder("runs")
+    return None if known is None else known / hashlib.sha256(read_bytes(path, MOST_BYTES)).hexdigest()
 
 
 def split_rows(table: Any, holdout: float, seed: int) -> Split:

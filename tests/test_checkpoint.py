@@ -320,9 +320,13 @@ def test_marks_tell_what_a_model_is_made_of():
         "model.slope is 1.0 there and 1.5 here"
     ]
     counts = []
-    counting = marks(partial(lambda x, y=None: counts.append(x)), "model")
-    counts.append(1)  # what a model changes is not what it is
-    assert counting == marks(partial(lambda x, y=None: counts.append(x)), "model")
+
+    def counted(x, y=None):
+        counts.append(x)
+
+    counting = marks(counted, "model")
+    counted(1)  # what a model changes is not what it is
+    assert counting == marks(counted, "model")
 
 
 def helper(x, hidden):

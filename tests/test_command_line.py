@@ -300,7 +300,7 @@ def test_a_data_set_by_name_needs_no_target(here, capsys):
     assert (Run.read(here / "run").data, Run.read(here / "run").target) == ("cosine", "y")
 
 
-def test_a_model_and_a_guide_of_ones_own(here, capsys):
+def test_a_model_and_a_guide_of_ones_own(here, capsys, monkeypatch):
     (here / "mymodel.py").write_text(MY_MODULE)
     words = {"model": "mymodel:model", "guide": "mymodel:guide", "steps": 200, "lr": 0.05}
     assert main(fit_arguments("houses.csv", "run", **words)) == 0
@@ -308,13 +308,16 @@ def test_a_model_and_a_guide_of_ones_own(here, capsys):
     assert Run.read(here / "run", own_code=True).data == str(here / "houses.csv")
     slope = tensors_in("run")["param:loc"].numpy()
     np.testing.assert_allclose(slope, [2, -1], atol=0.5)
+    assert main(["report", "run"]) == 0  # it was made here
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "elsewhere"))
     (here / "run" / "report.html").unlink()
     for command in (
         ["report", "run"],
         ["diagnose", "run"],
         ["predict", "run", "--data", "houses.csv", "--out", "p.csv"],
     ):
-        assert "run.json names 'mymodel:model', code that would be imported and run" in refused(capsys, command)
+        words = refused(capsys, command)
+        assert "run.json was not made here and names 'mymodel:model', code that would be imported and run" in words
     assert main(["report", "run", "--own-code"]) == 0
     assert names_in(here / "run") == RUN_FILES
     assert main(["predict", "run", "--own-code", "--data", "houses.csv", "--out", "p.csv", "--draws", "200"]) == 0

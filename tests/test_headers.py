@@ -19,12 +19,12 @@ def cache(monkeypatch, tmp_path):
 
 @pytest.fixture
 def commands(monkeypatch):
-    """The compilers that were run, beside those asked for their version."""
+    """The compilers that were run, not those asked for their version."""
     seen = []
     run = subprocess.run
 
     def noted(command, **options):
-        if "--version" not in command:
+        if "-o" in command:
             seen.append(command)
         return run(command, **options)
 
