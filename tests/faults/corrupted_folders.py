@@ -270,7 +270,7 @@ def main():
     parser.add_argument("--only", type=int, help="the number of one folder")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=tuple(KINDS))
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as root:
+    with tempfile.TemporaryDirectory() as root, mock.patch.dict(os.environ, XDG_CACHE_HOME=f"{root}/cache"):
         numbers = None if asked.only is None else [asked.only]
         tally = run_all(asked.count, asked.seed, Path(root), numbers, asked.kinds)
     for end, count in sorted(tally.ends.items()):
