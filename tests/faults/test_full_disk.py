@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -41,30 +42,44 @@ def test_a_file_may_grow_no_further(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root, to mount a small disk")
-@pytest.mark.parametrize("fault", ["full", "read-only"])
-def test_a_disk_of_its_own(tmp_path, fault):
+def test_a_disk_is_full(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], check=False)
     if mounted.returncode:
         pytest.skip("no file system can be mounted here")
 
-    def spoil(now):
-        if fault == "full":
-            with (disk / "ballast").open("wb", buffering=0) as file:
-                file.write(b"x" * 2**18)
-        else:
-            subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    def fill(now):
+        with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
 
     try:
-        with pytest.raises(OSError, match="run cannot be written") as caught:
-            run(disk / "run", callbacks=[every(100, spoil)])
+        with pytest.raises(OSError, match=r"run cannot be written .*No space left.*make room") as caught:
+            run(disk / "run", callbacks=[every(100, fill)])
         assert len(caught.value.posterior.losses) == 100
-        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
-        (disk / "ballast").unlink(missing_ok=True)
+        (disk / "ballast").unlink()
         assert np.array_equal(run(disk / "run", resume=True).losses, run(None).losses)
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_a_folder_becomes_read_only(tmp_path):
+    user = os.geteuid()
+
+    def lock(now):
+        tmp_path.chmod(0o555)
+        if user == 0:  # who may write anywhere
+            os.seteuid(65534)
+
+    try:
+        with pytest.raises(OSError, match=r"cannot be written .*Permission denied") as caught:
+            run(tmp_path, callbacks=[every(100, lock)])
+    finally:
+        os.seteuid(user)
+        tmp_path.chmod(0o700)
+    assert len(caught.value.posterior.losses) == 100
+    assert np.array_equal(run(tmp_path, resume=True).losses, run(None).losses)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
