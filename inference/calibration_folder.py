@@ -13,6 +13,7 @@ from torch import Tensor
 
 from inference.files import make_folder
 from inference.kinds import TEXT, WHOLE, check, either, list_of, record
+from inference.printable import printable
 from inference.program import name_of
 from inference.sealed import digest, read_json, write_json
 from inference.simulated import Outcome, Simulation
@@ -103,7 +104,9 @@ def _manifest(simulation: Simulation) -> dict[str, Any]:
 def _refuse_another(path: Path, there: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
     differ = [name for name in asked if there.get(name) != asked[name]]
     if differ:
-        what = "; ".join(f"{name} is {there.get(name)!s:.200} there and {asked[name]} here" for name in differ)
+        what = "; ".join(
+            f"{name} is {printable(there.get(name))[:200]} there and {asked[name]} here" for name in differ
+        )
         raise ValueError(f"{path} holds another calibration: {what}: ask for the same, or give another path")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.files import ADVICE
+from inference.printable import printable
 
 __all__ = [
     "ANY",
@@ -88,7 +89,7 @@ def mapping_of(part: Kind, **named: Kind) -> Kind:
     def kind(value: Any) -> Complaint:
         if not isinstance(value, dict):
             return "", "an object"
-        return _first((f".{name:.40}", named.get(name, part)(item)) for name, item in value.items())
+        return _first((f".{printable(name)[:40]}", named.get(name, part)(item)) for name, item in value.items())
 
     return kind
 

@@ -87,7 +87,7 @@ def build_model(reference: str, options: dict[str, Any], seed: int) -> Any:
     try:
         with RandomStream.seeded(seed).active():
             return model(**options)
-    except TypeError as error:
+    except Exception as error:  # the options may come from a run folder, and be anything
         raise ValueError(f"model {reference!r} cannot be made from {options}: {error}; bind with --set") from error
 
 

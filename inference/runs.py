@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -14,13 +13,13 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from inference import registry, storage
-from inference.files import ADVICE, read_bytes
+from inference.files import ADVICE
 from inference.fingerprint import fingerprint
 from inference.kinds import ANY, NUMBER, SEED, TEXT, check, list_of, mapping_of, record
 from inference.posterior import Posterior, load
 from inference.printable import printable
 from inference.private_files import cache_folder, is_private
-from inference.sealed import MOST_BYTES, read_json, write_json
+from inference.sealed import digest, read_json, write_json
 from inference.sections import Labels
 
 __all__ = ["Run", "Split", "check_writable", "data_for", "least_squares_rmse", "split_rows"]
@@ -66,8 +65,9 @@ class Run:
 
     def save(self, folder: Path) -> None:
         """Write ``run.json`` beside the posterior in ``folder``, to which it then belongs, and remember it."""
-        write_json(folder / MANIFEST, {**asdict(self), _POSTERIOR: storage.identity(folder)}, SCHEMA)
-        _remember(folder / MANIFEST)
+        content = {**asdict(self), _POSTERIOR: storage.identity(folder)}
+        write_json(folder / MANIFEST, content, SCHEMA)
+        _remember(digest(content))
 
     @classmethod
     def read(cls, folder: Path, own_code: bool = False) -> Run:
@@ -85,10 +85,11 @@ class Run:
                 f"{folder} is not a run: it has no {MANIFEST}; make one with `kiln fit … --out {folder}`"
             ) from error
         check(path, found, _KIND)
+        name = digest(found)
         if found.pop(_POSTERIOR) != storage.identity(folder):
             raise ValueError(f"{path} belongs to another posterior than {storage.MANIFEST} beside it: {ADVICE}")
         run = cls(**found)
-        if not (own_code or _is_remembered(path)):
+        if not (own_code or _is_remembered(name)):
             run._refuse_code(path)
         return run
 
@@ -128,25 +129,25 @@ class Run:
         return Labels(f"{target} by {model}", f"{name}, target {target}", [printable(c) for c in self.columns], target)
 
 
-def _remember(path: Path) -> None:
-    """Note that the user made this ``run.json``, so that its code is known to be theirs."""
+def _remember(name: str) -> None:
+    """Note that the user made the ``run.json`` whose content has this hash, so that its code is known to be theirs."""
     with suppress(OSError):
-        marker = _marker(path)
+        marker = _marker(name)
         if marker is not None:
             marker.touch(mode=0o600)
             for old in sorted(marker.parent.iterdir(), key=lambda file: -file.stat().st_mtime)[_REMEMBERED:]:
                 old.unlink(missing_ok=True)
 
 
-def _is_remembered(path: Path) -> bool:
-    marker = _marker(path)
+def _is_remembered(name: str) -> bool:
+    marker = _marker(name)
     return marker is not None and is_private(marker)
 
 
-def _marker(path: Path) -> Path | None:
+def _marker(name: str) -> Path | None:
     """The file that stands for a ``run.json`` of exactly this content, in a folder that only the user can write to."""
     known = cache_folder("runs")
-    return None if known is None else known / hashlib.sha256(read_bytes(path, MOST_BYTES)).hexdigest()
+    return None if known is None else known / name
 
 
 def split_rows(table: Any, holdout: float, seed: int) -> Split:

@@ -14,7 +14,7 @@ from inference.files import ADVICE, read_bytes, replacing
 __all__ = ["MOST_BYTES", "digest", "parsed", "read_json", "refuse_damage", "write_json"]
 
 SCHEMA, SEAL = "schema", "sha256"
-MOST_BYTES = 2**24  # of JSON
+MOST_BYTES = 2**22  # of JSON
 _DEPTH = 200  # of nesting
 _DIGITS = 40  # of an integer: the 128 bits of a generator's state
 
@@ -25,7 +25,7 @@ def write_json(path: Path, content: Mapping[str, Any], schema: int) -> None:
     Raises
     ------
     ValueError
-        If it has a number that is not finite, or a key of the envelope.
+        If it has what :func:`read_json` refuses, such as a number that is not finite, or a key of the envelope.
     TypeError
         If it has what JSON does not know.
     OSError
@@ -34,9 +34,9 @@ def write_json(path: Path, content: Mapping[str, Any], schema: int) -> None:
     if taken := sorted({SCHEMA, SEAL} & content.keys()):
         raise ValueError(f"{path}: {taken} are the envelope's: give the content other names")
     try:
-        plain = json.loads(json.dumps({SCHEMA: schema, **content}, allow_nan=False))
+        plain = parsed(path, json.dumps({SCHEMA: schema, **content}, allow_nan=False).encode())
     except ValueError as error:
-        raise ValueError(f"{path} cannot hold a number that is not finite ({error}): keep None or a text") from error
+        raise ValueError(f"{path} could not be read again ({error}): keep None or a text instead") from error
     text = json.dumps({**plain, SEAL: digest(plain)}, indent=2, allow_nan=False) + "\n"
     if len(text) > MOST_BYTES:
         raise ValueError(f"{path} would have {len(text):,} bytes, and at most {MOST_BYTES:,} are read: keep less")

@@ -20,7 +20,7 @@ from inference.cli import main
 from inference.fingerprint import fingerprint
 from inference.runs import Run
 
-RUN_FILES = ["posterior-HASH.safetensors", "posterior.json", "report.html", "run.json"]
+RUN_FILES = [".kiln.lock", "posterior-HASH.safetensors", "posterior.json", "report.html", "run.json"]
 COLUMNS = ["mean", "std", "lower", "upper"]
 
 MY_MODULE = """
@@ -309,6 +309,7 @@ def test_a_model_and_a_guide_of_ones_own(here, capsys, monkeypatch):
     slope = tensors_in("run")["param:loc"].numpy()
     np.testing.assert_allclose(slope, [2, -1], atol=0.5)
     assert main(["report", "run"]) == 0  # it was made here
+    capsys.readouterr()
     monkeypatch.setenv("XDG_CACHE_HOME", str(here / "elsewhere"))
     (here / "run" / "report.html").unlink()
     for command in (

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,10 +28,11 @@ import torch
 
 from faults.corruptions import Canary, harm
 from guides import mean_field_normal
-from inference import fit, load
+from inference import every, fit, load
 from inference.calibration_folder import CalibrationFolder
 from inference.checkpoint import Checkpoint, read_checkpoint
 from inference.cli import main as command_line
+from inference.numpy_predictor import load as predictor
 from inference.runs import Run, data_for
 from inference.simulated import Outcome, Simulation
 from ppl_models import linear_regression
@@ -109,10 +110,43 @@ def read_calibration(folder):
     return {outcome.number: outcome for outcome in found}
 
 
+def resume(folder):
+    """Go on with a fit that had some of its 15 steps behind it."""
+    guide = mean_field_normal(LINE)
+    options = {"steps": 15, "engine": "eager", "progress": False, "resume": True}
+    found = fit(LINE, guide, X, X[:, 0], checkpoint=folder, **options)
+    return found.unconstrained_params, found.losses, found.kl
+
+
+def stopped_folder(folder, seed):
+    def stop(now):
+        if now.step == 10:
+            raise KeyboardInterrupt
+
+    guide, options = mean_field_normal(LINE), {"engine": "eager", "progress": False}
+    kept = Checkpoint(folder, every=5)
+    with suppress(KeyboardInterrupt):
+        fit(LINE, guide, X, X[:, 0], steps=15, seed=seed, checkpoint=kept, callbacks=[every(5, stop)], **options)
+    assert (folder / "checkpoint.json").exists()
+
+
+def export_folder(folder, seed):
+    guide = mean_field_normal(LINE)
+    found = fit(LINE, guide, X, X[:, 0], steps=5, seed=seed, engine="eager", progress=False)
+    found.export(folder / "predictor.npz", draws=5)
+
+
+def read_export(folder):
+    found = predictor(folder / "predictor.npz")
+    return found.manifest, found.latents, found.predict(X.numpy()).draws
+
+
 KINDS = {
     "posterior": (posterior_folder, read_posterior),
     "run": (run_folder, read_run),
     "checkpoint": (checkpoint_folder, read_checkpoint),
+    "resumed": (stopped_folder, resume),
+    "export": (export_folder, read_export),
     "calibration": (calibration_folder, read_calibration),
 }
 
@@ -133,17 +167,21 @@ def same(found: Any, wanted: Any) -> bool:
     return repr(found) == repr(wanted)
 
 
-def originals(root):
+def originals(root, kinds):
     """A whole folder of each kind, another of another fit, and what reading the first gives."""
     made = {}
-    for kind, (write, read) in KINDS.items():
+    for kind in kinds:
+        write, read = KINDS[kind]
         folders = [root / kind / name for name in ("one", "other")]
         for seed, folder in enumerate(folders):
             folder.parent.mkdir(exist_ok=True)
             write(folder, seed)
-        made[kind] = (*folders, read(folders[0]))
-        assert same(read(folders[0]), made[kind][2])
-        assert kind == "calibration" or not same(read(folders[1]), made[kind][2])
+        copy = shutil.copytree(folders[0], root / "copy")
+        made[kind] = (*folders, read(copy))
+        shutil.rmtree(copy)
+        copy = shutil.copytree(folders[0], root / "copy")
+        assert same(read(copy), made[kind][2]), kind
+        shutil.rmtree(copy)
     return made
 
 
@@ -158,7 +196,7 @@ def lay_traps(here):
 def one(number, seed, made, here, tally):
     """Harm one folder and load it."""
     rng = random.Random(f"{seed} {number}")
-    kind = rng.choice(list(KINDS))
+    kind = rng.choice(list(made))
     folder, other, wanted = made[kind]
     copy, outside = here / "copy", here / "outside"
     shutil.copytree(folder, copy)
@@ -200,9 +238,9 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def run_all(count, seed, root, numbers=None):
+def run_all(count, seed, root, numbers=None, kinds=tuple(KINDS)):
     """Harm and load ``count`` folders below ``root``; what came of them."""
-    made, tally, here = originals(root), Tally(), root / "here"
+    made, tally, here = originals(root, kinds), Tally(), root / "here"
     here.mkdir()
     lay_traps(here)
     before, outside = peak_memory(), os.getcwd()
@@ -230,9 +268,11 @@ def main():
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="the number of one folder")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=tuple(KINDS))
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as root:
-        tally = run_all(asked.count, asked.seed, Path(root), None if asked.only is None else [asked.only])
+    with tempfile.TemporaryDirectory() as root, mock.patch.dict(os.environ, XDG_CACHE_HOME=f"{root}/cache"):
+        numbers = None if asked.only is None else [asked.only]
+        tally = run_all(asked.count, asked.seed, Path(root), numbers, asked.kinds)
     for end, count in sorted(tally.ends.items()):
         print(f"{count:6d} {end}")
     print(f"{tally.peak / 2**20:.0f} MiB beyond what the program takes")

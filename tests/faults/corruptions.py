@@ -46,8 +46,8 @@ VALUES = [
 
 def harm(folder, other, rng, outside):
     """Harm ``folder`` in one way; the way's name, and whether it is a forgery. ``other`` is whole, of another fit."""
-    kind = rng.choice(list(ACCIDENTS) + list(FORGERIES))
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    kind = rng.choice(list(ACCIDENTS) + list(FORGERIES) if any(folder.glob("*.json")) else BYTES)
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".npz"))
     target = rng.choice(files)
     if kind in ACCIDENTS:
         ACCIDENTS[kind](folder, target, other, rng, outside)
@@ -129,7 +129,7 @@ def text(folder, target, other, rng, outside):
         *("", "{", "null", "[]", '"x"', "{}", "0", "[" * 100_000, '{"a":' * 100_000, "[" * 900 + "]" * 900),
         *(whole.replace("{", '{"schema": 1,', 1), whole + whole, whole.encode("utf-16"), "\ufeff" + whole),
         *(whole.replace(": 1,", ": " + "9" * 5000 + ",", 1), whole.replace(": 1,", ": NaN,", 1)),
-        *(whole.replace(": 1,", ": 1e999,", 1), whole.replace(": 1,", ": 1.0,", 1), " " * 2**24 + whole),
+        *(whole.replace(": 1,", ": 1e999,", 1), whole.replace(": 1,", ": 1.0,", 1), " " * 2**22 + whole),
         *('{"schema": 1, "sha256": null}', '{"schema": true}', '{"schema": 2}', '{"sha256": []}', b"\xff\xfe\x00"),
     ]
     chosen = rng.choice(hostile)
@@ -148,6 +148,9 @@ ACCIDENTS = {
     "files swapped": swap, "file of another fit": exchange, "pickle": pickled, "sparse": huge, "link": link,
     "no file": no_file, "hostile JSON": text, "leftovers": leftovers,
 }  # fmt: skip
+
+
+BYTES = ("bits flipped", "cut short", "grown", "zeros", "noise", "lost", "pickle", "sparse", "link", "no file")
 
 
 def sealed_again(path, content):
