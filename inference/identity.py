@@ -56,17 +56,19 @@ def differences(there: Marks, here: Marks) -> list[str]:
     return [_difference(name, there.get(name, _MISSING), here.get(name, _MISSING)) for name in names]
 
 
-_MISSING = "missing"
+_MISSING, _HASH = "missing", "sha256 "
 
 
 def _difference(name: str, there: Any, here: Any) -> str:
-    if isinstance(there, str) and isinstance(here, str) and there[:7] == here[:7] == "sha256 ":
+    shown = [_shown(mark) for mark in (there, here)]
+    if shown[0] == shown[1]:
         return f"{name} has changed"
-    return f"{name} is {_shown(there)} there and {_shown(here)} here"
+    return f"{name} is {shown[0]} there and {shown[1]} here"
 
 
 def _shown(mark: Any) -> str:
-    text = str(mark)
+    """A mark without the hash that tells a reader nothing."""
+    text = str(mark).partition(_HASH)[0].strip() or "source"
     return text if len(text) < 80 else f"{text[:77]}…"
 
 
@@ -137,7 +139,7 @@ def _source(thing: Any) -> str:
         text = inspect.getsource(thing)
     except (OSError, TypeError):  # typed in, or made at run time
         text = _code(thing.__code__) if hasattr(thing, "__code__") else thing.__qualname__
-    return f"sha256 {hashlib.sha256(text.encode()).hexdigest()}"
+    return f"{_HASH}{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def _code(code: types.CodeType) -> str:
@@ -152,7 +154,7 @@ def _of_tensor(value: Tensor) -> str:
 
 
 def _of_array(value: np.ndarray) -> str:
-    return f"{value.dtype} {value.shape} sha256 {fingerprint(value)}"
+    return f"{value.dtype} {value.shape} {_HASH}{fingerprint(value)}"
 
 
 def _plain(value: Any) -> Any:
