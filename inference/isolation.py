@@ -58,12 +58,26 @@ class RandomStream:
 
     @classmethod
     def restored(cls, saved: dict[str, Any]) -> RandomStream:
-        """The stream that goes on where the saved one stood."""
-        name, keys, *rest = saved["numpy"]
+        """The stream that goes on where the saved one stood.
+
+        Raises
+        ------
+        ValueError, RuntimeError, TypeError
+            If one of the generators does not take its state.
+        """
+        name, keys, place, *rest = saved["numpy"]
+        if not 0 <= place <= len(keys):  # NumPy would read beyond them
+            raise ValueError(f"the state of NumPy's generator is at {place!r} of {len(keys)} numbers")
         version, numbers, gauss = saved["python"]
-        numpy = (name, keys.numpy().astype(np.uint32), *rest)
+        numpy = (name, keys.numpy().astype(np.uint32), place, *rest)
         python = (version, tuple(numbers.tolist()), gauss)
-        return cls({"torch": saved["torch"], "cuda": saved["cuda"], "numpy": numpy, "python": python})
+        found = {"torch": saved["torch"], "cuda": saved["cuda"], "numpy": numpy, "python": python}
+        outside = _capture()
+        try:
+            _restore(found)
+        finally:
+            _restore(outside)
+        return cls(found)
 
     @contextmanager
     def active(self) -> Iterator[None]:

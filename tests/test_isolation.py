@@ -126,3 +126,18 @@ def test_a_failed_fit_leaves_the_store_as_it_was(line):
     with pytest.raises(ValueError, match=r"not finite|of nan"):
         fit(model, mean_field_normal(model), line.x, line.y, lr=5.0, **QUIET)
     assert len(pyro.get_param_store()) == 0
+
+
+@pytest.mark.parametrize("part", ["torch", "numpy", "python"])
+def test_a_state_that_no_generator_takes_is_refused_and_the_process_keeps_its_own(part):
+    saved = RandomStream.seeded(0).saved()
+    harmed = {
+        "torch": torch.zeros_like(saved["torch"]),
+        "numpy": [*saved["numpy"][:2], 10**6, *saved["numpy"][3:]],
+        "python": [saved["python"][0], torch.zeros(3, dtype=torch.int64), None],
+    }
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    with pytest.raises((ValueError, RuntimeError)):
+        RandomStream.restored({**saved, part: harmed[part]})
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]
