@@ -106,7 +106,7 @@ class Autoencoder:
     def decode(self, z: Any) -> Tensor:
         """E[x | z] for M codes, (M, K), in the space of :meth:`encode`; averaged over latents that all rows share."""
         values_of, size = self._asked("values"), self._asked("size")
-        values = torch.as_tensor(z, device=self.program.device).to(self.program.dtype)
+        values = plain_tensor(z, "z", self.program.dtype).to(self.program.device, self.program.dtype)
         if values.dim() != 2 or values.shape[1] != size:
             raise ValueError(
                 f"z has shape {tuple(values.shape)}: give codes of shape (M, {size}), as encode gives them"
