@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -91,12 +92,14 @@ def _as_tensor(value: Any, name: str, device: torch.device, dtype: torch.dtype, 
 
 
 def check_new_shapes(data: Sequence[Any], names: Sequence[str], trained: Sequence[tuple[int, ...] | None]) -> None:
-    """Raise unless each new argument has the trained columns (all but the first dimension)."""
+    """Raise unless each new argument has the trained columns (all but the first dimension), or is None."""
     if len(data) > len(trained):
         raise ValueError(f"the fit was given {len(trained)} arguments, this call {len(data)}: give {list(names)}")
     for value, name, shape in zip(data, names, trained, strict=False):
-        if not isinstance(value, Tensor) or shape is None:
+        if value is None or shape is None:
             continue
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} is {reprlib.repr(value)} but the fit saw an array of shape {shape}: give one")
         found = tuple(value.shape)
         if len(found) != len(shape) or found[1:] != shape[1:]:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Arrays, frames and tensors of any kind as plain tensors: the same numbers, or an error that says what is in the way."""
+"""Arrays, frames and tensors of any kind as plain tensors: the same numbers, or an error that says why not."""
 
 from __future__ import annotations
 

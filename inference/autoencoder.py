@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.arguments import positive_integer
+from inference.arrays import plain_tensor
 from inference.latents import Latents, row_parts
 from inference.objective import traces
 from inference.predict import ClassPrediction, Prediction, joined, predictive

@@ -172,8 +172,10 @@ def fit(
     init, early = as_init(init), _early(stop, finds)
     if lr is None:
         lr = USUAL_LR
+    elif callable(lr):
+        lr = as_schedule(lr, steps)
     else:
-        lr = as_schedule(lr, steps) if callable(lr) else positive_number(lr, "lr")
+        lr = positive_number(lr, "lr")
     particles = positive_integer(particles, "particles")
     restarts = positive_integer(restarts, "restarts")
     power = as_power(anneal, steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -124,14 +124,16 @@ def every(steps: int, callback: Callback) -> Every:
 
 def as_callbacks(callbacks: Any) -> tuple[Callback, ...]:
     """The callbacks of a list or another iterable, or a ValueError that says what is none."""
-    if isinstance(callbacks, Iterable) and not isinstance(callbacks, str | bytes | Mapping | Tensor):
+    if callable(callbacks) or isinstance(callbacks, str | bytes | Mapping):
+        raise ValueError(f"callbacks is {callbacks!r}: pass a list of functions, callbacks=[…]")
+    try:
         found = tuple(callbacks)
-        wrong = [one for one in found if not callable(one)]
-        if not wrong:
-            return found
+    except TypeError as error:
+        raise ValueError(f"callbacks is {callbacks!r}: pass a list of functions, callbacks=[…]") from error
+    wrong = [one for one in found if not callable(one)]
+    if wrong:
         raise ValueError(f"callbacks holds {wrong[0]!r}: give functions that take a Progress")
-    advice = "pass a list, callbacks=[it]" if callable(callbacks) else "pass a list of functions"
-    raise ValueError(f"callbacks is {callbacks!r}: {advice}")
+    return found
 
 
 @contextmanager
