@@ -71,7 +71,7 @@ def _read(value: Any, name: str) -> np.ndarray:
     try:
         array = np.asarray(value)
     except Exception as error:
-        problem = str(error).splitlines()[0].rstrip(".")
+        problem = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise ValueError(f"{name} cannot be read as an array: {problem}; give rows of numbers, all as long") from error
     if array.dtype.kind == "O" and array.ndim == 2 and hasattr(value, "items"):
         return _columns(value, name)
@@ -103,7 +103,7 @@ def _from_array(array: np.ndarray, name: str, shared: bool) -> Tensor:
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if shared and array.flags.writeable:  # torch warns of memory that it must not write to
-        return torch.from_numpy(np.ascontiguousarray(array))
+        return torch.from_numpy(np.asarray(array, order="C"))
     return torch.from_numpy(np.array(array, order="C"))
 
 

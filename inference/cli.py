@@ -48,9 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
         if os.environ.get("KILN_TRACEBACK"):
             raise
-        print(f"kiln: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        return _say(str(error))
+    except Exception as error:
+        if os.environ.get("KILN_TRACEBACK"):
+            raise
+        return _say(f"unexpected {type(error).__name__}: {error}; a defect of kiln, KILN_TRACEBACK=1 shows where")
     return 0
+
+
+def _say(problem: str) -> int:
+    print(f"kiln: {' '.join(problem.split())}", file=sys.stderr)
+    return 1
 
 
 @app.command()
@@ -208,7 +216,7 @@ def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"--set {pair!r} is not NAME=VALUE: write for example --set hidden=[50]")
         try:
             values[name] = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             values[name] = text
     return values
 

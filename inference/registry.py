@@ -81,7 +81,7 @@ def build_model(reference: str, options: dict[str, Any], seed: int) -> Any:
     try:
         with RandomStream.seeded(seed).active():
             return model(**options)
-    except TypeError as error:
+    except Exception as error:
         raise ValueError(f"model {reference!r} cannot be made from {options}: {error}; bind with --set") from error
 
 
@@ -89,7 +89,12 @@ def build_guide(reference: str, model: Callable[..., Any]) -> Any:
     """A registered guide or an autoguide class, built from ``model``; a guide function is taken as it is."""
     guide = find("guides", reference)
     is_builder = reference in names("guides") or (isinstance(guide, type) and issubclass(guide, nn.Module))
-    return guide(model) if is_builder else guide
+    if not is_builder:
+        return guide
+    try:
+        return guide(model)
+    except Exception as error:
+        raise ValueError(f"guide {reference!r} cannot be built for the model: {error}") from error
 
 
 def read_table(source: str, target: str | None = None, columns: list[str] | None = None) -> Any:

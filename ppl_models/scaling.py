@@ -56,6 +56,8 @@ class Scaling:
 
     def inputs(self, x: Tensor) -> Tensor:
         """Standardised inputs, shape (N, D), whole numbers too; one column may come as (N,)."""
+        if x.dim() not in (1, 2):
+            raise ValueError(f"x has shape {tuple(x.shape)}: give rows of numbers, (N, D), or one column, (N,)")
         columns = x.unsqueeze(-1) if x.dim() == 1 else x
         columns = columns if columns.is_floating_point() else columns.to(torch.get_default_dtype())
         if self == _IDENTITY:
