@@ -6,8 +6,8 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from functools import partial
-from importlib.metadata import entry_points
+from functools import cache, partial
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,15 @@ from inference.isolation import RandomStream
 __all__ = ["build_guide", "build_model", "find", "names", "read_table", "suggested_options"]
 
 
+@cache
+def _entries() -> EntryPoints:
+    """What all installed packages register, for which their metadata has to be read."""
+    return entry_points()
+
+
 def names(group: str) -> list[str]:
     """What is registered as ``kiln.<group>``: ``models``, ``guides``, ``data``, ``readers``, ``options``."""
-    return sorted({entry.name for entry in entry_points(group=f"kiln.{group}")})
+    return sorted({entry.name for entry in _entries().select(group=f"kiln.{group}")})
 
 
 def find(group: str, reference: str) -> Any:
@@ -31,7 +37,7 @@ def find(group: str, reference: str) -> Any:
     ValueError
         If there is no such name, module or attribute.
     """
-    for entry in entry_points(group=f"kiln.{group}", name=reference):
+    for entry in _entries().select(group=f"kiln.{group}", name=reference):
         return entry.load()
     kind = group.removesuffix("s")
     if ":" not in reference:

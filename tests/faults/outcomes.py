@@ -3,11 +3,12 @@
 import traceback
 from pathlib import Path
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 ROOT = Path(__file__).parents[2]
 OURS = tuple(str(ROOT / package) for package in ("inference", "guides", "ppl_models"))
 KINDS = (ValueError, TypeError, NotImplementedError, OSError)
+PHASES = [Phase.generate, Phase.shrink]
 
 
 def outcome(call):
@@ -15,12 +16,12 @@ def outcome(call):
     try:
         return call(), None
     except Exception as error:
-        raised = traceback.extract_tb(error.__traceback__)[-1].filename
-        words = str(error)
-        assert isinstance(error, KINDS), f"{type(error).__name__} is no error of Kiln's: {words}"
-        assert isinstance(error, OSError) or raised.startswith(OURS), f"raised in {raised}, not by Kiln: {words}"
-        assert 0 < len(words) < 2000, f"{len(words)} letters are no message: {words[:200]}"
-        return None, words
+        caught = error
+    words, raised = str(caught), traceback.extract_tb(caught.__traceback__)[-1].filename
+    assert isinstance(caught, KINDS), f"{type(caught).__name__} is no error of Kiln's: {words}"
+    assert isinstance(caught, OSError) or raised.startswith(OURS), f"raised in {raised}, not by Kiln: {words}"
+    assert 0 < len(words) < 2000, f"{len(words)} letters are no message: {words[:200]}"
+    return None, words
 
 
 def hold(property_, strategy, examples):
@@ -31,5 +32,6 @@ def hold(property_, strategy, examples):
         database=None,
         deadline=None,
         report_multiple_bugs=False,
+        phases=PHASES,
         suppress_health_check=list(HealthCheck),
     )(given(strategy)(property_))()

@@ -195,7 +195,7 @@ def test_other_columns_than_those_of_the_fit_are_refused(examples, posterior):
     hold(refused, MATRICES.filter(lambda x: x.shape[1] != 2), examples)
 
 
-def test_the_property_fails_where_data_is_not_compared_with_the_fit(posterior, monkeypatch):
+def test_the_property_fails_where_data_is_not_compared_with_the_fit(posterior, monkeypatch, unshrunk):
     monkeypatch.setattr("inference.fitted.check_new_shapes", lambda *arguments: None)
     with pytest.raises(AssertionError):
         test_other_columns_than_those_of_the_fit_are_refused(20, posterior)
