@@ -23,7 +23,7 @@ from guides import mean_field_normal
 from inference import cli, fit
 from ppl_models import linear_regression
 
-FEW = 6
+FEW = 4
 ROWS = 12
 RUN_FILES = {"posterior.json", "posterior.safetensors", "report.html", "run.json"}
 
@@ -469,7 +469,11 @@ def locked(path):
     return path
 
 
-@pytest.mark.parametrize("command", ["report", "predict", "diagnose", "report two"])
+def slowly(command):
+    return pytest.param(command, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("command", ["predict", *map(slowly, ("report", "diagnose", "report two"))])
 @pytest.mark.parametrize("junk", NO_RUNS)
 def test_a_folder_that_is_no_run_is_refused_by_its_name(fitted, place, command, junk):
     folder = NO_RUNS[junk](place)
@@ -491,7 +495,7 @@ OUTS = {
 }
 
 
-@pytest.mark.parametrize("command", ["fit", "predict", "report"])
+@pytest.mark.parametrize("command", ["predict", *map(slowly, ("fit", "report"))])
 @pytest.mark.parametrize("out", OUTS)
 def test_a_place_where_nothing_can_be_written_is_named(fitted, place, command, out):
     where = OUTS[out](place)

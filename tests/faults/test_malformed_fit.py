@@ -15,7 +15,7 @@ from guides import mean_field_normal
 from inference import fit
 from ppl_models import linear_regression
 
-FEW = 12
+FEW = 8
 MODEL = partial(linear_regression, noise=1.0)
 GUIDE = mean_field_normal(MODEL)
 
