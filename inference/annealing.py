@@ -32,7 +32,12 @@ def as_power(anneal: int | Power | None, steps: int) -> Power | None:
         return None
     power = anneal if callable(anneal) else _line(positive_integer(anneal, "anneal"))
     for step in (0, steps - 1):
-        value = power(step)
+        try:
+            value = power(step)
+        except Exception as error:
+            raise ValueError(
+                f"anneal cannot be called with step {step}: {error}; give a function of the step"
+            ) from error
         if not (isinstance(value, int | float) and math.isfinite(value) and 0 <= value <= 1):
             raise ValueError(f"anneal gives {value!r} at step {step}: the power of the target goes from 0 to 1")
     if value != 1:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import reprlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,21 +12,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.arrays import is_array, plain_tensor
+
 __all__ = [
     "argument_names",
     "as_device",
     "as_dtype",
     "as_tensors",
     "check_new_shapes",
+    "flag",
+    "one_of",
     "positive_integer",
     "positive_number",
     "row_count",
     "seed_number",
     "shape_of",
+    "share",
 ]
 
-
-_CHECKED = 2**20  # numbers looked at together
+_MOST = 2**31
 
 
 def argument_names(model: Callable[..., Any], count: int) -> list[str]:
@@ -49,8 +55,8 @@ def as_tensors(
     Raises
     ------
     ValueError
-        Naming the argument: not numeric, empty, NaN or infinite, or with
-        another number of rows than the first argument.
+        Naming the argument: not numeric, empty, masked, NaN or infinite, too large
+        for ``dtype``, or with another number of rows than the first argument.
     """
     out = tuple(_as_tensor(value, name, device, dtype, shared) for value, name in zip(data, names, strict=True))
     rows = [(name, len(value)) for name, value in zip(names, out, strict=True) if _has_rows(value)]
@@ -77,62 +83,23 @@ def _has_rows(value: Any) -> bool:
 
 
 def _as_tensor(value: Any, name: str, device: torch.device, dtype: torch.dtype, shared: bool) -> Any:
-    if isinstance(value, Tensor):
-        tensor = value.detach()
-    elif isinstance(value, np.ndarray | list) or hasattr(value, "__array__"):
-        tensor = _from_array(np.asarray(value), name, shared)
-    else:
+    if not is_array(value):
         return value
-    if tensor.is_complex():
-        raise ValueError(f"{name} is complex ({tensor.dtype}): give real numbers")
-    if tensor.is_floating_point():
-        tensor = tensor.to(dtype)
-        _refuse_non_finite(tensor, name)
+    tensor = plain_tensor(value, name, dtype, shared)
     if tensor.dim() > 0 and tensor.numel() == 0:
         raise ValueError(f"{name} is empty (shape {tuple(tensor.shape)}): give at least one row and one column")
     return tensor.to(device).contiguous()
 
 
-def _from_array(array: np.ndarray, name: str, shared: bool) -> Tensor:
-    if array.dtype.kind not in "fiubc":
-        raise ValueError(f"{name} has dtype {array.dtype}, found {_example(array)!r}: convert it to numbers")
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:
-        array = array.astype(np.int64)
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    if array.dtype == np.longdouble:
-        array = array.astype(np.float64)
-    if shared and array.flags.writeable:  # torch warns of memory that it must not write to
-        return torch.from_numpy(np.ascontiguousarray(array))
-    return torch.from_numpy(np.array(array, order="C"))
-
-
-def _example(array: np.ndarray) -> Any:
-    return array.reshape(-1)[:1].tolist()[0] if array.size else "nothing"
-
-
-def _refuse_non_finite(tensor: Tensor, name: str) -> None:
-    if all(bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(_CHECKED)):
-        return
-    bad = ~torch.isfinite(tensor)
-    first = bad.nonzero()[0].tolist()
-    where = f"row {first[0]}" if first else "the value"
-    if len(first) > 1:
-        where += f", column {first[1]}"
-    found = tensor[tuple(first)].item()
-    raise ValueError(
-        f"{name} has {int(bad.sum())} values that are NaN or infinite, the first is {found} at {where}: "
-        "remove or impute those rows"
-    )
-
-
 def check_new_shapes(data: Sequence[Any], names: Sequence[str], trained: Sequence[tuple[int, ...] | None]) -> None:
-    """Raise unless each new argument has the trained columns (all but the first dimension)."""
+    """Raise unless each new argument has the trained columns (all but the first dimension), or is None."""
     if len(data) > len(trained):
         raise ValueError(f"the fit was given {len(trained)} arguments, this call {len(data)}: give {list(names)}")
     for value, name, shape in zip(data, names, trained, strict=False):
-        if not isinstance(value, Tensor) or shape is None:
+        if value is None or shape is None:
             continue
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} is {reprlib.repr(value)} but the fit saw an array of shape {shape}: give one")
         found = tuple(value.shape)
         if len(found) != len(shape) or found[1:] != shape[1:]:
             raise ValueError(
@@ -149,14 +116,14 @@ def as_device(device: str | torch.device) -> torch.device:
     ValueError
         If this machine does not have the device.
     """
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
         if found.type not in ("cpu", "cuda"):
             raise NotImplementedError(found.type)
         torch.zeros(1, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         have = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise ValueError(
             f"device {str(device)!r} is not on this machine, which has {have}: pass one of them"
@@ -169,15 +136,17 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
     if dtype is None:
         return torch.get_default_dtype()
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found not in (torch.float32, torch.float64):
+    if not isinstance(found, torch.dtype) or found not in (torch.float32, torch.float64):
         raise ValueError(f"dtype is {dtype!r}: pass torch.float32 or torch.float64")
     return found
 
 
 def positive_integer(value: Any, name: str) -> int:
-    """``value`` as an int, or a ValueError that names it."""
+    """``value`` as an int from 1 to 2³¹ − 1, or a ValueError that names it."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise ValueError(f"{name} is {value!r}: pass a whole number of at least 1")
+    if value >= _MOST:
+        raise ValueError(f"{name} is {value!r}: pass a whole number below {_MOST}")
     return int(value)
 
 
@@ -190,7 +159,40 @@ def seed_number(value: Any) -> int:
 
 def positive_number(value: Any, name: str) -> float:
     """``value`` as a finite float above 0, or a ValueError that names it."""
-    number = float(value) if isinstance(value, int | float | np.number) else float("nan")
-    if not (0 < number < float("inf")):
+    number = _float(value)
+    if not (0 < number < math.inf):
         raise ValueError(f"{name} is {value!r}: pass a number above 0")
     return number
+
+
+def share(value: Any, name: str) -> float:
+    """``value`` as a float between 0 and 1, or a ValueError that names it."""
+    number = _float(value)
+    if not 0 < number < 1:
+        raise ValueError(f"{name} is {value!r}: pass a share between 0 and 1, such as 0.9")
+    return number
+
+
+def _float(value: Any) -> float:
+    """``value`` as a float, NaN where it is no number or none that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
+
+
+def flag(value: Any, name: str) -> bool:
+    """``value`` as a bool, or a ValueError that names it."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} is {value!r}: pass True or False")
+    return bool(value)
+
+
+def one_of(value: Any, name: str, choices: Sequence[str]) -> str:
+    """``value``, if it is one of the ``choices``, or a ValueError that names it."""
+    if isinstance(value, str) and value in choices:
+        return value
+    known = list(map(repr, choices))
+    raise ValueError(f"{name} is {value!r}: pass {' or '.join([*filter(None, [', '.join(known[:-1])]), known[-1]])}")

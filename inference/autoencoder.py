@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.arguments import positive_integer
+from inference.arrays import plain_tensor
 from inference.latents import Latents, row_parts
 from inference.objective import traces
 from inference.predict import ClassPrediction, Prediction, joined, predictive
@@ -106,7 +107,7 @@ class Autoencoder:
     def decode(self, z: Any) -> Tensor:
         """E[x | z] for M codes, (M, K), in the space of :meth:`encode`; averaged over latents that all rows share."""
         values_of, size = self._asked("values"), self._asked("size")
-        values = torch.as_tensor(z, device=self.program.device).to(self.program.dtype)
+        values = plain_tensor(z, "z", self.program.dtype).to(self.program.device, self.program.dtype)
         if values.dim() != 2 or values.shape[1] != size:
             raise ValueError(
                 f"z has shape {tuple(values.shape)}: give codes of shape (M, {size}), as encode gives them"

@@ -57,6 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _say(f"kiln: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except Exception as error:
+        if os.environ.get("KILN_TRACEBACK"):
+            raise
+        problem = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}"
+        _say(f"kiln: {problem}; a defect of kiln, KILN_TRACEBACK=1 shows where", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -226,7 +232,7 @@ def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"--set {pair!r} is not NAME=VALUE: write for example --set hidden=[50]")
         try:
             values[name] = json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             values[name] = text
     return values
 

@@ -11,6 +11,7 @@ from pyro.infer.autoguide import AutoContinuous, AutoGuide, AutoGuideList, AutoN
 from torch import Tensor
 from torch.distributions import Normal, biject_to
 
+from inference.arrays import plain_tensor
 from inference.objective import Model
 from inference.program import Program
 from inference.sites import site_is_draw
@@ -24,8 +25,8 @@ def as_points(values: Mapping[str, Any], program: Program) -> tuple[dict[str, Te
     Raises
     ------
     ValueError
-        If a site is missing or unknown, or a shape is not a site's with leading
-        dimensions that all share.
+        If a site is missing or unknown, a shape is not a site's with leading
+        dimensions that all share, or a value is no finite number.
     """
     wanted = {site.name: site.shape for site in program.latents}
     if wanted.keys() != values.keys():
@@ -33,8 +34,7 @@ def as_points(values: Mapping[str, Any], program: Program) -> tuple[dict[str, Te
         raise ValueError(f"a value of every latent is needed, {sorted(wanted)}: missing {missing}, unknown {unknown}")
     points, leading = {}, {}
     for name, shape in wanted.items():
-        value = torch.as_tensor(values[name], device=program.device)
-        value = value.to(program.dtype) if value.is_floating_point() else value
+        value = plain_tensor(values[name], name, program.dtype, shared=True).to(program.device)
         cut = value.dim() - len(shape)
         if cut < 0 or tuple(value.shape[cut:]) != shape:
             raise ValueError(f"{name} has shape {tuple(value.shape)}: its last dimensions must be {shape}")

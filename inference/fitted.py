@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.arguments import as_tensors, check_new_shapes, positive_integer, seed_number, shape_of
+from inference.arguments import as_tensors, check_new_shapes, one_of, positive_integer, seed_number, shape_of
 from inference.finding import Stop
 from inference.isolation import RandomStream
 from inference.program import Program, name_of, set_training
@@ -156,6 +156,13 @@ class Fitted:
         set_training(self._program.guide, False)
         with torch.no_grad(), self._program.running(self._flat, RandomStream.seeded(seed_number(seed), branch)):
             yield
+
+    def _site(self, given: str | None) -> str:
+        """The observed site that is asked for: the one given, or else the only one."""
+        known = [site.name for site in self._program.observed]
+        if given is None or not known:
+            return self.observed_site
+        return one_of(given, "site", known)
 
     def _batch_size(self, given: int | None) -> int | None:
         """The most rows to run at a time: what was asked for, else that of the fit, else all."""

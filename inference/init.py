@@ -29,7 +29,12 @@ def as_init(init: Any) -> Init:
     ValueError
         If it is not.
     """
-    if isinstance(init, Mapping) or (isinstance(init, str) and init in _WORDS):
+    if isinstance(init, Mapping):
+        wrong = [name for name in init if not isinstance(name, str)]
+        if wrong:
+            raise ValueError(f"init names {wrong[0]!r}, which is no latent site: give {{site: value}}")
+        return init
+    if isinstance(init, str) and init in _WORDS:
         return init
     raise ValueError(f"init is {init!r}: pass 'auto', 'mode', 'prior' or {{site: value}}")
 

@@ -6,12 +6,21 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor
 from torch.optim import Optimizer
 
-__all__ = ["OPTIMIZERS", "LearningRate", "cosine_decay", "make_optimizer", "optimizer_class", "set_step_size"]
+__all__ = [
+    "OPTIMIZERS",
+    "LearningRate",
+    "as_schedule",
+    "cosine_decay",
+    "make_optimizer",
+    "optimizer_class",
+    "set_step_size",
+]
 
 LearningRate = float | Callable[[int], float]
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -38,6 +47,24 @@ def cosine_decay(lr: float, steps: int) -> Callable[[int], float]:
     return cosine
 
 
+def as_schedule(lr: Callable[[int], float], steps: int) -> Callable[[int], float]:
+    """A function of the step, if its first and last step sizes are finite numbers of at least 0.
+
+    Raises
+    ------
+    ValueError
+        If they are not, or it cannot be called with a step.
+    """
+    for step in (0, steps - 1):
+        try:
+            size = lr(step)
+        except Exception as error:
+            raise ValueError(f"lr cannot be called with step {step}: {error}; give a function of the step") from error
+        if not isinstance(size, int | float | np.number) or not 0 <= size < math.inf:
+            raise ValueError(f"lr gives {size!r} at step {step}: return a step size of at least 0")
+    return lr
+
+
 def optimizer_class(optimizer: str | Callable[..., Optimizer]) -> Callable[..., Optimizer]:
     """The callable that a name of :data:`OPTIMIZERS` stands for; any other callable as it is.
 
@@ -48,7 +75,7 @@ def optimizer_class(optimizer: str | Callable[..., Optimizer]) -> Callable[..., 
     """
     if callable(optimizer):
         return optimizer
-    if optimizer not in OPTIMIZERS:
+    if not isinstance(optimizer, str) or optimizer not in OPTIMIZERS:
         raise ValueError(
             f"optimizer is {optimizer!r}: pass one of {sorted(OPTIMIZERS)} or a callable such as torch.optim.RAdam"
         )
@@ -56,8 +83,20 @@ def optimizer_class(optimizer: str | Callable[..., Optimizer]) -> Callable[..., 
 
 
 def make_optimizer(optimizer: str | Callable[..., Optimizer], flat: Tensor, lr: LearningRate) -> Optimizer:
-    """One optimiser over the flat vector: ``optimizer([θ], lr=lr)``, or the one of that name."""
-    return optimizer_class(optimizer)([flat], lr=lr(0) if callable(lr) else lr)
+    """One optimiser over the flat vector: ``optimizer([θ], lr=lr)``, or the one of that name.
+
+    Raises
+    ------
+    ValueError
+        If the call fails, or makes no optimiser.
+    """
+    try:
+        made = optimizer_class(optimizer)([flat], lr=lr(0) if callable(lr) else lr)
+    except TypeError as error:
+        raise ValueError(f"optimizer cannot be called as optimizer([θ], lr=…): {error}") from error
+    if not isinstance(made, Optimizer):
+        raise ValueError(f"optimizer gives {made!r}: pass a callable that makes a torch.optim.Optimizer")
+    return made
 
 
 def set_step_size(optimizer: Optimizer, lr: LearningRate, step: int) -> None:

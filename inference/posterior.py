@@ -15,7 +15,7 @@ from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNorma
 from torch import Tensor
 
 from inference import storage
-from inference.arguments import argument_names, as_dtype, as_tensors, positive_integer, seed_number
+from inference.arguments import argument_names, as_dtype, as_tensors, flag, positive_integer, seed_number
 from inference.arviz_export import to_arviz
 from inference.asked import Asked
 from inference.checkpoint import has_checkpoint
@@ -64,7 +64,7 @@ class Posterior(Predicting):
             Pareto k-hat is above :func:`~inference.importance.khat_threshold`,
             where weights correct nothing.
         """
-        if corrected:
+        if flag(corrected, "corrected"):
             return self._corrected(_count(draws), seed)
         with self._running(seed):
             drawn = Latents(self._program, self._args).draw(_count(draws), self._args)
@@ -126,6 +126,7 @@ class Posterior(Predicting):
         At all rows of the fit, or the first ``rows``. Empty where a prior is
         flat, which nothing can be drawn from.
         """
+        rows = None if rows is None else positive_integer(rows, "rows")
         data = tuple(value[:rows] if isinstance(value, Tensor) and value.dim() else value for value in self.data)
         names = {site.name for site in (*self._program.latents, *self._program.observed)}
         model = poutine.uncondition(self._program.model)
@@ -247,7 +248,7 @@ class Posterior(Predicting):
         >>> loo.pointwise.shape, loo.pareto_k.shape, loo.doubtful
         ((30,), (30,), ())
         """
-        wanted, count = site or self.observed_site, _count(draws)
+        wanted, count = self._site(site), _count(draws)
         with self._running(seed):
             refuse_weighted_rows(traces(self._program.model, self._program.guide, self.data)[0], wanted)
         drawn, log_weights = self._reliable("leave-one-out would be of the guide, not of the model", count, seed)

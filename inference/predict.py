@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.distributions import Bernoulli, Categorical
 from torch import Tensor
 
+from inference.arguments import one_of, share
 from inference.objective import Model
 from inference.sites import base_distribution
 from inference.vectorized import draws_together, for_each_draw
@@ -83,12 +84,8 @@ class Prediction:
         ValueError
             Unless 0 < prob < 1 and ``of`` is one of the two.
         """
-        if not 0 < prob < 1:
-            raise ValueError(f"prob is {prob!r}: pass a share between 0 and 1, such as 0.9")
-        if of not in ("observations", "functions"):
-            raise ValueError(f"of is {of!r}: pass 'observations' or 'functions'")
-        values = self.samples if of == "observations" else self.draws
-        tail = (1 - prob) / 2
+        tail = (1 - share(prob, "prob")) / 2
+        values = self.samples if one_of(of, "of", ("observations", "functions")) == "observations" else self.draws
         ordered = values.sort(0).values
         return Interval(quantile(ordered, tail), quantile(ordered, 1 - tail))
 
@@ -227,6 +224,9 @@ def log_likelihood(
 
     def run(z: Latents) -> dict[str, Tensor]:
         nodes = poutine.trace(poutine.condition(model, data=dict(z))).get_trace(*args).nodes
+        drawn = [site for site in sites if not nodes[site]["is_observed"]]
+        if drawn:
+            raise ValueError(f"it draws {drawn} rather than observe them: give their data too, in the order of the fit")
         return {site: nodes[site]["fn"].log_prob(nodes[site]["value"]) for site in sites}
 
     found: dict[str, Tensor] = for_each_draw(run, latents, draws, draws_together(args))

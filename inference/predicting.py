@@ -7,12 +7,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.arguments import positive_integer, row_count
+from inference.arguments import flag, positive_integer, row_count, shape_of
 from inference.autoencoder import Autoencoder, EncodingCalls, HeldOutRows, evidence_scores
 from inference.density import as_points
 from inference.fitted import Fitted
@@ -119,20 +118,24 @@ class Predicting(Fitted, EncodingCalls):
         ValueError
             As :meth:`predict` does; also if a class was observed that the model does not know.
         """
-        *inputs, observed = test
+        args = self._new_arguments(test)[: len(test)]
+        if not test or shape_of(args[-1]) is None:
+            given = ", ".join(self.argument_names)
+            raise ValueError(f"evaluate takes rows that were held out, evaluate({given}), with what was observed last")
+        y = args[-1].cpu()
         if draws is None:
-            _, draws = affordable(max(1, len(observed)), self._program.params.size, 1000)
+            _, draws = affordable(len(y), self._program.params.size, 1000)
         if self.is_autoencoder:
             code = self.encode(*test, batch_size=batch_size)
             with self._autoencoding(seed, batch_size) as autoencoder:
-                bounds = autoencoder.evidence(self._new_arguments(test), positive_integer(draws, "draws"), progress)
-            return HeldOutRows(code, torch.as_tensor(np.asarray(test[0])), evidence_scores(code, *bounds, draws))
+                bounds = autoencoder.evidence(args, positive_integer(draws, "draws"), progress)
+            return HeldOutRows(code, args[0].cpu(), evidence_scores(code, *bounds, draws))
+        inputs = test[:-1]
         prediction = self.predict(*inputs, draws=draws, seed=seed, batch_size=batch_size, progress=progress)
-        y = torch.as_tensor(np.asarray(observed))
         if isinstance(prediction, ClassPrediction):
-            return HeldOut(prediction, y, class_scores(prediction, y), tuple(inputs))
+            return HeldOut(prediction, y, class_scores(prediction, y), inputs)
         likelihood = self.log_likelihood(*test, draws=draws, seed=seed, batch_size=batch_size)[self.observed_site]
-        return HeldOut(prediction, y, scores(prediction, y, likelihood), tuple(inputs))
+        return HeldOut(prediction, y, scores(prediction, y, likelihood), inputs)
 
     def log_likelihood(
         self, *data: Any, draws: Draws = 1000, seed: int = 0, batch_size: int | None = None
@@ -174,7 +177,8 @@ class Predicting(Fitted, EncodingCalls):
         per_row: bool,
         progress: bool,
     ) -> Prediction | ClassPrediction:
-        wanted = site or self.observed_site
+        wanted = self._site(site)
+        per_row, progress = flag(per_row, "per_row"), flag(progress, "progress")
 
         def run(batch: Batch) -> Prediction | ClassPrediction:
             return predictive(batch.model, batch.latents, batch.draws, batch.args, wanted)

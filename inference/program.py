@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import re
+import reprlib
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from inference.arguments import as_device, row_count
+from inference.arguments import argument_names, as_device, row_count
 from inference.flat_priors import let_flat_priors_start
 from inference.isolation import RandomStream, environment
 from inference.minibatch import MiniBatch
@@ -29,12 +31,14 @@ from inference.sites import (
     latent_values,
     observed_arguments,
     observed_nodes,
+    refuse_broadcast,
     score_sites,
 )
 
 __all__ = ["Program", "clone", "device_for", "name_of", "named_failure", "set_training"]
 
 T = TypeVar("T")
+_CALLER = 6  # frames up from a warning to the line that called fit
 
 
 @dataclass(frozen=True)
@@ -89,13 +93,18 @@ class Program:
             params = Params.discover(lambda: _first_run(model, guide, args, few))
             with params.bound(params.flatten()):
                 model_trace, guide_trace = _first_run(model, guide, args, few)
+                for name, node in observed_nodes(model_trace).items():
+                    refuse_broadcast(name, node)
                 given = observed_arguments(model_trace, args)
                 observed = [Site.of(n, node, given.get(n)) for n, node in observed_nodes(model_trace).items()]
                 if check_values:
                     for site in observed:
                         whole = model_trace.nodes[site.name]["value"] if site.argument is None else args[site.argument]
                         site.refuse_impossible(whole)
+                    named_failure("guide", guide, args, guide_trace.log_prob_sum)
+                    named_failure("model", model, args, model_trace.log_prob_sum)
                     refuse_non_finite(model_trace, guide_trace, "at the first draw")
+                    _warn_of_nothing_observed(model, model_trace, args)
         return cls(
             model,
             guide,
@@ -148,7 +157,7 @@ def device_for(device: str | torch.device, *functions: Model) -> torch.device:
             f"the parameters of model and guide are on {sorted(map(str, found))}: bring them to one device"
         )
     own = found.pop() if found else None
-    if device == "auto" and own is not None:
+    if isinstance(device, str) and device == "auto" and own is not None:
         return own
     wanted = as_device(device)
     if own is not None and own.type != wanted.type:
@@ -187,11 +196,19 @@ def named_failure(role: str, function: Model, args: tuple[Any, ...], run: Callab
     try:
         return run()
     except Exception as error:
-        given = ", ".join(str(tuple(a.shape)) if isinstance(a, Tensor) else repr(a) for a in args)
+        given = ", ".join(map(_described, args))
         problem = re.split(r"\s*Trace Shapes:", str(error))[0].strip() or type(error).__name__
         raise ValueError(
             f"the {role} {name_of(function)!r} could not run on data of shapes {given}: {problem}"
         ) from error
+
+
+def _described(value: Any) -> str:
+    """The shape of a tensor, with its type where that is unusual; what else it is in a few words."""
+    if not isinstance(value, Tensor):
+        return reprlib.repr(value)
+    kind = "" if value.is_floating_point() else f" {str(value.dtype).removeprefix('torch.')}"
+    return f"{tuple(value.shape)}{kind}"
 
 
 def name_of(function: Model) -> str:
@@ -199,6 +216,20 @@ def name_of(function: Model) -> str:
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__name__", type(function).__name__)
+
+
+def _warn_of_nothing_observed(model: Model, model_trace: poutine.Trace, args: tuple[Any, ...]) -> None:
+    """Say so where a model could have been given more data, and observes none."""
+    if any(node["type"] == "sample" and node["is_observed"] for node in model_trace.nodes.values()):
+        return
+    names = argument_names(model, len(args) + 1)
+    left_out = [name for name, value in zip(names, (*args, None), strict=True) if value is None]
+    if args and not left_out[0].startswith("argument "):
+        warnings.warn(
+            f"the model {name_of(model)!r} observes nothing, as {left_out[0]} is not given: the fit is of its prior",
+            UserWarning,
+            stacklevel=_CALLER,
+        )
 
 
 def _check_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:

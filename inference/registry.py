@@ -7,8 +7,8 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from functools import partial
-from importlib.metadata import entry_points
+from functools import cache, partial
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,15 @@ from inference.isolation import RandomStream
 __all__ = ["build_guide", "build_model", "find", "is_own_code", "names", "read_table", "suggested_options"]
 
 
+@cache
+def _entries(group: str) -> EntryPoints:
+    """What all installed packages register, for which their metadata has to be read."""
+    return entry_points(group=f"kiln.{group}")
+
+
 def names(group: str) -> list[str]:
     """What is registered as ``kiln.<group>``: ``models``, ``guides``, ``data``, ``readers``, ``options``."""
-    return sorted({entry.name for entry in entry_points(group=f"kiln.{group}")})
+    return sorted({entry.name for entry in _entries(group)})
 
 
 def is_own_code(group: str, reference: str) -> bool:
@@ -37,7 +43,7 @@ def find(group: str, reference: str) -> Any:
     ValueError
         If there is no such name, module or attribute.
     """
-    for entry in entry_points(group=f"kiln.{group}", name=reference):
+    for entry in _entries(group).select(name=reference):
         return entry.load()
     kind = group.removesuffix("s")
     if ":" not in reference:
@@ -95,7 +101,12 @@ def build_guide(reference: str, model: Callable[..., Any]) -> Any:
     """A registered guide or an autoguide class, built from ``model``; a guide function is taken as it is."""
     guide = find("guides", reference)
     is_builder = reference in names("guides") or (isinstance(guide, type) and issubclass(guide, nn.Module))
-    return guide(model) if is_builder else guide
+    if not is_builder:
+        return guide
+    try:
+        return guide(model)
+    except Exception as error:
+        raise ValueError(f"guide {reference!r} cannot be built for the model: {error}") from error
 
 
 def read_table(source: str, target: str | None = None, columns: list[str] | None = None) -> Any:

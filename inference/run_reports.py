@@ -36,10 +36,12 @@ def write_run_report(
 
 def report_run(folder: Path, out: Path | None = None, own_code: bool = False) -> Path:
     """Write the report of a run to ``out``, or into its folder; ``own_code`` as in :meth:`Run.read`."""
+    path = out or folder / REPORT
     run = Run.read(folder, own_code)
+    check_writable(path.parent)
     split = run.split()
     posterior = run.posterior(folder, *data_for(run.bind(), split.train))
-    return write_run_report(posterior, run, split, out or folder / REPORT, evaluate(posterior, split))
+    return write_run_report(posterior, run, split, path, evaluate(posterior, split))
 
 
 def compare_runs(folders: Sequence[Path], out: Path, own_code: bool = False) -> Path:

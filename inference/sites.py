@@ -20,6 +20,7 @@ __all__ = [
     "latent_values",
     "observed_arguments",
     "observed_nodes",
+    "refuse_broadcast",
     "refuse_weighted_rows",
     "scalars",
     "score_sites",
@@ -109,6 +110,26 @@ def observed_nodes(model_trace: poutine.Trace) -> dict[str, Any]:
         and not site["infer"].get("_deterministic")
         and type(base_distribution(site["fn"])).__name__ not in ("Unit", "Delta")
     }
+
+
+def refuse_broadcast(name: str, site: dict[str, Any]) -> None:
+    """Raise a ValueError where an observed value and its distribution are of shapes that multiply.
+
+    As N numbers of shape (N, 1) do with N distributions of shape (N,), which Pyro
+    takes for N² observations. Under a plate the value may have no dimension more.
+    """
+    value, wanted = tuple(site["value"].shape), tuple(site["fn"].shape())
+    plated = any(frame.vectorized for frame in site["cond_indep_stack"])
+    try:
+        joined = tuple(torch.broadcast_shapes(value, wanted))
+    except RuntimeError:
+        return  # its density has failed already
+    if (joined == wanted and len(value) == len(wanted)) if plated else joined in (value, wanted):
+        return
+    raise ValueError(
+        f"site {name!r} observes values of shape {value}, where its distribution has shape {wanted}: "
+        f"give the data as {wanted}, or let the model say what the other dimensions are"
+    )
 
 
 def site_is_draw(site: dict[str, Any]) -> bool:

@@ -15,6 +15,8 @@ from inference.arguments import (
     argument_names,
     as_dtype,
     as_tensors,
+    flag,
+    one_of,
     positive_integer,
     positive_number,
     seed_number,
@@ -25,10 +27,10 @@ from inference.fresh import Feed, Fresh
 from inference.identity import Marks, data_marks, marks
 from inference.init import Init, as_init
 from inference.objective import Model
-from inference.optimizers import LearningRate
+from inference.optimizers import LearningRate, as_schedule, optimizer_class
 from inference.posterior import Posterior
 from inference.program import device_for
-from inference.watch import Callback, opened
+from inference.watch import Callback, as_callbacks, opened
 
 __all__ = ["fit"]
 
@@ -186,34 +188,38 @@ def fit(
     """
     steps = positive_integer(steps, "steps")
     own = lr is not None or anneal is not None
-    if own and optimizer == "auto":
+    auto = isinstance(optimizer, str) and optimizer == "auto"
+    if own and auto:
         raise ValueError("optimizer='auto' finds its own steps: leave lr and anneal out")
-    finds = optimizer == "auto" or (optimizer is None and not own and steps >= LONG)
+    kind_of_step = "adam" if auto or optimizer is None else optimizer
+    optimizer_class(kind_of_step)
+    finds = auto or (optimizer is None and not own and steps >= LONG)
     init, early = as_init(init), _early(stop, finds)
     if lr is None:
         lr = USUAL_LR
-    elif not callable(lr):
+    elif callable(lr):
+        lr = as_schedule(lr, steps)
+    else:
         lr = positive_number(lr, "lr")
     particles = positive_integer(particles, "particles")
     restarts = positive_integer(restarts, "restarts")
     power = as_power(anneal, steps)
     batch_size = None if batch_size is None else positive_integer(batch_size, "batch_size")
-    if engine not in ("auto", "eager", "compiled"):
-        raise ValueError(f"engine is {engine!r}: pass 'auto', 'eager' or 'compiled'")
+    engine = one_of(engine, "engine", ("auto", "eager", "compiled"))
+    progress, callbacks = flag(progress, "progress"), as_callbacks(callbacks)
     where, kind = device_for(device, model, guide), as_dtype(dtype)
     args, names, feed = _data(model, data, where, kind, seed_number(seed))
     whole = batch_size is None and feed is None
     said = {
         "steps": steps,
         "lr": f"{_name(lr)} from {lr(0):g}" if callable(lr) else lr,
-        "optimizer": _name(optimizer or "adam"),
+        "optimizer": _name("adam" if optimizer is None else optimizer),
         "particles": particles,
         "batch_size": batch_size,
         "anneal": _name(anneal),
         "init": init if isinstance(init, str) else sorted(init),
     }
-    kind_of_step = "adam" if optimizer in (None, "auto") else optimizer
-    resume = _flag(resume, checkpoint)
+    resume = _resumes(resume, checkpoint)
     fitting = Fitting(
         model=model,
         guide=guide,
@@ -247,9 +253,8 @@ def fit(
     return best.posterior(best.flat, best.curves, fitting.seconds, starts)
 
 
-def _flag(resume: Any, checkpoint: Any) -> bool:
-    if not isinstance(resume, bool):
-        raise TypeError(f"resume is {resume!r}: pass True or False")
+def _resumes(resume: Any, checkpoint: Any) -> bool:
+    resume = flag(resume, "resume")
     if resume and checkpoint is None:
         raise ValueError("resume=True needs the folder of the fit: pass checkpoint=")
     if checkpoint is not None and not isinstance(checkpoint, str | Path | Checkpoint):
@@ -275,8 +280,7 @@ def _identity(fitting: Fitting, feed: Feed | None) -> Marks:
 
 
 def _early(stop: str, finds: bool) -> bool:
-    if stop not in ("auto", "converged", "steps"):
-        raise ValueError(f"stop is {stop!r}: pass 'auto', 'converged' or 'steps'")
+    one_of(stop, "stop", ("auto", "converged", "steps"))
     if stop == "converged" and not finds:
         raise ValueError("stop='converged' goes with steps that are found: pass optimizer='auto', and leave lr out")
     return stop != "steps"

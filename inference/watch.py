@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
@@ -17,7 +17,7 @@ from inference.params import Params
 from inference.pauses import Pauses
 from inference.posterior import Posterior
 
-__all__ = ["CHUNK", "Callback", "Every", "Progress", "Watch", "every", "opened", "settled"]
+__all__ = ["CHUNK", "Callback", "Every", "Progress", "Watch", "as_callbacks", "every", "opened", "settled"]
 
 CHUNK = 100
 
@@ -120,6 +120,20 @@ def every(steps: int, callback: Callback) -> Every:
     [(20, 20), (40, 20), (50, 10)]
     """
     return Every(positive_integer(steps, "steps"), callback)
+
+
+def as_callbacks(callbacks: Any) -> tuple[Callback, ...]:
+    """The callbacks of a list or another iterable, or a ValueError that says what is none."""
+    if callable(callbacks) or isinstance(callbacks, str | bytes | Mapping):
+        raise ValueError(f"callbacks is {callbacks!r}: pass a list of functions, callbacks=[…]")
+    try:
+        found = tuple(callbacks)
+    except TypeError as error:
+        raise ValueError(f"callbacks is {callbacks!r}: pass a list of functions, callbacks=[…]") from error
+    wrong = [one for one in found if not callable(one)]
+    if wrong:
+        raise ValueError(f"callbacks holds {wrong[0]!r}: give functions that take a Progress")
+    return found
 
 
 @contextmanager

@@ -55,8 +55,11 @@ class Scaling:
         return asdict(self)
 
     def inputs(self, x: Tensor) -> Tensor:
-        """Standardised inputs, shape (N, D); one column may come as (N,)."""
+        """Standardised inputs, shape (N, D), whole numbers too; one column may come as (N,)."""
+        if x.dim() not in (1, 2):
+            raise ValueError(f"x has shape {tuple(x.shape)}: give rows of numbers, (N, D), or one column, (N,)")
         columns = x.unsqueeze(-1) if x.dim() == 1 else x
+        columns = columns if columns.is_floating_point() else columns.to(torch.get_default_dtype())
         if self == _IDENTITY:
             return columns
         loc = torch.as_tensor(self.x_loc, dtype=columns.dtype, device=columns.device)

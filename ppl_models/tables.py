@@ -17,6 +17,7 @@ import pyarrow.parquet
 
 __all__ = ["Table", "load_npz", "read_csv", "read_npz", "read_parquet"]
 
+LARGEST = float(np.finfo(np.float32).max)
 SAVE_NPZ = "save it with np.savez(path, x=x, y=y)"
 BYTES, PACKED = 2**30, 100  # a file unpacks to at most so many, or so many times its own size
 
@@ -56,8 +57,8 @@ def read_npz(path: Path, target: str | None, columns: Sequence[str] | None) -> T
     x, y = arrays["x"], arrays.get(name)
     if x.dtype.kind not in "fiub" or x.ndim not in (1, 2):
         raise ValueError(f"{path}: x has shape {x.shape} and type {x.dtype}: give numbers of shape (rows, columns)")
-    if len(x) == 0:
-        raise ValueError(f"{path} has no rows: give at least one row in x")
+    if x.size == 0:
+        raise ValueError(f"{path} has no {'columns' if len(x) else 'rows'}: give at least one row and one column in x")
     x = x.reshape(len(x), -1).astype(float)
     names = tuple(columns or (f"x{i}" for i in range(x.shape[1])))
     if len(names) != x.shape[1]:
@@ -91,6 +92,10 @@ def load_npz(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{path} cannot be read as NPZ of plain numbers: {problem}; {SAVE_NPZ}") from error
 
 
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+
+
 def _array(content: bytes) -> np.ndarray:
     found: np.ndarray = np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
     return found
@@ -109,7 +114,11 @@ def _pandas_parquet(path: Path) -> pd.DataFrame:
 
 
 def _pandas_csv(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, index_col=False)
+    frame = pd.read_csv(path, index_col=False)
+    written = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False).iloc[0]
+    if len(written) == len(frame.columns):  # pandas gives a number to a name that comes twice
+        frame.columns = pd.Index([name or given for name, given in zip(written, frame.columns, strict=True)])
+    return frame
 
 
 def _parse(path: Path, reader: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
@@ -122,7 +131,7 @@ def _parse(path: Path, reader: Callable[[Path], pd.DataFrame]) -> pd.DataFrame:
     except FileNotFoundError:
         raise
     except Exception as error:
-        problem = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        problem = _first_line(error)
         raise ValueError(f"{path} cannot be read as a table: {problem}; give a whole, undamaged file") from error
 
 
@@ -130,6 +139,9 @@ def _from_frame(frame: pd.DataFrame, path: Path, target: str | None, columns: Se
     frame.columns = [str(name) for name in frame.columns]
     if len(frame) == 0:
         raise ValueError(f"{path} has no rows: give at least one row under the header")
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise ValueError(f"{path} has two columns named {twice[0]!r}: give each a name of its own")
     if columns is None:
         return _for_fit(frame, path, target)
     missing = [name for name in columns if name not in frame]
@@ -174,4 +186,9 @@ def _refuse_non_finite(values: np.ndarray, column: str, path: Path) -> None:
         raise ValueError(
             f"{path}: column {column!r} has {bad.sum()} missing or infinite values, the first in row "
             f"{int(bad.argmax())}: impute them or drop those rows"
+        )
+    if np.abs(values).max() > LARGEST:
+        raise ValueError(
+            f"{path}: column {column!r} has {np.abs(values).max():.3g} in row {int(np.abs(values).argmax())}, which "
+            "single precision cannot hold: give it in larger units"
         )

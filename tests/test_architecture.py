@@ -8,6 +8,7 @@ ROOT = Path(__file__).parents[1]
 
 # Each line may import from the lines above it, never from its own line or below.
 LEVELS = [
+    {"arrays"},
     {
         "arguments",
         "arviz_compat",

@@ -159,7 +159,7 @@ def test_what_is_there_is_not_written_over_unasked(line, tmp_path):
         run(line, tmp_path)
     with pytest.raises(ValueError, match="pass checkpoint="):
         run(line, resume=True)
-    with pytest.raises(TypeError, match="resume is 1"):
+    with pytest.raises(ValueError, match="resume is 1"):
         run(line, tmp_path, resume=1)
 
 
