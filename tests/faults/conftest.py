@@ -1,6 +1,7 @@
-import outcomes
 import pytest
 from hypothesis import Phase
+
+from faults import outcomes
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def forked(work):
 def test_it_goes_on_bit_for_bit(engine, tmp_path, capsys):
     torch.set_num_threads(1)
     whole = numbers(engine, None)
-    moments = random.Random(0)  # noqa: S311 - moments, no secrets
+    moments = random.Random(0)
     seen = {"runs": 0, "killed": 0, "had a checkpoint": 0, "in the middle of a write": 0}
     duration = 60.0
     while seen["killed"] < KILLS:

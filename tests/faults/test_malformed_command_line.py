@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import strategies as st
-from outcomes import hold
 
+from faults.outcomes import hold
 from guides import mean_field_normal
 from inference import cli, fit
 from ppl_models import linear_regression

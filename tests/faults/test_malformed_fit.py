@@ -8,9 +8,9 @@ import pyro
 import pytest
 import torch
 from hypothesis import strategies as st
-from malformed import MATRICES, MEANT, ODD, WRONG, numbers
-from outcomes import hold, outcome
 
+from faults.malformed import MATRICES, MEANT, ODD, WRONG, numbers
+from faults.outcomes import hold, outcome
 from guides import mean_field_normal
 from inference import fit
 from ppl_models import linear_regression

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
-from malformed import MATRICES, MEANT, ODD, WRONG, numbers
-from outcomes import hold, outcome
-from test_malformed_fit import examples, is_number, whole
 
+from faults.malformed import MATRICES, MEANT, ODD, WRONG, numbers
+from faults.outcomes import hold, outcome
+from faults.test_malformed_fit import examples, is_number, whole
 from guides import mean_field_normal
 from inference import fit, load
 from ppl_models import linear_regression
