@@ -9,13 +9,13 @@ from torch import Tensor
 
 from inference.found_steps import FoundSteps
 from inference.landing import Landing
-from inference.moments import Moments
+from inference.moments import PathMoments
 from inference.placing import apply_start, start_at
 from inference.start import NoStart, Start
 from inference.task import Task
 from inference.whitening import whitening
 
-__all__ = ["automatic"]
+__all__ = ["automatic", "unplaced"]
 
 _MENDING = 2_000  # steps that mend the coordinates of a start that is no mode
 
@@ -32,7 +32,7 @@ def automatic(
     anew after it. Without ``early`` all steps are taken.
     """
     task = replace(task, optimizer="adam")
-    if isinstance(start, NoStart) or not (start.is_mode or _has_triangle(task)):
+    if isinstance(start, NoStart) or unplaced(task, start):
         found = FoundSteps(task.program.params.flatten(), steps, early)
         return replace(task, landing=found), start.evaluations
     if start.is_mode or steps < 3 * _MENDING:
@@ -42,11 +42,18 @@ def automatic(
     return mended, start.evaluations + _MENDING * task.particles
 
 
+def unplaced(task: Task, start: Start | NoStart) -> str:
+    """Why the guide goes from where it is; nothing where it goes from ``start``."""
+    if isinstance(start, NoStart):
+        return start.reason
+    return "" if start.is_mode or _has_triangle(task) else "the search of the mode ended at none"
+
+
 def _landed(task: Task, start: Start, steps: int, early: bool, theta: Tensor | None = None) -> Task:
     """The steps from ``start``, or from a ``theta`` whose spread it has."""
     program, correlated = task.program, _has_triangle(task)
     theta = apply_start(program, start) if theta is None else theta
-    judged = Moments(program, start) if correlated else None
+    judged = PathMoments(program, start) if correlated else None
     landing = Landing(whitening(program, start, theta), theta, steps, early, judged)
     return replace(task, landing=landing, sticking=correlated)
 

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNorma
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.automatic import automatic
+from inference.automatic import automatic, unplaced
 from inference.compiled import CompiledEngine
 from inference.engines import choose
 from inference.finding import Finding, Stop
@@ -94,17 +94,17 @@ class Fitting:
         if not self.finds:
             return self._run(number, plain, stream, start.evaluations)
         if not self.searches:
-            start = NoStart("the guide is where it is to begin", start.evaluations)
+            start = NoStart("", start.evaluations)
         task, searched = automatic(plain, start, self.steps, self.early, self._taken)
         try:
-            return self._run(number, task, stream, searched)
+            return self._run(number, task, stream, searched, unplaced(plain, start))
         except ValueError as error:
             if self.asked:
                 raise
             self._warn(f"the steps that were found failed, so this is Adam: {error}")
             return self._run(number, plain, stream, searched)
 
-    def _run(self, number: int, task: Task, stream: RandomStream, searched: int) -> Attempt:
+    def _run(self, number: int, task: Task, stream: RandomStream, searched: int, without: str = "") -> Attempt:
         program, landing = task.program, task.landing
         runner, state = choose(self.engine, task, stream, self.steps * self.restarts, self.progress)
         used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
@@ -116,12 +116,14 @@ class Fitting:
         label = f"fit {number + 1}/{self.restarts}" if self.restarts > 1 else "fit"
         fitted.curves = run_steps(runner, state, program, watch, label, self.progress)
         fitted.flat = runner.result(state)
-        fitted.stop = self._judged(fitted, landing) if landing else None
+        fitted.stop = self._judged(fitted, landing, without) if landing else None
         return fitted
 
-    def _judged(self, fitted: Attempt, landing: Finding) -> Stop:
-        """How the fit ended, and what the guide's weights say of the place."""
+    def _judged(self, fitted: Attempt, landing: Finding, without: str) -> Stop:
+        """How the fit ended, why it began where the guide does, and what the guide's weights say of the place."""
         stop = landing.stop
+        if without:
+            stop = replace(stop, how=f"{stop.how}; it began where the guide does: {without}")
         if not stop.settled or stop.rhat is None:
             return stop
         return replace(stop, doubts=fitted.posterior(fitted.flat, fitted.curves, 0.0).doubts(seed=self.seed))
