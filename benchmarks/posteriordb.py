@@ -26,7 +26,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from pyro.optim import ClippedAdam
 
 from benchmarks.posteriors import NAMES, Errors, Posterior, read
-from guides import full_rank_normal, mean_field_normal, planar_flow, spline_flow
+from guides import full_rank_normal, funnel_flow, mean_field_normal, planar_flow, spline_flow
 from inference import fit
 from inference.finding import Stop
 
@@ -35,6 +35,7 @@ GUIDES: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
     "full rank": (full_rank_normal, AutoMultivariateNormal),
     "mean field": (mean_field_normal, AutoNormal),
     "planar": (planar_flow, None),
+    "funnel": (funnel_flow, None),
     "spline": (spline_flow, None),
 }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from inference.found_steps import FoundSteps
 from inference.landing import Landing
-from inference.moments import Moments
+from inference.moments import PathMoments
 from inference.placing import apply_start, start_at
 from inference.start import NoStart, Start
 from inference.task import Task
@@ -25,14 +25,15 @@ _MENDING = 2_000  # steps that mend the coordinates of a start that is no mode
 class Plan:
     """How a fit is to find its way: from θ = ``theta``, (P,), in at most ``steps``.
 
-    In the coordinates of ``start`` where there is one, else by steps of its own;
-    without ``early`` all steps are taken.
+    In the coordinates of ``start`` where there is one, else by steps of its own, and
+    ``why`` says why; without ``early`` all steps are taken.
     """
 
     theta: Tensor
     steps: int
     early: bool
     start: Start | None = None
+    why: str = ""
 
     def task(self, task: Task) -> Task:
         """The task with these steps in the place of an optimiser."""
@@ -40,7 +41,7 @@ class Plan:
         if self.start is None:
             return replace(task, landing=FoundSteps(self.theta, self.steps, self.early))
         program, correlated = task.program, _has_triangle(task)
-        judged = Moments(program, self.start) if correlated else None
+        judged = PathMoments(program, self.start) if correlated else None
         white = whitening(program, self.start, self.theta)
         landing = Landing(white, self.theta, self.steps, self.early, judged)
         return replace(task, landing=landing, sticking=correlated)
@@ -72,15 +73,22 @@ def automatic(
     then moved for 2,000 of the ``steps``, by ``taken``, and the coordinates made
     anew after it.
     """
-    program = task.program
-    if isinstance(start, NoStart) or not (start.is_mode or _has_triangle(task)):
-        return Plan(program.params.flatten(), steps, early), start.evaluations
+    program, unplaced = task.program, _unplaced(task, start)
+    if isinstance(start, NoStart) or unplaced:
+        return Plan(program.params.flatten(), steps, early, why=unplaced), start.evaluations
     theta = apply_start(program, start)
     if start.is_mode or steps < 3 * _MENDING:
         return Plan(theta, steps, early, start), start.evaluations
     theta = taken(Plan(theta, _MENDING, early, start).task(task), _MENDING)
     mended = Plan(theta, steps - _MENDING, early, start_at(program, start, theta))
     return mended, start.evaluations + _MENDING * task.particles
+
+
+def _unplaced(task: Task, start: Start | NoStart) -> str:
+    """Why the guide goes from where it is; nothing where it goes from ``start``."""
+    if isinstance(start, NoStart):
+        return start.reason
+    return "" if start.is_mode or _has_triangle(task) else "the search of the mode ended at none"
 
 
 def _has_triangle(task: Task) -> bool:

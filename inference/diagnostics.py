@@ -190,7 +190,7 @@ def _of_elbo(state: Convergence, steps: int) -> Check:
 def _of_steps(stop: Stop | None) -> tuple[Check, ...]:
     if stop is None or stop.rhat is None:
         return ()
-    return (Check("R-hat of the steps", stop.rhat, RHAT, stop.settled, stop.reason, _LONGER),)
+    return (Check("R-hat of the steps", stop.rhat, RHAT, stop.settled, stop.rest, _LONGER),)
 
 
 def _of_khat(khat: float, limit: float) -> Check:

@@ -41,10 +41,15 @@ class Stop:
         return self.settled and not self.doubts
 
     @property
+    def rest(self) -> str:
+        """How it came to rest or did not, in words, without the doubts."""
+        return f"settled {self.how}" if self.settled else self.how
+
+    @property
     def reason(self) -> str:
         """All of it in words."""
         if self.settled and self.doubts:
-            return f"settled {self.how}; but the guide is not the posterior: {'; '.join(self.doubts)}"
+            return f"{self.rest}; but the guide is not the posterior: {'; '.join(self.doubts)}"
         return f"converged {self.how}" if self.settled else self.how
 
 

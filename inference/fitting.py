@@ -164,7 +164,7 @@ class Fitting:
         if not self.finds:
             return self._run(number, plain, None, stream, start.evaluations)
         if not self.searches:
-            start = NoStart("the guide is where it is to begin", start.evaluations)
+            start = NoStart("", start.evaluations)
         plan, searched = automatic(plain, start, self.steps, self.early, self._taken)
         return self._tried(number, plain, plan, stream, searched)
 
@@ -220,7 +220,7 @@ class Fitting:
                 keeper.keep()
             raise
         fitted.flat, fitted.curves = runner.result(state), watch.curves
-        fitted.stop = self._stop(fitted, landing, signal, watch.steps)
+        fitted.stop = self._stop(fitted, landing, signal, watch.steps, plan.why if plan else "")
         return fitted
 
     def _engine(self, running: dict[str, Any] | None) -> str:
@@ -265,16 +265,21 @@ class Fitting:
         """The posterior after the steps that there were, None where there were none."""
         return fitted.posterior(fitted.flat, fitted.curves, self.seconds) if fitted.curves.shape[1] else None
 
-    def _stop(self, fitted: Attempt, landing: Finding | None, signal: str | None, steps: int) -> Stop | None:
-        """How the fit ended, and what the guide's weights say of the place."""
+    def _stop(self, fitted: Attempt, landing: Finding | None, signal: str | None, steps: int, why: str) -> Stop | None:
+        """How the fit ended, why it began where the guide does, and what the guide's weights say of the place."""
         if signal is not None:
             taken = fitted.curves.shape[1]
             return Stop(
                 False, f"was interrupted by {signal} after {taken:,} of {steps:,} steps", None, None, interrupted=signal
             )
-        if landing is None or not landing.stop.settled or landing.stop.rhat is None:
-            return None if landing is None else landing.stop
-        return replace(landing.stop, doubts=fitted.posterior(fitted.flat, fitted.curves, 0.0).doubts(seed=self.seed))
+        if landing is None:
+            return None
+        stop = landing.stop
+        if why:
+            stop = replace(stop, how=f"{stop.how}; it began where the guide does: {why}")
+        if not stop.settled or stop.rhat is None:
+            return stop
+        return replace(stop, doubts=fitted.posterior(fitted.flat, fitted.curves, 0.0).doubts(seed=self.seed))
 
     def _taken(self, task: Task, count: int) -> Tensor:
         """θ after ``count`` steps that nobody watches."""

@@ -12,13 +12,13 @@ from inference.isolation import RandomStream
 from inference.program import Program
 from inference.start import Start
 
-__all__ = ["Moments"]
+__all__ = ["PathMoments"]
 
 _DRAWS = 500
 
 
 @dataclass(frozen=True)
-class Moments:
+class PathMoments:
     """Means and log standard deviations of a guide's draws, from the same base draws at every θ.
 
     ``start`` gives the unit: v = L⁻¹(u − μ₀), in which the posterior's sds are

@@ -175,6 +175,7 @@ def test_the_public_names():
             "bernoulli_dropout",
             "conditional_normal",
             "full_rank_normal",
+            "funnel_flow",
             "low_rank_normal",
             "mean_field_normal",
             "planar_flow",

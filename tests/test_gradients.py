@@ -15,6 +15,7 @@ from guides import (
     amortized_encoder,
     bernoulli_dropout,
     full_rank_normal,
+    funnel_flow,
     low_rank_normal,
     mean_field_normal,
     planar_flow,
@@ -52,6 +53,7 @@ GUIDES = {
     "full_rank": full_rank_normal,
     "low_rank": partial(low_rank_normal, rank=2),
     "planar": partial(planar_flow, layers=3),
+    "funnel": funnel_flow,
     "spline": partial(spline_flow, layers=2, bins=4, hidden=[4]),
 }
 

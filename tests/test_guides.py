@@ -1,6 +1,7 @@
 """What every guide of ours has to do, and what a flow does beside."""
 
 import copy
+import math
 import warnings
 from functools import partial
 
@@ -12,7 +13,8 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch.distributions import constraints
 
-from guides import full_rank_normal, low_rank_normal, mean_field_normal, planar_flow, spline_flow
+from guides import full_rank_normal, funnel_flow, low_rank_normal, mean_field_normal, planar_flow, spline_flow
+from guides.funnel import FunnelLayers
 from guides.planar import PlanarLayers
 from guides.recurrence import tanh_recurrence
 from guides.spline import SplineLayers
@@ -20,8 +22,8 @@ from guides.triangle import Triangle
 from inference import fit, load
 from ppl_models import u1
 
-GUIDES = [mean_field_normal, full_rank_normal, low_rank_normal, planar_flow, spline_flow]
-FLOWS = [planar_flow, partial(spline_flow, hidden=[16])]
+GUIDES = [mean_field_normal, full_rank_normal, low_rank_normal, planar_flow, funnel_flow, spline_flow]
+FLOWS = [planar_flow, funnel_flow, partial(spline_flow, hidden=[16])]
 
 
 class Flat(TorchDistribution):
@@ -195,7 +197,42 @@ def test_without_the_constraint_planar_layers_do_not_come_back(monkeypatch):
         assert not ((layers.inv(layers(x).clone()) - x).abs().max() < 1e-6)
 
 
-@pytest.mark.parametrize("layers", [random_layers(3, 16, 1.0, edge=True), SplineLayers(3, 2, 8, [16]).double()])
+def random_funnel(size, spread=0.3):
+    torch.manual_seed(0)
+    layers = FunnelLayers(size).double()
+    with torch.no_grad():
+        for parameter in layers.parameters():
+            parameter.add_(spread * torch.randn_like(parameter))
+    return layers
+
+
+@pytest.mark.parametrize("size", [1, 2, 6])
+def test_funnel_layers_there_and_back(size):
+    layers = random_funnel(size)
+    x = 2 * torch.randn(10, 100, size, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(layers.inv(layers(x).clone()), x, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(layers.inv(layers(x[0, 0]).clone()), x[0, 0], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(FunnelLayers(size).double()(x), x)  # where they begin
+
+
+def test_the_tails_of_a_funnel_are_heavier_or_lighter_than_a_normals():
+    """Far out |S| grows as |ε|^t, in both tails, and with the skew more on its side."""
+    far = torch.tensor([[-1e3], [-1e4], [1e3], [1e4]], dtype=torch.float64)
+    for t in (0.5, 1.0, 2.0):
+        layers = FunnelLayers(1).double()
+        with torch.no_grad():
+            layers.tail.fill_(math.log(t))
+            layers.skew.fill_(0.5)
+            y = layers(far).abs().log()
+        for near, end in ((0, 1), (2, 3)):
+            assert float(y[end] - y[near]) / math.log(10) == pytest.approx(t, abs=0.03)
+        assert y[3] > y[1]
+
+
+@pytest.mark.parametrize(
+    "layers", [random_layers(3, 16, 1.0, edge=True), random_funnel(3), SplineLayers(3, 2, 8, [16]).double()]
+)
 def test_the_log_determinant_is_that_of_the_jacobian(layers):
     x = torch.randn(20, 3, dtype=torch.float64)
     for point in x:
@@ -217,6 +254,22 @@ def test_a_triangle_there_and_back_and_its_determinant():
     jacobian = torch.autograd.functional.jacobian(triangle, noise)
     torch.testing.assert_close(triangle.log_abs_det_jacobian(noise, y[0]), torch.linalg.slogdet(jacobian).logabsdet)
     assert triangle.log_abs_det_jacobian(x, y).shape == (3,)
+
+
+def test_a_funnel_is_in_the_family_and_in_no_normals():
+    """KL(q‖p) in nats of 20,000 draws, whose own error is some hundredths for a Normal and less for a funnel."""
+
+    def funnel():
+        log_scale = pyro.sample("log_scale", dist.Normal(0.0, 1.5))
+        pyro.sample("z", dist.Normal(0.0, log_scale.exp()))
+
+    options = {"steps": 1000, "engine": "eager", "progress": False}
+    bent, straight = (
+        -float(fit(funnel, build(funnel), **options).log_weights(20_000).mean())
+        for build in (funnel_flow, full_rank_normal)
+    )
+    assert bent < 0.02
+    assert straight > 0.2
 
 
 def test_the_inverse_has_the_gradient_of_the_solution():

@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoDelta
 from test_start import SCHOOLS, eight_schools
 from torch import nn
 
-from guides import amortized_encoder, full_rank_normal, mean_field_normal, planar_flow, spline_flow
+from guides import amortized_encoder, full_rank_normal, funnel_flow, mean_field_normal, planar_flow, spline_flow
 from inference import fit
 from ppl_models import exact_linear_regression, linear_regression
 
@@ -42,7 +42,7 @@ def two_modes():
     pyro.factor("modes", torch.logaddexp(-0.5 * (z - 4).square(), -0.5 * (z + 4).square()))
 
 
-@pytest.mark.parametrize("guide", [mean_field_normal, full_rank_normal, planar_flow, spline_flow])
+@pytest.mark.parametrize("guide", [mean_field_normal, full_rank_normal, planar_flow, funnel_flow, spline_flow])
 def test_values_set_the_location_and_leave_the_spread(guide):
     posterior = begun(guide, positive_scale, init={"spread": 3.0, "level": 7.0})
     draws = posterior.sample(4000)
@@ -138,6 +138,19 @@ def test_guides_without_a_location_of_their_own_say_so():
         begun(partial(amortized_encoder, encoder=nn.Linear(2, 2).double()), rows, (X,), init={"z": 0.0})
     with pytest.raises(ValueError, match="init='mode' cannot be done: by_hand is no guide over a fixed vector"):
         begun(lambda model: by_hand, init="mode")
+
+
+def test_why_a_fit_began_where_its_guide_does_is_said():
+    def by_hand(x, y=None):
+        pyro.sample("weights", dist.Normal(pyro.param("loc", torch.zeros(2, dtype=torch.float64)), 1.0).to_event(1))
+        pyro.sample("bias", dist.Normal(0.0, 1.0))
+
+    options = {"optimizer": "auto", "steps": 20, "dtype": torch.float64, "progress": False}
+    posterior = fit(MODEL, by_hand, X, Y, **options)
+    reason = "; it began where the guide does: by_hand is no guide over a fixed vector of latents"
+    assert posterior.stop_reason.endswith(reason)
+    assert "it began" not in fit(MODEL, full_rank_normal(MODEL), X, Y, **options).stop_reason
+    assert "it began" not in fit(MODEL, by_hand, X, Y, batch_size=10, **options).stop_reason
 
 
 def test_all_steps_are_taken_where_that_is_asked():

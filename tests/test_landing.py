@@ -12,11 +12,11 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from test_compiled import losses_of_both
 from test_start import SCHOOLS, eight_schools
 
-from guides import full_rank_normal, mean_field_normal, planar_flow, spline_flow
+from guides import full_rank_normal, funnel_flow, mean_field_normal, planar_flow, spline_flow
 from inference import every, fit, load
 from inference.isolation import RandomStream
 from inference.landing import Landing, split_rhat
-from inference.moments import Moments
+from inference.moments import PathMoments
 from inference.objective import loss
 from inference.placing import apply_start
 from inference.program import Program
@@ -57,6 +57,7 @@ def flat_line(x, y=None):
         (full_rank_normal, "compiled"),
         pytest.param(planar_flow, "eager", marks=pytest.mark.slow),
         (planar_flow, "compiled"),
+        pytest.param(funnel_flow, "compiled", marks=pytest.mark.slow),
         pytest.param(spline_flow, "compiled", marks=pytest.mark.slow),
     ],
 )
@@ -135,6 +136,7 @@ def test_callbacks_see_the_end_that_was_found(full_rank, often):
         (mean_field_normal, 1),
         (planar_flow, 1),
         pytest.param(planar_flow, 3, marks=pytest.mark.slow),
+        pytest.param(funnel_flow, 1, marks=pytest.mark.slow),
     ],
 )
 def test_same_noise_same_losses_on_both_engines(guide, particles):
@@ -173,7 +175,7 @@ def test_sticking_the_landing_has_the_same_mean_gradient_and_no_variance_at_the_
     assert ((plain.mean(0) - sticking.mean(0)).abs() <= 5 * error + 1e-9).all()
 
 
-@pytest.mark.parametrize("guide", [planar_flow, spline_flow])
+@pytest.mark.parametrize("guide", [planar_flow, funnel_flow, spline_flow])
 def test_the_density_of_a_flow_that_sticks_has_the_gradient_by_the_draw_alone(guide):
     """That of the density at a point that comes from elsewhere; the place without its layers has another."""
     stream = RandomStream.seeded(0)
@@ -206,7 +208,7 @@ def test_a_flow_is_judged_by_its_moments_which_are_identified():
     still = program.params.replaced(theta, {f"{prefix}.transform$$$u": torch.zeros_like(bends)})
     other = program.params.replaced(still, {f"{prefix}.transform$$$b": 5 + params[f"{prefix}.transform$$$b"]})
     moved = program.params.replaced(still, {f"{prefix}.loc": start.loc + start.scale_tril[:, 0]})
-    found = Moments(program, start)(torch.stack([still, other, moved]))
+    found = PathMoments(program, start)(torch.stack([still, other, moved]))
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(found[2] - found[0], torch.eye(9, dtype=torch.float64)[0], atol=1e-6, rtol=0)
     assert (found[0, :6].abs() < 5 / math.sqrt(500)).all()

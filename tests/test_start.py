@@ -13,6 +13,7 @@ from pyro.infer import autoguide
 
 from guides import (
     full_rank_normal,
+    funnel_flow,
     low_rank_normal,
     mean_field_normal,
     planar_flow,
@@ -95,7 +96,7 @@ def test_independent_normals_flows_and_points_start_at_the_mode(rows):
         torch.testing.assert_close(program.guide.locs.weights.detach(), exact.mean[:2])
         torch.testing.assert_close(program.guide.scales.weights.detach(), alone[:2], rtol=1e-6, atol=0)
         torch.testing.assert_close(program.guide.scales.bias.detach(), alone[2], rtol=1e-6, atol=0)
-    for guide in (planar_flow, spline_flow):
+    for guide in (planar_flow, funnel_flow, spline_flow):
         program, _, running = placed(known_noise, guide, *rows, dtype=torch.float32)
         with running:
             torch.testing.assert_close(program.guide.loc.detach(), exact.mean.float())
@@ -188,6 +189,7 @@ def test_scales_masks_and_factors_count_as_in_the_elbo():
         full_rank_normal,
         low_rank_normal,
         planar_flow,
+        funnel_flow,
         spline_flow,
     ],
 )

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from guides import full_rank_normal, low_rank_normal, mean_field_normal, planar_flow, spline_flow
+from guides import full_rank_normal, funnel_flow, low_rank_normal, mean_field_normal, planar_flow, spline_flow
 from inference import cosine_decay, fit
 from ppl_models import exact_linear_regression, linear_regression
 
@@ -122,7 +122,7 @@ def test_mean_field_fails_the_same_check(parabola):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("build", [planar_flow, spline_flow, low_rank_normal])
+@pytest.mark.parametrize("build", [planar_flow, funnel_flow, spline_flow, low_rank_normal])
 def test_the_other_guides_with_correlations_come_close(parabola, build):
     _, covariance, gap = errors_on(parabola, build, 0)
     assert covariance < 0.15

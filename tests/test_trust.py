@@ -1,6 +1,7 @@
 """The verdict in plain words, each check explained, and the figures of what was seen."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,6 +42,13 @@ def test_the_verdict_is_one_of_three_and_says_so_without_colour():
     assert bad.advice
     assert "cannot be checked" in open_.sentence
     assert open_.reasons == (("The guide is a point estimate.", ""),)
+
+
+def test_the_check_of_the_steps_leaves_the_weights_doubts_to_the_weights():
+    stop = replace(REST, doubts=("the mean of w is off",))
+    (check,) = (check for check in found(stop=stop).checks if check.name == "R-hat of the steps")
+    assert check.found == "settled after 900 steps"
+    assert stop.reason == "settled after 900 steps; but the guide is not the posterior: the mean of w is off"
 
 
 def test_reasons_are_plain_words_with_what_was_found():
