@@ -19,14 +19,14 @@ __all__ = ["build_guide", "build_model", "find", "names", "read_table", "suggest
 
 
 @cache
-def _entries() -> EntryPoints:
-    """What all installed packages register, for which their metadata has to be read."""
-    return entry_points()
+def _entries(group: str) -> EntryPoints:
+    """What is registered as ``kiln.<group>``, for which the metadata of all packages has to be read."""
+    return entry_points(group=f"kiln.{group}")
 
 
 def names(group: str) -> list[str]:
     """What is registered as ``kiln.<group>``: ``models``, ``guides``, ``data``, ``readers``, ``options``."""
-    return sorted({entry.name for entry in _entries().select(group=f"kiln.{group}")})
+    return sorted({entry.name for entry in _entries(group)})
 
 
 def find(group: str, reference: str) -> Any:
@@ -37,7 +37,7 @@ def find(group: str, reference: str) -> Any:
     ValueError
         If there is no such name, module or attribute.
     """
-    for entry in _entries().select(group=f"kiln.{group}", name=reference):
+    for entry in _entries(group).select(name=reference):
         return entry.load()
     kind = group.removesuffix("s")
     if ":" not in reference:
