@@ -21,7 +21,7 @@ __all__ = ["build_guide", "build_model", "find", "is_own_code", "names", "read_t
 
 @cache
 def _entries(group: str) -> EntryPoints:
-    """What all installed packages register, for which their metadata has to be read."""
+    """What is registered as ``kiln.<group>``, for which the metadata of all packages has to be read."""
     return entry_points(group=f"kiln.{group}")
 
 

@@ -96,7 +96,7 @@ def refused(done, *words):
     """Checks that a command ended as one that was refused ends, and named one of ``words``."""
     assert done.status in (1, 2), done
     assert "Traceback" not in done.err
-    assert "unexpected" not in done.err, done.err
+    assert "a defect of kiln" not in done.err, done.err
     if done.status == 1:
         lines = [line for line in done.err.splitlines() if line.startswith("kiln: ")]
         assert len(lines) == 1, done.err
@@ -131,7 +131,7 @@ def clear(run):
 
 
 def are_rows_of(kept, table):
-    return np.array_equal(kept[0], table[["size", "age"]]) and np.array_equal(kept[1], table["price"])
+    return np.array_equal(kept[0], table.drop(columns="price")) and np.array_equal(kept[1], table["price"])
 
 
 def rows_of(text):
@@ -417,7 +417,7 @@ def test_an_option_of_fit_is_taken_or_refused_by_name(examples, fitted, place):
 
 def is_long(option, word):
     """Numbers that are right but for the time that they take."""
-    return option in ("steps", "particles", "restarts") and word.strip().isdecimal() and 9 < int(word) < 2**31
+    return option in ("steps", "particles", "restarts") and word.strip().isdecimal() and 1 < len(word.strip()) < 11
 
 
 @examples(300)
@@ -520,7 +520,7 @@ TABLE = ["--data", "a.csv", "--target", "price", "--out", "run"]
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["fit", "linear_regression", "--data", "b.csv", "--target", "price", "--out", "run"], "'age'"),
+        (["fit", "linear_regression", "--data", "b.csv", "--target", "price", "--out", "run"], "b.csv"),
         (["fit", "linear_regression", "--data", "\udcff.csv", "--target", "price", "--out", "run"], "csv"),
         (
             ["fit", "dropout_regression", "--data", "a.csv", "--target", "price", "--out", "run", "--set", "hidden=-1"],
@@ -553,7 +553,8 @@ def test_a_process_of_its_own_says_one_line_too(place, words, named):
     command = [sys.executable, "-m", "inference", *map(os.fsencode, words)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.fullmatch(r"kiln: [^\n]+\n", done.stderr), done.stderr
+    assert re.search(r"(^|\n)kiln: [^\n]+\n$", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
     assert named in done.stderr
     assert files_in(place) == before
 
