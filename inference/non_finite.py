@@ -27,7 +27,7 @@ def refuse_non_finite(model_trace: poutine.Trace, guide_trace: poutine.Trace, wh
     """Raise a ValueError that names the first site whose value or density is not finite, and what is behind it."""
     found = _of_sites(model_trace, guide_trace)
     if found is not None:
-        raise ValueError(f"{found[1]} {when}{found[2]}: {_ADVICE}")
+        raise ValueError(f"{found[1]} {when}: {found[2]}; {_ADVICE}")
 
 
 def first_failure(losses: Tensor, good_after: Callable[[int], bool]) -> int:
@@ -60,10 +60,10 @@ def failure(
     for pair in pairs:
         site = _of_sites(*pair)
         if site is not None:
-            return NonFinite(f"{site[1]} {where}{site[2]}: {_ADVICE}", step, site=site[0])
+            return NonFinite(f"{site[1]} {where}: {site[2]}; {_ADVICE}", step, site=site[0])
         slope = _of_gradient(*pair, params)
         if slope is not None:
-            return NonFinite(f"{slope[2]} {where}{slope[3]}: {_ADVICE}", step, site=slope[0], parameter=slope[1])
+            return NonFinite(f"{slope[2]} {where}: {slope[3]}; {_ADVICE}", step, site=slope[0], parameter=slope[1])
     for name, value in params.named(after).items():
         if not torch.isfinite(value).all():
             was = params.constrained(flat, [name])[name]
@@ -78,9 +78,10 @@ def _of_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[s
         for what, number in (("value", site["value"]), ("log density", site["log_prob"])):
             tensor = torch.as_tensor(number)
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                data = " (its data)" if site["is_observed"] and what == "value" else ""
-                words = f"site {name!r} in the {role} has a {what} of {_bad(tensor)}{data}"
-                return name, words, _behind(site, tensor)
+                place = _place(tensor)
+                words = f"site {name!r} in the {role} has a {what} of {tensor[place].item()}"
+                data = "in its data, " if site["is_observed"] and what == "value" else ""
+                return name, words, f"{data}{f'first at {list(place)}, ' if place else ''}{_behind(site, tensor)}"
     return None
 
 
@@ -98,7 +99,7 @@ def _of_gradient(
             if grad is None or torch.isfinite(grad).all():
                 continue
             words = f"the gradient of site {name!r} in the {role} by parameter {parameter!r} is {_bad(grad)}"
-            behind = f" (the parameter, unconstrained, is {_extent(leaf.detach())}){_behind(site, None)}"
+            behind = f"the parameter, unconstrained, is {_extent(leaf.detach())}, {_behind(site, None)}"
             return name, parameter, words, behind
     return None
 
@@ -117,7 +118,7 @@ def _behind(site: dict[str, Any], bad: Tensor | None) -> str:
     given = {name: vars(fn)[name] for name in getattr(fn, "arg_constraints", {}) if name in vars(fn)}
     parts = {"value": site["value"], **given}
     known = [f"{name} {_beside(torch.as_tensor(part).detach(), bad)}" for name, part in parts.items()]
-    return f" ({type(fn).__name__}: {', '.join(known)})"
+    return f"{type(fn).__name__} has {', '.join(known)}"
 
 
 def _bad(tensor: Tensor) -> str:

@@ -145,6 +145,7 @@ def kl_and_share(posterior, draws=4000):
     return float(gap.mean()), float(gap.std()) / draws**0.5, float((z["z"][:, 0] > 0).float().mean())
 
 
+@pytest.mark.slow
 def test_annealing_finds_both_modes_of_u1_from_beside_one_of_them():
     """Without it the flow stays in the mode that it starts in, at KL of about ln 2."""
 

@@ -251,9 +251,17 @@ class Poison:
 
 
 NAMED = {
-    "likelihood": ("y", None, r"site 'y' in the model has a log density of nan at \[0\] at step 130 .*loc nan"),
-    "scale": ("w", None, "site 'w' in the guide has a value of nan at step 130 .*scale nan"),
-    "data": ("y", None, r"site 'y' in the model has a value of nan at \[3\] \(its data\) at step 130"),
+    "likelihood": (
+        "y",
+        None,
+        r"site 'y' in the model has a log density of nan at step 130: first at \[0\], Normal has value .*, loc nan",
+    ),
+    "scale": (
+        "w",
+        None,
+        "site 'w' in the guide has a value of nan at step 130: Normal has value nan, loc .*, scale nan",
+    ),
+    "data": ("y", None, r"site 'y' in the model has a value of nan at step 130: in its data, first at \[3\]"),
     "gradient": ("y", "loc", "gradient of site 'y' in the model by parameter 'loc' is inf at step 130"),
 }
 

@@ -431,12 +431,13 @@ def test_a_fit_that_cannot_be_is_refused_in_one_line_and_leaves_nothing(bad, cap
     assert not [name for name in left if name.endswith(".partial") or name.startswith("tmp")]
 
 
-def test_a_fit_that_diverges_says_at_which_step_and_leaves_nothing(here, capsys):
+def test_a_fit_that_diverges_says_at_which_step_and_keeps_the_state_before(here, capsys):
     assert main(fit_arguments("houses.csv", "run", lr=1e30)) == 1
     printed = capsys.readouterr()
     assert re.match(r"kiln: site '\w+' in the (model|guide) has a .* at step \d+: ", printed.err.splitlines()[-1])
     assert printed.out == ""
-    assert not (here / "run").exists()
+    assert names_in(here / "run") == [".kiln.lock", "checkpoint-HASH.safetensors", "checkpoint.json"]
+    assert "has a checkpoint of a fit" in refused(capsys, fit_arguments("houses.csv", "run"))
 
 
 def test_a_refused_fit_leaves_an_older_run_as_it_was(run, fitted, capsys):

@@ -349,6 +349,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_others():
     assert first.record.options["engine"] == "compiled"
 
 
+@pytest.mark.slow
 def test_the_fit_lands_where_eager_lands():
     ours = fit(linear_regression, mean_field_normal(linear_regression), X, Y, steps=4000, **COMPILED)
     theirs = fit(

@@ -207,6 +207,7 @@ def test_the_regression_network_speaks_in_the_units_of_y():
     torch.testing.assert_close(p.noise, torch.full((30,), noise**2))
 
 
+@pytest.mark.slow
 def test_it_learns_in_both_engines_and_with_mini_batches():
     for options in ({"engine": "eager"}, {"engine": "compiled"}, {"engine": "compiled", "batch_size": 10}):
         posterior = fitted(steps=800, lr=0.01, **options)

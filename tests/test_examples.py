@@ -70,6 +70,7 @@ def test_the_dropout_script_runs_on_digits_where_there_is_no_mnist(tmp_path):
         assert (tmp_path / name).stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_function_script_runs_from_start_to_end(tmp_path):
     command = [sys.executable, ROOT / "examples" / "function_approximation.py", "--steps", "200", "--out", tmp_path]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout

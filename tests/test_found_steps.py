@@ -72,6 +72,7 @@ def elbo(posterior, draws=40):
     return -np.mean(losses), np.std(losses) / np.sqrt(draws)
 
 
+@pytest.mark.slow
 def test_an_autoencoder_in_mini_batches_is_as_good_as_with_tuned_adam():
     """Within four standard errors and the difference that a seed makes; Adam with too small a step is not."""
     x = torch.tensor((digits().x > 7).astype(np.float32))

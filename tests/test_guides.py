@@ -257,19 +257,22 @@ def test_a_triangle_there_and_back_and_its_determinant():
 
 
 def test_a_funnel_is_in_the_family_and_in_no_normals():
-    """KL(q‖p) in nats of 20,000 draws, whose own error is some hundredths for a Normal and less for a funnel."""
+    """KL(q‖p) in nats of 20,000 draws, whose own error is some hundredths for a Normal, thousandths for a flow.
+
+    Nothing but the steps keeps the flow from 0: 0.22 after 1,000, 0.05 after 3,000.
+    """
 
     def funnel():
         log_scale = pyro.sample("log_scale", dist.Normal(0.0, 1.5))
         pyro.sample("z", dist.Normal(0.0, log_scale.exp()))
 
-    options = {"steps": 1000, "engine": "eager", "progress": False}
+    options = {"steps": 7000, "engine": "compiled", "progress": False}
     bent, straight = (
         -float(fit(funnel, build(funnel), **options).log_weights(20_000).mean())
         for build in (funnel_flow, full_rank_normal)
     )
-    assert bent < 0.02
     assert straight > 0.2
+    assert bent < 0.05 * straight
 
 
 def test_the_inverse_has_the_gradient_of_the_solution():

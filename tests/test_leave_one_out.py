@@ -159,7 +159,7 @@ def test_counts_of_several_sites_and_batches():
     posterior = fit(model, AutoNormal(model), x, torch.arange(9.0), torch.ones(9), **options)
     with pytest.raises(ValueError, match="pass site="):
         posterior.loo()
-    with pytest.raises(ValueError, match=r"observes \['a', 'b'\], not 'c'"):
+    with pytest.raises(ValueError, match="site is 'c': pass 'a' or 'b'"):
         posterior.loo(site="c")
     whole, parts = posterior.loo(site="a", draws=500), posterior.loo(site="a", draws=500, batch_size=4)
     assert whole.pointwise.shape == whole.pareto_k.shape == (9,)

@@ -77,6 +77,7 @@ def test_each_step_sees_the_asked_number_of_fresh_rows(line):
     assert ((counts > 10) & (counts < 70)).all()
 
 
+@pytest.mark.slow
 def test_mini_batches_reach_the_same_posterior(line):
     def run(**options):
         guide = mean_field_normal(linear_regression)

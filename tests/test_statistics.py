@@ -42,7 +42,9 @@ def agrees(posterior, mean, sd):
     return bool(close.all() and right.all())
 
 
-@pytest.mark.parametrize(("seed", "engine"), [*((seed, "compiled") for seed in range(5)), (0, "eager")])
+@pytest.mark.parametrize(
+    ("seed", "engine"), [*((seed, "compiled") for seed in range(5)), pytest.param(0, "eager", marks=pytest.mark.slow)]
+)
 def test_mean_field_is_exact_where_the_posterior_is_independent(orthonormal, seed, engine):
     x, y, mean, sd = orthonormal
     guide = mean_field_normal(MODEL)

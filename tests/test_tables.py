@@ -260,7 +260,7 @@ def test_an_npz_whose_target_is_not_one_number_a_row_is_refused(tmp_path, y):
 
 def test_an_npz_with_another_number_of_columns_than_the_fit_is_refused(tmp_path):
     said = refusal(read_npz, npz(tmp_path / "t.npz", x=X), columns=["a", "b", "c"])
-    assert said == ("FILE: x has 2 columns but the fit had 3 (a, b, c): give the same columns in the same order")
+    assert said == ("FILE: x has 2 columns but the fit had 3, ['a', 'b', 'c']: give the same columns in the same order")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -44,6 +44,8 @@ def test_what_means_the_same_numbers_gives_the_same_fit(examples):
 
 @examples(700)
 def test_what_means_no_numbers_is_refused_by_name(examples):
+    pyro.clear_param_store()
+
     def refused(case):
         (x, y), name, form = case
         given = {"x": x, "y": y} | {name: WRONG[form]({"x": x, "y": y}[name])}
