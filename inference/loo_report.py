@@ -30,7 +30,8 @@ def loo_section(found: LeaveOneOut) -> Section:
         ("sum over observations (elpd), nats", f"{found.elpd:.2f} ± {found.se:.2f}"),
         ("of which error of the draws", f"{found.mcse:.2f}"),
         ("parameters that the observations pay for (p_loo)", f"{found.p_loo:.2f}"),
-        ("observations, not well known", f"{count:,}, {doubtful:,}"),
+        ("observations", f"{count:,}"),
+        ("of which not well known", f"{doubtful:,}"),
     ]
     label = "log probability of each observation given the others, and its Pareto k"
     return Section("Which observations surprise it?", reading, _figure(found), rows, figure_label=label)
