@@ -1,5 +1,6 @@
 """Fits one after the other leave nothing behind: no memory, tensors, threads, open files, figures or folders."""
 
+import ctypes
 import gc
 import os
 import tempfile
@@ -21,6 +22,7 @@ from ppl_models import linear_regression
 ROWS = 2**19
 MODEL = partial(linear_regression, noise=1.0)
 GUIDE = mean_field_normal(MODEL)
+LIBC = ctypes.CDLL(None)
 PAGE = os.sysconf("SC_PAGE_SIZE")
 KEPT = 2**22  # bytes that the allocator may keep for later, over all fits
 MOST = 0.01  # of the data of a fit, that a fit may leave
@@ -36,8 +38,10 @@ def fitted(x, y, **options):
 
 
 def held():
-    """What the process holds now, once nothing waits to be collected."""
+    """What the process holds now, once nothing waits to be collected, nor to be given back to the system."""
     gc.collect()
+    if hasattr(LIBC, "malloc_trim"):
+        LIBC.malloc_trim(0)
     alive = [weakref.ref(one) for one in gc.get_objects() if issubclass(type(one), torch.Tensor | Figure)]
     return SimpleNamespace(
         memory=int(Path("/proc/self/statm").read_text().split()[1]) * PAGE,
