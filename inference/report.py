@@ -315,8 +315,7 @@ def _partly(shown: int, total: int) -> str:
 def _summary(values: Mapping[str, np.ndarray]) -> tuple[list[str], list[list[str]]]:
     import arviz as az
 
-    frame = az.summary({name: draws[None] for name, draws in values.items()}, kind="stats", round_to="none")
-    rows = [
-        [str(name), *(f"{float(v):.4g}" for v in row)] for name, row in zip(frame.index, frame.to_numpy(), strict=True)
-    ]
+    numbered = {f"v{i}": draws[None] for i, draws in enumerate(values.values())}  # ArviZ 1.x takes no / in a name
+    frame = az.summary(numbered, kind="stats", round_to="none")
+    rows = [[name, *(f"{float(v):.4g}" for v in row)] for name, row in zip(values, frame.to_numpy(), strict=True)]
     return ["", *map(str, frame.columns)], rows

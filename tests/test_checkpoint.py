@@ -66,8 +66,7 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("at", [3, 80])
+@pytest.mark.parametrize(("way", "at"), [("adam", 3), *((way, 80) for way in WAYS)])
 def test_a_fit_that_goes_on_is_the_fit_that_was_never_cut(line, tmp_path, way, at):
     options = WAYS[way]
     whole = run(line, **options)
@@ -78,7 +77,11 @@ def test_a_fit_that_goes_on_is_the_fit_that_was_never_cut(line, tmp_path, way, a
 
 
 @pytest.mark.parametrize(
-    ("engine", "at"), [("compiled", 30), ("compiled", 1250), pytest.param("eager", 1100, marks=pytest.mark.slow)]
+    ("engine", "at"),
+    [
+        ("compiled", 1250),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("compiled", 30), ("eager", 1100))),
+    ],
 )
 def test_so_does_one_that_finds_its_own_way(line, tmp_path, engine, at):
     """Before and after the steps begin to fall, in the middle of a block of noise too."""

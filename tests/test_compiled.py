@@ -319,6 +319,7 @@ def test_few_numbers_and_many_particles_lie_side_by_side(particles, last):
     assert CompiledEngine(Task.of(program, args, particles=particles), stream).step.last is last
 
 
+@pytest.mark.slow
 def test_float32_stays_close_to_eager():
     check(bnn_regression, mean_field_normal(bnn_regression), (X, Y), dtype=torch.float32, rtol=1e-4)
 

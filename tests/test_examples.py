@@ -52,6 +52,7 @@ def test_the_flows_script_runs_and_saves_its_figures(tmp_path):
         assert (tmp_path / name).stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_the_dropout_script_runs_on_digits_where_there_is_no_mnist(tmp_path):
     command = [
         sys.executable,
