@@ -23,7 +23,7 @@ from inference.plain import packed, unpacked
 __all__ = ["Checkpoint", "has_checkpoint", "read_checkpoint"]
 
 SCHEMA, STEM, LOCK = 1, "checkpoint", ".kiln.lock"
-STATE = {"seconds", "losses", "best", "running"}
+STATE = {"seconds", "losses", "best", "running", "failed"}
 _SECONDS = 30.0
 
 
@@ -108,12 +108,14 @@ class Checkpoint:
         Raises
         ------
         ValueError
-            If there is a checkpoint that nobody asked to go on with, one of
-            another fit, with what differs, or a damaged one.
+            If there is a checkpoint that nobody asked to go on with, unless its
+            fit failed, one of another fit, with what differs, or a damaged one.
         """
         self._identity = identity
         self._last = time.monotonic()
         if not has_checkpoint(self.folder):
+            return None
+        if not resume and self._has_failed():
             return None
         if not resume:
             raise ValueError(
@@ -129,6 +131,13 @@ class Checkpoint:
             )
         state: dict[str, Any] = found["state"]
         return state
+
+    def _has_failed(self) -> bool:
+        """Whether what is there is the last state of a fit that could not go on, which a new one may replace."""
+        try:
+            return bool(read_checkpoint(self.folder)["state"]["failed"])
+        except ValueError:
+            return False
 
     def until(self, step: int) -> int | None:
         """The next step to keep, where steps are counted."""

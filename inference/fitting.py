@@ -217,7 +217,7 @@ class Fitting:
             fitted.flat, fitted.curves = runner.result(state), watch.curves
             error.posterior = self._so_far(fitted)  # type: ignore[union-attr]
             if isinstance(error, NonFinite):
-                keeper.keep()
+                keeper.keep(failed=True)
             raise
         fitted.flat, fitted.curves = runner.result(state), watch.curves
         fitted.stop = self._stop(fitted, landing, signal, watch.steps, plan.why if plan else "")

@@ -140,6 +140,6 @@ def moments(values: Mapping[str, np.ndarray], weights: Weighted) -> Moments | No
     names = tuple(name for name, kept in zip(values, varies, strict=True) if kept)
     centred = (draws[:, varies] - mean[varies]) / sd[varies]
     change = (np.exp(weights.log) - 1 / len(centred))[:, None]
-    with np.errstate(over="ignore"):  # an error beyond all numbers is infinite: nothing is known
+    with np.errstate(over="ignore"):  # what is beyond all numbers is infinite: nothing is known
         mean_se, ratio_se = (np.sqrt(np.square(change * power).sum(0)) for power in (centred, np.square(centred)))
-    return Moments(names, centred.mean(0), mean_se, centred.std(0), ratio_se / 2)
+        return Moments(names, centred.mean(0), mean_se, centred.std(0), ratio_se / 2)

@@ -39,10 +39,10 @@ class Keeper:
         if self._checkpoint is not None and self._checkpoint.due(step):
             self.keep()
 
-    def keep(self) -> None:
-        """Keep what there is."""
+    def keep(self, failed: bool = False) -> None:
+        """Keep what there is, and whether its next step fails."""
         if self._checkpoint is not None:
-            self._checkpoint.write(self._state())
+            self._checkpoint.write({**self._state(), "failed": failed})
 
 
 def run_steps(

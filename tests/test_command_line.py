@@ -437,7 +437,8 @@ def test_a_fit_that_diverges_says_at_which_step_and_keeps_the_state_before(here,
     assert re.match(r"kiln: site '\w+' in the (model|guide) has a .* at step \d+: ", printed.err.splitlines()[-1])
     assert printed.out == ""
     assert names_in(here / "run") == [".kiln.lock", "checkpoint-HASH.safetensors", "checkpoint.json"]
-    assert "has a checkpoint of a fit" in refused(capsys, fit_arguments("houses.csv", "run"))
+    assert main(fit_arguments("houses.csv", "run")) == 0  # a fit that failed may be replaced
+    assert names_in(here / "run") == RUN_FILES
 
 
 def test_a_refused_fit_leaves_an_older_run_as_it_was(run, fitted, capsys):

@@ -25,6 +25,7 @@ from ppl_models import linear_regression
 
 FEW = 4
 ROWS = 12
+CHECKPOINT = {".kiln.lock", "checkpoint-HASH.safetensors", "checkpoint.json"}
 RUN_FILES = {".kiln.lock", "posterior-HASH.safetensors", "posterior.json", "report.html", "run.json"}
 
 
@@ -120,18 +121,18 @@ def fit_table(name, content, place):
         assert written == {}
         assert not (place / "new" / "run").exists()
         return done, None
-    assert named(written) == RUN_FILES
+    assert names_of(written) == RUN_FILES
     clear(place / "new" / "run")
     return done, SEEN.pop()
 
 
-def named(paths):
+def names_of(paths):
     """Their names, in which a hash is HASH."""
     return {re.sub("-[0-9a-f]{16}", "-HASH", path.name) for path in paths}
 
 
 def clear(run):
-    assert named(run.iterdir()) == RUN_FILES
+    assert names_of(run.iterdir()) == RUN_FILES
     shutil.rmtree(run)
 
 
@@ -411,6 +412,9 @@ def test_an_option_of_fit_is_taken_or_refused_by_name(examples, fitted, place):
         named = (option, option.replace("-", "_"), setting, "linear_regression", "'y'", "at step", repr(word)[:9])
         if done.status != 0:
             refused(done, *named)
+            if "at step" in done.err:  # the last good state is kept
+                assert names_of((place / "new" / "run").iterdir()) == CHECKPOINT
+                shutil.rmtree(place / "new")
             assert files_in(place) == before
             return
         clear(place / "new" / "run")
