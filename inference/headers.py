@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inference import lowering
-from inference.private_files import cache_folder, is_private
+from inference.private_files import cache_folder, is_private, newest_first
 
 __all__ = ["precompiled"]
 
@@ -106,6 +106,5 @@ def _write(path: Path, text: str, folder: Path) -> None:
 
 
 def _prune(cache: Path) -> None:
-    entries = sorted(cache.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-    for entry in entries[_KEPT:]:
+    for entry in newest_first(cache)[_KEPT:]:
         shutil.rmtree(entry, ignore_errors=True)

@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["cache_folder", "is_private"]
+__all__ = ["cache_folder", "is_private", "newest_first"]
 
 _UNMAPPED = 65534  # what root is in a user's namespace
 
@@ -39,3 +39,15 @@ def is_private(path: Path) -> bool:
     if stat.S_ISLNK(found.st_mode) or not hasattr(os, "getuid"):
         return False
     return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """What is in ``folder``, the last written first; another process may take an entry away meanwhile."""
+
+    def age(path: Path) -> float:
+        try:
+            return -path.stat().st_mtime
+        except OSError:
+            return 0.0
+
+    return sorted(folder.iterdir(), key=age)

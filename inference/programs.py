@@ -18,7 +18,7 @@ from inference import headers, lowering, native
 from inference.executable import Executable, Plan
 from inference.files import read_bytes
 from inference.lowering import Call, NotCompilable, View
-from inference.private_files import cache_folder, is_private
+from inference.private_files import cache_folder, is_private, newest_first
 from inference.sealed import read_json, write_json
 from inference.step import graph_text
 
@@ -120,8 +120,7 @@ def _keep(folder: Path, entry: Path) -> Path:
 
 
 def _prune(cache: Path) -> None:
-    entries = sorted((p for p in cache.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime, reverse=True)
-    for entry in entries[_KEPT:]:
+    for entry in newest_first(cache)[_KEPT:]:
         shutil.rmtree(entry, ignore_errors=True)
 
 

@@ -18,7 +18,7 @@ from inference.fingerprint import fingerprint
 from inference.kinds import ANY, NUMBER, SEED, TEXT, check, list_of, mapping_of, record
 from inference.posterior import Posterior, load
 from inference.printable import printable
-from inference.private_files import cache_folder, is_private
+from inference.private_files import cache_folder, is_private, newest_first
 from inference.sealed import digest, read_json, write_json
 from inference.sections import Labels
 
@@ -135,7 +135,7 @@ def _remember(name: str) -> None:
         marker = _marker(name)
         if marker is not None:
             marker.touch(mode=0o600)
-            for old in sorted(marker.parent.iterdir(), key=lambda file: -file.stat().st_mtime)[_REMEMBERED:]:
+            for old in newest_first(marker.parent)[_REMEMBERED:]:
                 old.unlink(missing_ok=True)
 
 

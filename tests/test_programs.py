@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from inference import lowering, native, programs
-from inference.private_files import cache_folder
+from inference.private_files import cache_folder, newest_first
 
 aten = torch.ops.aten
 
@@ -152,6 +152,16 @@ def test_a_folder_below_one_that_others_can_change_is_not_used(cache, builds, tm
     tmp_path.chmod(0o1777)  # others may add to it, but not rename
     run()
     assert len(list(cache.iterdir())) == 1
+
+
+def test_what_another_process_takes_away_meanwhile_is_no_matter(tmp_path, monkeypatch):
+    for name in ("old", "new", "gone"):
+        (tmp_path / name).mkdir()
+    os.utime(tmp_path / "old", (1, 1))
+    listed = list(tmp_path.iterdir())
+    (tmp_path / "gone").rmdir()
+    monkeypatch.setattr(type(tmp_path), "iterdir", lambda self: iter(listed))
+    assert [path.name for path in newest_first(tmp_path)] == ["new", "old", "gone"]
 
 
 def test_a_failed_build_leaves_nothing_behind(cache, monkeypatch):
