@@ -181,7 +181,8 @@ class Fitting:
         try:
             return self._run(number, plain, plan, stream, searched, running)
         except ValueError as error:
-            if self.asked or plan is None:
+            refused = running is not None and not isinstance(error, NonFinite)  # it could not go on at all
+            if self.asked or plan is None or refused:
                 raise
             self._warn(f"the steps that were found failed, so this is Adam: {error}")
             return self._run(number, plain, None, stream, searched)

@@ -150,6 +150,16 @@ def test_another_fit_is_refused_with_what_differs(line, tmp_path, options, words
     assert before == sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir())
 
 
+def test_steps_that_are_found_are_refused_too_and_not_begun_anew(line, tmp_path):
+    options = {"lr": None, "steps": 1000}
+    with pytest.raises(Cut):
+        run(line, Checkpoint(tmp_path, every=10), callbacks=[every(20, cut)], **options)
+    before = sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir())
+    with pytest.raises(ValueError, match="eager engine"):
+        run(line, tmp_path, resume=True, **{**options, "engine": "compiled"})
+    assert before == sorted((path.name, path.read_bytes()) for path in tmp_path.iterdir())
+
+
 def test_other_data_are_refused(line, tmp_path):
     run(line, tmp_path)
     with pytest.raises(ValueError, match="another fit: y has changed: ask"):
