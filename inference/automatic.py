@@ -12,7 +12,7 @@ from inference.found_steps import FoundSteps
 from inference.landing import Landing
 from inference.moments import PathMoments
 from inference.placing import apply_start, start_at
-from inference.start import NoStart, Start
+from inference.start import NoStart, Start, start_again
 from inference.task import Task
 from inference.whitening import whitening
 
@@ -53,12 +53,7 @@ class Plan:
     @classmethod
     def restored(cls, saved: dict[str, Any], like: Tensor) -> Plan:
         """The plan that was saved, its tensors on the device of ``like``."""
-        start = saved["start"]
-        if start is not None:
-            moved: dict[str, Any] = {
-                name: part.to(like.device) if isinstance(part, Tensor) else part for name, part in start.items()
-            }
-            start = Start(**moved)
+        start = None if saved["start"] is None else start_again(saved["start"], like.device)
         return cls(**{**saved, "theta": saved["theta"].to(like), "start": start})
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from inference.draws import Replay
 from inference.executable import Executable
 from inference.failures import NonFinite
-from inference.frozen import outside_values
+from inference.frozen import changed, outside_values
 from inference.isolation import RandomStream, environment
 from inference.lowering import NotCompilable
 from inference.non_finite import failure, first_failure
@@ -37,7 +38,8 @@ _WORTH_THREADS = 2**15  # numbers in a tensor from which a second thread gives m
 class CompiledState:
     """All that changes while a fit runs: θ, the optimiser's moments, the random stream and what was drawn from it.
 
-    ``noise`` is that of the block of steps that ``step`` is in, empty where none was drawn.
+    ``noise`` is that of the block of steps that ``step`` is in, empty where none was drawn;
+    ``seed`` is what it comes from, where processes have noise of their own.
     """
 
     flat: Tensor
@@ -45,6 +47,7 @@ class CompiledState:
     stream: RandomStream
     step: int = 0
     noise: list[Tensor] = field(default_factory=list)
+    seed: int | None = None
 
 
 class CompiledEngine:
@@ -64,15 +67,18 @@ class CompiledEngine:
         self.program = task.program
         self.update = _update(task)
         self.stream = stream
+        self.own = task.share is not None and task.share.own
+        if task.share is not None and self.program.device.type != "cpu":
+            raise Untraceable("several processes on GPUs exchange their gradients between the steps of Python alone")
         self._trace()
 
     def _trace(self) -> None:
         before = self._outside()
         self.step = self._recorded()
         self.outside = self._outside()
-        changed = _changed(before, self.outside)
-        if changed and graph_text(self._recorded().module.graph) != graph_text(self.step.module.graph):
-            raise Untraceable(f"it changes {changed} while it runs and computes with it, which a graph cannot")
+        names = changed(before, self.outside)
+        if names and graph_text(self._recorded().module.graph) != graph_text(self.step.module.graph):
+            raise Untraceable(f"it changes {names} while it runs and computes with it, which a graph cannot")
 
     def _outside(self) -> dict[str, object]:
         draw = self.task.feed.draw if self.task.feed else None
@@ -89,6 +95,8 @@ class CompiledEngine:
     @property
     def block(self) -> int:
         """Steps whose noise is drawn together, a divisor of 100; drawn whole, so that chunks do not change numbers."""
+        if self.own and None in self.step.randoms:
+            return 1
         most = _NOISE_BYTES // max(1, self.step.noise_bytes)
         return next(size for size in (100, 50, 25, 20, 10, 5, 4, 2, 1) if size <= max(most, 1))
 
@@ -111,7 +119,10 @@ class CompiledEngine:
 
     def refresh(self, state: CompiledState) -> None:
         """Record and compile again if something that the model takes from around it has changed."""
-        if _changed(self.outside, self._outside()):
+        names = changed(self.outside, self._outside())
+        if self.task.share is not None:
+            self.task.share.refuse(names)
+        if names:
             self._trace()
             state.noise = []
             self._bind(state)
@@ -140,29 +151,47 @@ class CompiledEngine:
             "step": state.step,
             "flat": state.flat,
             "moments": list(state.moments),
-            "noise": list(state.noise) if state.step % self.block else [],
+            "noise": list(state.noise) if state.step % self.block and not self.own else [],
+            "seed": state.seed,
             "stream": state.stream.saved(),
         }
 
     def restore(self, state: CompiledState, saved: dict[str, Any]) -> None:
         """Bring a state to what was saved, in place."""
         stream = RandomStream.restored(saved["stream"])
-        noise = [part.to(state.flat.device) for part in saved["noise"]]
+        noise = [] if self.own else [part.to(state.flat.device) for part in saved["noise"]]
         if [part.shape for part in saved["moments"]] != [moment.shape for moment in state.moments]:
             raise TypeError("the optimiser's moments are of other shapes")
-        _put_back(state, CompiledState(saved["flat"], saved["moments"], stream, saved["step"], noise))
+        seed = saved.get("seed")
+        _put_back(state, CompiledState(saved["flat"], saved["moments"], stream, saved["step"], noise, seed))
 
     def _take(self, state: CompiledState, steps: int, pauses: Pauses | None = None) -> list[Tensor]:
         """Steps as they come, good or bad: their losses, in pieces."""
         losses, last = [], state.step + steps
-        while state.step < last:
-            stop = last if pauses is None else min(last, pauses.until(state.step))
-            rows = self._next_rows(state, stop - state.step)
-            losses.append(self.machine.run(rows))
-            state.step += len(rows[0])
-            if pauses is not None and state.step == stop:
-                pauses.keep(stop, state.flat)
+        with self.task.together():
+            while state.step < last:
+                stop = last if pauses is None else min(last, pauses.until(state.step))
+                rows, values = self._run(state, stop - state.step)
+                losses.append(values)
+                state.step += len(rows[0])
+                if pauses is not None and state.step == stop:
+                    pauses.keep(stop, state.flat)
         return losses
+
+    def _run(self, state: CompiledState, most: int) -> tuple[list[Tensor], Tensor]:
+        """Take the next steps, up to the end of their block: what the machine was given, and their losses."""
+        with self._noise_of(state):
+            rows = self._next_rows(state, most)
+            return rows, self.machine.run(rows)
+
+    def _noise_of(self, state: CompiledState) -> AbstractContextManager[None]:
+        """Where processes have noise of their own, that of the block that ``state`` is in."""
+        share = self.task.share
+        if share is None or not self.own:
+            return nullcontext()
+        if state.step % self.block == 0 or state.seed is None:
+            state.seed = share.seed()
+        return share.noise(state.seed)
 
     def _next_rows(self, state: CompiledState, most: int) -> list[Tensor]:
         """What the machine needs for the next steps, up to the end of their block."""
@@ -208,13 +237,13 @@ class CompiledEngine:
         good = first_failure(losses, lambda count: self._good_after(state, start, count))
         self._good_after(state, start, good)
         flat, number = state.flat.clone(), state.step
-        with self._drawing(state.stream):
-            rows = self._next_rows(state, 1)
-            self.machine.run(rows)
+        with self._drawing(state.stream), self.task.together():
+            rows, _ = self._run(state, 1)
         after, stream = state.flat.clone(), RandomStream(dict(state.stream.state))
         _put_back(state, start)
         with self.program.running(flat, stream):
-            raise failure(self.program.params, flat, after, self._seen(rows, number), number)
+            find = partial(failure, self.program.params, flat, after, self._seen(rows, number), number)
+            raise find() if self.task.share is None else self.task.share.agreed(find)
 
     def _good_after(self, state: CompiledState, start: CompiledState, steps: int) -> bool:
         """Take ``steps`` steps from ``start``, and say whether θ is finite."""
@@ -255,13 +284,10 @@ def _apart(values: Sequence[Tensor]) -> list[Tensor]:
     return apart
 
 
-def _changed(before: dict[str, object], after: dict[str, object]) -> list[str]:
-    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-
-
 def _copy(state: CompiledState) -> CompiledState:
     moments = [moment.clone() for moment in state.moments]
-    return CompiledState(state.flat.clone(), moments, RandomStream(dict(state.stream.state)), state.step, state.noise)
+    stream = RandomStream(dict(state.stream.state))
+    return CompiledState(state.flat.clone(), moments, stream, state.step, state.noise, state.seed)
 
 
 def _put_back(state: CompiledState, saved: CompiledState) -> None:
@@ -269,4 +295,4 @@ def _put_back(state: CompiledState, saved: CompiledState) -> None:
     for moment, before in zip(state.moments, saved.moments, strict=True):
         moment.copy_(before)
     state.stream.state = dict(saved.stream.state)
-    state.step, state.noise = saved.step, saved.noise
+    state.step, state.noise, state.seed = saved.step, saved.noise, saved.seed

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from inference.lowering import DispatchMode
 
-__all__ = ["Draw", "Replay", "is_random", "pack"]
+__all__ = ["Count", "Draw", "Replay", "is_random", "pack"]
 
 aten = torch.ops.aten
 _SIZED = (aten.rand.default, aten.randn.default)
@@ -102,3 +103,18 @@ class Replay(DispatchMode):
         if value is None:
             return func(*args, **kwargs)
         return args[0].copy_(value) if func._schema.is_mutable else value
+
+
+class Count(DispatchMode):
+    """Count the random ``numbers`` that are drawn inside the block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operator."""
+        out = func(*args, **(kwargs or {}))
+        if is_random(func):
+            self.numbers += sum(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+        return out

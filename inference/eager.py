@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from inference.frozen import changed, outside_values
 from inference.isolation import RandomStream
 from inference.non_finite import failure, first_failure
 from inference.objective import loss, traces
@@ -41,6 +44,10 @@ class EagerEngine:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.program = task.program
+        self.outside = {} if task.share is None else self._outside()
+
+    def _outside(self) -> dict[str, object]:
+        return outside_values((self.task.model, self.task.guide, self.task.args))
 
     def init(self, stream: RandomStream) -> SVIState:
         """The state before the first step."""
@@ -93,12 +100,14 @@ class EagerEngine:
         return state.flat if landing is None else landing.result(state.flat, [kept[name] for name in landing.moments])
 
     def refresh(self, state: SVIState) -> None:
-        """Nothing: every step reads what is there."""
+        """Nothing: every step reads what is there; but other processes do not, and then a change is refused."""
+        if self.task.share is not None:
+            self.task.share.refuse(changed(self.outside, self._outside()))
 
     def _take(self, state: SVIState, steps: int) -> Tensor:
         """Steps as they come, good or bad, with the count left where it is."""
         losses = torch.empty(steps, 2, dtype=state.flat.dtype, device=state.flat.device)
-        with self.program.running(state.flat.detach(), state.stream, state.grad):
+        with self.program.running(state.flat.detach(), state.stream, state.grad), self.task.together():
             for i in range(steps):
                 losses[i] = self._step(state, state.step + i)
         return losses
@@ -109,9 +118,16 @@ class EagerEngine:
         if task.landing is None:
             set_step_size(state.optimizer, task.lr, step)
         beta = task.anneal(step) if task.anneal else None
-        value = loss(task.model, task.guide, task.args, task.particles, not self.program.scored, beta, task.sticking)
-        if value.requires_grad:
+        share, scored = task.share, bool(self.program.scored)
+        with nullcontext() if share is None else share.drawing():
+            value = loss(task.model, task.guide, task.args, task.particles, not scored, beta, task.sticking)
+        learns = value.requires_grad
+        if learns:
             value[0].backward()
+        if share is not None:
+            grad, value = share.total(state.grad, value)
+            state.grad.copy_(grad)
+        if learns:
             state.optimizer.step()
         return value.detach()
 
@@ -124,9 +140,11 @@ class EagerEngine:
         self._good_after(state, start, good + 1)
         after = state.flat.detach().clone()
         _roll_back(state, start)
-        with self.program.running(flat, stream):
+        share = task.share
+        with self.program.running(flat, stream), nullcontext() if share is None else share.drawing():
             pairs = (traces(task.model, task.guide, task.args) for _ in range(task.particles))
-            raise failure(self.program.params, flat, after, pairs, number)
+            find = partial(failure, self.program.params, flat, after, pairs, number)
+            raise find() if share is None else share.agreed(find)
 
     def _good_after(self, state: SVIState, start: _Snapshot, steps: int) -> bool:
         """Take ``steps`` steps from ``start``, and say whether θ is finite."""

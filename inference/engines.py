@@ -51,21 +51,33 @@ def choose(name: str, task: Task, stream: RandomStream, steps: int, progress: bo
     ValueError
         With the reason, if it is to be compiled and cannot be.
     """
-    if name == "eager" or (name == "auto" and steps * task.particles < _ALWAYS_EAGER):
-        eager = EagerEngine(task)
-        return eager, eager.init(stream)
-    try:
-        compiled = CompiledEngine(task, stream)
-        if name == "compiled" or worth_compiling(compiled.operators, steps, compiled.step.batched or 1):
-            with tqdm(desc="compile", bar_format="{desc} {elapsed}", disable=not progress, leave=False):
-                return compiled, compiled.init(stream)
-    except (Untraceable, NotCompilable) as error:
-        reason = f"the model {name_of(task.program.model)!r} cannot be compiled: {error}"
-        if name == "compiled":
-            raise ValueError(f"{reason}; engine='eager' runs it as it is") from error
-        warnings.warn(f"{reason}; it runs eagerly, pass engine='eager' to say so", UserWarning, stacklevel=5)
+    if name == "compiled" or (name == "auto" and steps * task.particles >= _ALWAYS_EAGER):
+        found, failed = _compiled(name, task, stream, steps, progress)
+        if task.share is not None:  # all or none, and all wait for the slowest
+            failed = task.share.group.told(failed)
+            found = None if task.share.group.most(int(found is None))[0] else found
+        if found is not None:
+            return found
+        if failed is not None and name == "compiled":
+            raise ValueError(f"{failed}; engine='eager' runs it as it is")
+        if failed is not None:
+            warnings.warn(f"{failed}; it runs eagerly, pass engine='eager' to say so", UserWarning, stacklevel=5)
     eager = EagerEngine(task)
     return eager, eager.init(stream)
+
+
+def _compiled(
+    name: str, task: Task, stream: RandomStream, steps: int, progress: bool
+) -> tuple[tuple[Engine, Any] | None, str | None]:
+    """The compiled engine where it is worth it, and its first state; or why it cannot be."""
+    try:
+        compiled = CompiledEngine(task, stream)
+        if name == "auto" and not worth_compiling(compiled.operators, steps, compiled.step.batched or 1):
+            return None, None
+        with tqdm(desc="compile", bar_format="{desc} {elapsed}", disable=not progress, leave=False):
+            return (compiled, compiled.init(stream)), None
+    except (Untraceable, NotCompilable) as error:
+        return None, f"the model {name_of(task.program.model)!r} cannot be compiled: {error}"
 
 
 def worth_compiling(operators: int, steps: int, particles: int = 1) -> bool:

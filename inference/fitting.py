@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -28,8 +28,9 @@ from inference.isolation import RandomStream
 from inference.loop import Keeper, run_steps
 from inference.objective import Model
 from inference.posterior import Posterior
+from inference.processes import Group
 from inference.program import Program
-from inference.start import NoStart
+from inference.start import NoStart, Start, start_again
 from inference.task import Task
 from inference.watch import Callback, Watch
 
@@ -45,8 +46,8 @@ class Fitting:
 
     ``options`` are the task's, ``said`` what the record keeps of them; ``finds``
     says that steps are to be found, ``searches`` that a start is too, ``early``
-    an end, and ``asked`` that the user said so. ``identity`` is what a fit that
-    goes on has to share, ``longer`` whether it may take more steps.
+    an end, and ``asked`` that the user said so. Of the processes of a ``group``
+    the first searches the start, and reads and writes the checkpoint.
     """
 
     model: Model
@@ -70,22 +71,32 @@ class Fitting:
     progress: bool
     said: dict[str, Any]
     checkpoint: Checkpoint | None = None
+    group: Group | None = None
     _ended: Ended = field(default_factory=Ended)
     _running: dict[str, Any] | None = None
     _began: float = field(default_factory=time.perf_counter)
 
-    def resume(self, identity: Marks, resume: bool) -> tuple[int, int] | None:
+    def resume(self, stack: ExitStack, identity: Callable[[], Marks], resume: bool) -> tuple[int, int] | None:
         """Look for a fit to go on with; the number of its start, from 1, and the step, where there is one.
+
+        The checkpoint is held until the end of ``stack``.
 
         Raises
         ------
         ValueError
             If the checkpoint is not one of this fit, or nobody asked for it.
         """
-        if self.checkpoint is None:
+        kept = self.checkpoint
+        if kept is None:
             return None
         plain = not (self.finds or callable(self.options["lr"]) or self.options["anneal"]) and self.restarts == 1
-        saved = self.checkpoint.begin(identity, resume, free=("steps",) if plain else ())
+        free = ("steps",) if plain else ()
+
+        def found() -> dict[str, Any] | None:
+            stack.enter_context(kept)
+            return kept.begin(identity(), resume, free)
+
+        saved = found() if self.group is None else self.group.first(found)
         if saved is None:
             return None
         with self._believing():
@@ -94,7 +105,7 @@ class Fitting:
             self._ended = Ended(losses, None if best is None else self._again(best))
             step = int(self._running["engine"]["step"])
         if step > self.steps:
-            raise ValueError(f"{self.checkpoint.folder} has taken {step:,} steps: ask for as many, or for more")
+            raise ValueError(f"{kept.folder} has taken {step:,} steps: ask for as many, or for more")
         return len(losses) + 1, step
 
     @contextmanager
@@ -149,24 +160,42 @@ class Fitting:
 
     def _attempt(self, number: int, running: dict[str, Any] | None) -> Attempt:
         program, stream = self._program(number)
-        plain = Task.of(program, self.args, self.batch_size, **self.options)
+        plain = Task.of(program, self.args, self.batch_size, self.group, **self.options)
         if running is not None:
             with self._believing():
                 plain = replace(plain, theta=_like(running["theta"], plain.begin))
                 plan = None if running["plan"] is None else Plan.restored(running["plan"], plain.begin)
                 searched = int(running["searched"])
             return self._tried(number, plain, plan, stream, searched, running)
-        with tqdm(
-            desc="start", bar_format="{desc} {elapsed}", disable=not (self.searches and self.progress), leave=False
-        ):
-            start = begin(program, self.args, stream, self.init, self.searches)
+        start = self._begun(program, stream)
         plain = replace(plain, theta=plain.begin)
         if not self.finds:
             return self._run(number, plain, None, stream, start.evaluations)
         if not self.searches:
             start = NoStart("", start.evaluations)
         plan, searched = automatic(plain, start, self.steps, self.early, self._taken)
+        if self.group is not None:
+            plan = Plan.restored(self.group.first(plan.saved), plain.begin)
         return self._tried(number, plain, plan, stream, searched)
+
+    def _begun(self, program: Program, stream: RandomStream) -> Start | NoStart:
+        """The guide put where it begins, and the start: what the first process finds, at all."""
+
+        def found() -> Start | NoStart:
+            with tqdm(
+                desc="start", bar_format="{desc} {elapsed}", disable=not (self.searches and self.progress), leave=False
+            ):
+                return begin(program, self.args, stream, self.init, self.searches)
+
+        def told() -> dict[str, Any]:
+            return {"start": vars(found()), "theta": program.params.flatten(), "stream": stream.saved()}
+
+        if self.group is None:
+            return found()
+        there = self.group.first(told)
+        program.params.hold(there["theta"].to(program.device))
+        stream.state = RandomStream.restored(there["stream"]).state
+        return start_again(there["start"], program.device)
 
     def _tried(
         self,
@@ -209,7 +238,8 @@ class Fitting:
         watch = Watch(self.callbacks, most, program.params, fitted.posterior, (number + 1, self.restarts))
         if running is not None:
             self._restore(runner, state, watch, running)
-        keeper = Keeper(self.checkpoint, partial(self._state, runner, state, watch, plain, plan, fitted))
+        kept = self.checkpoint if self.group is None or self.group.leads else None
+        keeper = Keeper(kept, partial(self._state, runner, state, watch, plain, plan, fitted))
         label = f"fit {number + 1}/{self.restarts}" if self.restarts > 1 else "fit"
         try:
             signal = run_steps(runner, state, program, watch, label, self.progress, keeper)

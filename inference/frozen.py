@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-__all__ = ["captured", "is_foreign", "outside_values"]
+__all__ = ["captured", "changed", "is_foreign", "outside_values"]
 
 _FOREIGN = ("torch", "pyro", "numpy", "builtins", "inference")
 _DEPTH = 6
@@ -29,6 +29,11 @@ def outside_values(functions: Iterable[Any]) -> dict[str, Any]:
     for function in functions:
         _visit(function, getattr(function, "__name__", type(function).__name__), marks, seen, _DEPTH)
     return marks
+
+
+def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The names whose marks differ."""
+    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
 def _visit(value: Any, name: str, marks: dict[str, Any], seen: set[int], depth: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,7 @@ from inference.checkpoint import Checkpoint
 from inference.compiled import CompiledEngine
 from inference.engines import Engine
 from inference.failures import NonFinite
-from inference.interrupts import interruptible
+from inference.interrupts import Wish, interruptible
 from inference.pauses import Pauses
 from inference.program import Program, set_training
 from inference.watch import CHUNK, Watch
@@ -66,9 +67,9 @@ def run_steps(
         tqdm(total=watch.steps, initial=state.step, unit="step", disable=not progress, desc=label) as bar,
         interruptible() as wish,
     ):
-        while state.step < watch.steps and wish.signal is None:
+        while (steps := _agreed(runner, min(size, _room(runner, state, watch, keeper)), wish)) and not wish.signal:
             begun, pauses = time.perf_counter(), Pauses(partial(_until, watch, landing.every if landing else None))
-            failure, steps = None, min(size, _room(runner, state, watch, keeper))
+            failure = None
             try:
                 chunk = runner.advance(state, steps, pauses)
             except NonFinite as error:
@@ -87,6 +88,16 @@ def run_steps(
                 raise failure
             keeper.look(state.step)
     return wish.signal
+
+
+def _agreed(runner: Engine, steps: int, wish: Wish) -> int:
+    """How many steps come next: where processes share them as many as the first one says, and one's end is all's."""
+    if runner.task.share is None:
+        return steps
+    group, heard = runner.task.share.group, signal.Signals[wish.signal].value if wish.signal else 0
+    steps, heard = group.most(steps if group.leads else 0, heard)
+    wish.signal = signal.Signals(heard).name if heard else None
+    return steps
 
 
 def _room(runner: Engine, state: Any, watch: Watch, keeper: Keeper) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -10,24 +13,46 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-__all__ = ["MiniBatch"]
+__all__ = ["MiniBatch", "rows_from"]
 
 _NO_SHAPE = torch.Size()
+_ROWS: ContextVar[torch.Generator | None] = ContextVar("kiln_rows", default=None)
+
+
+@contextmanager
+def rows_from(generator: torch.Generator) -> Iterator[None]:
+    """Inside the block rows are chosen by ``generator`` in place of torch's own; on a CPU."""
+    token = _ROWS.set(generator)
+    try:
+        yield
+    finally:
+        _ROWS.reset(token)
 
 
 @torch.library.custom_op("kiln::subset", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _subset(rows: int, size: int) -> Tensor:
     """``size`` distinct rows of ``rows``, in a time that does not grow with ``rows``; seeded by torch's generator."""
-    seed = int(torch.randint(2**63 - 1, (), device="cpu"))
+    seed = int(torch.randint(2**63 - 1, (), device="cpu", generator=_ROWS.get()))
     chosen = np.random.default_rng(seed).choice(rows, size, replace=False, shuffle=False)
     return torch.from_numpy(chosen)
 
 
 class _Subset(_Subsample):
-    """Pyro's choice of rows, which shuffles all of them, without the shuffle."""
+    """Pyro's choice of rows, which shuffles all of them, without the shuffle; of the rows chosen the ``part``."""
+
+    def __init__(self, size: int, subsample_size: int, part: range | None) -> None:
+        super().__init__(size, subsample_size)
+        self.part = part
 
     def sample(self, sample_shape: torch.Size = _NO_SHAPE) -> Tensor:
         """Rows drawn without replacement, shape (B,)."""
+        chosen = self._chosen(sample_shape)
+        if self.part is None:
+            return chosen
+        places = torch.arange(self.part.start, self.part.stop, device=chosen.device)
+        return chosen.index_select(0, places)
+
+    def _chosen(self, sample_shape: torch.Size) -> Tensor:
         if self.subsample_size >= self.size or torch.device(self.device).type != "cpu":
             return super().sample(sample_shape)
         return _subset(self.size, self.subsample_size)
@@ -41,10 +66,12 @@ class MiniBatch(Messenger):
 
     A plate that names its own ``subsample_size`` keeps it. Pyro then scales the
     densities inside by N/B, so the mini-batch ELBO is unbiased for the full one.
+    With a ``part`` only those of the rows chosen are used, and B is their number.
     """
 
-    def __init__(self, rows: int, batch_size: int) -> None:
+    def __init__(self, rows: int, batch_size: int, part: range | None = None) -> None:
         super().__init__()
+        self.part = part
         self.rows = rows
         self.batch_size = min(batch_size, rows)
         self.plates: set[str] = set()
@@ -57,13 +84,14 @@ class MiniBatch(Messenger):
         if fn.size != self.rows or fn.subsample_size is not None:
             self.others[msg["name"]] = fn.size
             return
-        msg["fn"] = _Subset(self.rows, self.batch_size)
+        msg["fn"] = _Subset(self.rows, self.batch_size, self.part)
         self.plates.add(msg["name"])
 
     def require_use(self) -> None:
         """Raise a ValueError if the model had no plate over the rows."""
         if not self.plates:
             raise ValueError(
-                f"batch_size needs a pyro.plate of {self.rows} rows, found plates {self.others or 'none'}: write "
+                f"{'batch_size' if self.part is None else 'a fit by several processes'} needs a pyro.plate of "
+                f"{self.rows} rows, found plates {self.others or 'none'}: write "
                 "`with pyro.plate('data', len(x)):` and `pyro.subsample(x, event_dim=1)` in the model"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +18,7 @@ from inference.log_joint import LogJoint
 from inference.mode import Iterate, absolute_inverse, ascend, climb
 from inference.program import Program, name_of
 
-__all__ = ["NoStart", "Start", "find_start", "start_from"]
+__all__ = ["NoStart", "Start", "find_start", "start_again", "start_from"]
 
 _MOST = 5000  # latents
 _DENSE = 300  # latents with a full covariance
@@ -67,6 +68,12 @@ class NoStart:
 
     reason: str
     evaluations: int = 0
+
+
+def start_again(saved: Mapping[str, Any], device: torch.device) -> Start | NoStart:
+    """The start, or the lack of one, whose fields were ``saved``, with its tensors on ``device``."""
+    moved: dict[str, Any] = {n: part.to(device) if isinstance(part, Tensor) else part for n, part in saved.items()}
+    return NoStart(**moved) if "reason" in moved else Start(**moved)
 
 
 def find_start(program: Program, args: tuple[Any, ...], stream: RandomStream, tries: int = 4) -> Start | NoStart:

@@ -133,7 +133,7 @@ class _Recorder:
         tape = Tape(self._state(), self._parameter_at)
         with tape:
             value = _or_nan(self._loss(particles, tape), tape.failures)
-            self._descend(value)
+            value = self._descend(value)
         return self._step(tape, value, None, tape.draws, tape.randoms)
 
     def batched(self, particles: int) -> Step:
@@ -166,7 +166,7 @@ class _Recorder:
         tape = Tape({**self._state(), **noise})
         with tape:
             value = run_side_by_side(forward.graph, {**self._read(), **fixed}, noise).mean(-1)
-            self._descend(value)
+            value = self._descend(value)
         return self._step(tape, value, particles, single.draws, single.randoms, last=True)
 
     def _vectorised(self, single: Tape, forward: fx.GraphModule, particles: int) -> Step:
@@ -183,7 +183,7 @@ class _Recorder:
         tape = Tape({**self._state(), **noise}, folds_scalars=True)  # vmap turns numbers into tensors
         with tape:
             value = torch.vmap(one, randomness="different")(noise).mean(0)
-            self._descend(value)
+            value = self._descend(value)
         return self._step(tape, value, particles, single.draws, single.randoms)
 
     def _read(self) -> dict[str, Tensor]:
@@ -200,12 +200,16 @@ class _Recorder:
             beta = self.rates[-1] if task.anneal else None
             return loss(task.model, task.guide, task.args, particles, True, beta, task.sticking)
 
-    def _descend(self, value: Tensor) -> None:
-        if not value.requires_grad:
-            return
-        (grad,) = torch.autograd.grad(value[0], self.theta)
+    def _descend(self, value: Tensor) -> Tensor:
+        """Change θ in place by what the loss says; the loss, that of all processes together."""
+        share, learns = self.task.share, value.requires_grad
+        grad = torch.autograd.grad(value[0], self.theta)[0] if learns else torch.zeros_like(self.theta)
         with torch.no_grad():
-            self.update.apply(self.theta, grad, self.moments, self.rates)
+            if share is not None:
+                grad, value = share.total(grad, value)
+            if learns:
+                self.update.apply(self.theta, grad, self.moments, self.rates)
+        return value
 
     def _parameter_at(self, value: Tensor) -> str | None:
         memory = value.untyped_storage().data_ptr()

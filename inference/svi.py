@@ -24,11 +24,12 @@ from inference.arguments import (
 from inference.checkpoint import Checkpoint
 from inference.fitting import Fitting
 from inference.fresh import Feed, Fresh
-from inference.identity import Marks, data_marks, marks
+from inference.identity import Marks, data_marks, differences, marks
 from inference.init import Init, as_init
 from inference.objective import Model
 from inference.optimizers import LearningRate, as_schedule, optimizer_class
 from inference.posterior import Posterior
+from inference.processes import Group, gathered, spoken
 from inference.program import device_for
 from inference.watch import Callback, as_callbacks, opened
 
@@ -244,11 +245,11 @@ def fit(
         checkpoint=Checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint,
     )
     with ExitStack() as stack:
-        resumed = None
-        if fitting.checkpoint is not None:
-            stack.enter_context(fitting.checkpoint)
-            resumed = fitting.resume(_identity(fitting, feed), resume)
-        stack.enter_context(opened(callbacks, resumed))
+        group = fitting.group = stack.enter_context(gathered(where))
+        if group is not None:
+            _meet(fitting, feed, group)
+        resumed = fitting.resume(stack, lambda: _identity(fitting, feed), resume)
+        stack.enter_context(opened(fitting.callbacks, resumed))
         best, starts = fitting.best()
     return best.posterior(best.flat, best.curves, fitting.seconds, starts)
 
@@ -277,6 +278,23 @@ def _identity(fitting: Fitting, feed: Feed | None) -> Marks:
         found |= {f"{name} at step {step}": schedule(step) for step in (0, fitting.steps // 2, fitting.steps - 1)}
     found |= {"finds": fitting.finds, "stops": fitting.early, "restarts": fitting.restarts, "seed": fitting.seed}
     return {**found, **said, "dtype": str(fitting.dtype), "device": fitting.device.type}
+
+
+def _meet(fitting: Fitting, feed: Feed | None, group: Group) -> None:
+    """Make sure that all processes are asked for the same; only the first is to print and to call callbacks."""
+    mine = _identity(fitting, feed)
+    differ = differences(group.first(lambda: mine), mine)
+    words = group.told(f"process {group.rank} (here) and process 0 (there): {'; '.join(differ)}" if differ else None)
+    if words is not None:
+        advice = "call fit with the same model, options and whole data in each, of which it takes its part"
+        raise spoken(ValueError(f"the processes were asked for different fits, {words}: {advice}"), 0)
+    if fitting.checkpoint is not None:
+        group.hint = (
+            f"the checkpoint in {fitting.checkpoint.folder} is kept: start all of them again, or another number, with "
+            "resume=True (--resume), and the fit goes on"
+        )
+    if not group.leads:
+        fitting.callbacks, fitting.progress = (), False
 
 
 def _early(stop: str, finds: bool) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -17,9 +18,13 @@ from inference.isolation import RandomStream
 from inference.minibatch import MiniBatch
 from inference.objective import Model, traces
 from inference.optimizers import LearningRate
+from inference.processes import Group
 from inference.program import Program, set_training
+from inference.shares import Share
 
 __all__ = ["Task"]
+
+_SHARED = ("a fit by several processes", "start one process alone")
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,8 @@ class Task:
 
     ``anneal`` is β by step, the power that the target is raised to; a ``feed``
     draws the data of each step; ``landing`` finds step size and end from a start,
-    and takes the place of the optimiser; ``sticking`` is the kind of gradient. The
+    and takes the place of the optimiser; ``sticking`` is the kind of gradient;
+    ``share`` is the part of the rows where several processes fit together. The
     optimiser begins at ``theta``, (P,), or where the program has its parameters.
     """
 
@@ -44,6 +50,7 @@ class Task:
     landing: Finding | None = None
     sticking: bool = False
     theta: Tensor | None = None
+    share: Share | None = None
 
     @property
     def begin(self) -> Tensor:
@@ -51,14 +58,27 @@ class Task:
         own = self.theta if self.landing is None else self.landing.theta
         return self.program.params.flatten() if own is None else own.clone()
 
+    def together(self) -> AbstractContextManager[None]:
+        """Inside, losses and gradients are those of all processes."""
+        return nullcontext() if self.share is None else self.share.group.reducing()
+
     @classmethod
-    def of(cls, program: Program, args: tuple[Any, ...], batch_size: int | None = None, **options: Any) -> Task:
+    def of(
+        cls,
+        program: Program,
+        args: tuple[Any, ...],
+        batch_size: int | None = None,
+        group: Group | None = None,
+        **options: Any,
+    ) -> Task:
         """The task of fitting ``program``, with ``batch_size`` rows a step or fresh data where either is given.
+
+        The processes of a ``group`` share the rows of each step.
 
         Raises
         ------
         ValueError
-            If there are no rows to batch, or the model has no plate over them;
+            If there are no rows to batch or share, or the model has no plate over them;
             if a target is to be annealed whose gradient needs the score function.
         """
         if options.get("anneal") is not None and program.scored:
@@ -70,15 +90,22 @@ class Task:
         if feed is not None:
             if batch_size is not None:
                 raise ValueError("batch_size is for data given as arrays: let the function draw fewer rows")
-            return cls(program, feed.model(program.model), feed.guide(program.guide), args, **options)
-        if batch_size is None:
-            return cls(program, program.model, program.guide, args, **options)
+            task = cls(program, feed.model(program.model), feed.guide(program.guide), args, **options)
+        else:
+            task = cls(program, program.model, program.guide, args, **options)
+        if batch_size is None and group is None:
+            return task
         rows = row_count(args)
         if rows is None:
-            raise ValueError("batch_size needs data with rows, but no argument is an array: leave batch_size out")
-        batch = MiniBatch(rows, batch_size)
-        task = cls(program, batch(program.model), batch(program.guide), args, **options)
+            asks, advice = ("batch_size", "leave batch_size out") if group is None else _SHARED
+            raise ValueError(f"{asks} needs data with rows, but no argument is an array: {advice}")
+        size = rows if batch_size is None else min(batch_size, rows)
+        share = None if group is None else Share(group, size)
+        batch = MiniBatch(rows, size, share.part if share else None)
         with program.running(program.params.flatten(), RandomStream.seeded(0)):
-            traces(task.model, task.guide, args)
+            if share is None:
+                traces(batch(task.model), batch(task.guide), args)
+            else:
+                share = share.checked(batch, task.model, task.guide, args)
         batch.require_use()
-        return task
+        return replace(task, model=batch(task.model), guide=batch(task.guide), share=share)
