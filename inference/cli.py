@@ -8,6 +8,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -28,6 +29,7 @@ from inference.optimizers import LearningRate, cosine_decay
 from inference.posterior import Posterior
 from inference.predict import ClassPrediction, Prediction
 from inference.printable import printable
+from inference.processes import launched, speaks
 from inference.run_reports import REPORT, compare_runs, evaluate, report_run, write_run_report
 from inference.runs import Run, Split, check_writable, data_for, least_squares_rmse, split_rows
 from inference.svi import fit as fit_posterior
@@ -55,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, NotImplementedError, OSError) as error:
         if os.environ.get("KILN_TRACEBACK"):
             raise
-        _say(f"kiln: {' '.join(str(error).split())}", file=sys.stderr)
+        if speaks(error):
+            _say(f"kiln: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except Exception as error:
         if os.environ.get("KILN_TRACEBACK"):
@@ -107,7 +110,10 @@ def fit(
         bool, typer.Option("--resume", help="Go on with a fit that was interrupted or killed, to the same numbers.")
     ] = False,
 ) -> None:
-    """Fit MODEL to a table, test it on rows that were held out, and write a report."""
+    """Fit MODEL to a table, test it on rows that were held out, and write a report.
+
+    Under torchrun the processes share the rows of each step; the first of them writes and prints.
+    """
     if not 0 <= holdout < 1:
         raise ValueError(f"--holdout is {holdout}: give a share from 0 up to, not with, 1")
     registry.find("models", model)
@@ -116,21 +122,23 @@ def fit(
     options = registry.suggested_options(model, *split.train) | _assignments(set_ or [])
     source = data if data in registry.names("data") else str(Path(data).resolve())
     bound = registry.build_model(model, options, seed)
-    if isinstance(bound, nn.Module):
-        bound.to(as_device(device))
     chosen = guide or str(getattr(bound, "usual_guide", USUAL_GUIDE))
     run = Run(
         model, chosen, options, source, table.target, list(table.columns), holdout, seed, fingerprint(table.x, table.y)
     )
-    built = registry.build_guide(chosen, bound)
-    check_writable(out)
     usual = {"batch_size": None} | getattr(bound, "usual_fit", {})
     batch_size = usual["batch_size"] if batch_size is None else batch_size
-    _hint(len(split.train[0]), batch_size)
-    with Checkpoint(out) as kept:
+    with launched(device) as leads, ExitStack() as stack:
+        kept = Checkpoint(out)
+        if leads:
+            check_writable(out)
+            _hint(len(split.train[0]), batch_size)
+            stack.enter_context(kept)
+        if isinstance(bound, nn.Module):
+            bound.to(as_device(device))
         posterior = fit_posterior(
             bound,
-            built,
+            registry.build_guide(chosen, bound),
             *data_for(bound, split.train),
             steps=steps,
             lr=_schedule(usual.get("lr") if lr is None else lr, optimizer, anneal, steps, decay),
@@ -145,11 +153,13 @@ def fit(
             checkpoint=kept,
             resume=resume,
         )
-        posterior.save(out)
-        run.save(out)
-        _end_if_interrupted(posterior, out)
-        kept.remove()
-        _tell(posterior, run, split, out)
+        if leads:
+            posterior.save(out)
+            run.save(out)
+        _end_if_interrupted(posterior, out, leads)
+        if leads:
+            kept.remove()
+            _tell(posterior, run, split, out)
 
 
 @app.command()
@@ -258,13 +268,14 @@ def _tell(posterior: Posterior, run: Run, split: Split, folder: Path) -> None:
     _say(f"report: {path}")
 
 
-def _end_if_interrupted(posterior: Posterior, folder: Path) -> None:
+def _end_if_interrupted(posterior: Posterior, folder: Path, says: bool) -> None:
     """Leave with the status of a program that a signal ended, and say how to go on."""
     stop = posterior.record.stop
     if stop is None or stop.interrupted is None:
         return
-    _say(f"the fit {stop.how}; {folder} has the posterior so far", file=sys.stderr)
-    print("the same command with --resume goes on with it", file=sys.stderr)
+    if says:
+        _say(f"the fit {stop.how}; {folder} has the posterior so far", file=sys.stderr)
+        print("the same command with --resume goes on with it", file=sys.stderr)
     raise typer.Exit(128 + signal.Signals[stop.interrupted])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -147,7 +148,7 @@ class Group:
             try:
                 communicate()
             except RuntimeError as error:
-                problem = str(error).strip().splitlines()[0]
+                problem = re.sub(r"^\[\S+\] ", "", str(error)).splitlines()[0].partition(". ")[0]
         if problem:  # outside of the handler, whose traceback would keep the connections open
             raise self._lost(problem)
 

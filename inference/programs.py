@@ -7,11 +7,13 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, fx
 
 from inference import headers, lowering, native
@@ -25,6 +27,7 @@ from inference.step import graph_text
 __all__ = ["executable"]
 
 _KEPT = 256
+_WAIT = 300.0  # seconds for another process that compiles
 _LIBRARY, _PLAN, _SCHEMA = "step.so", "plan.json", 1
 _MOST_BYTES = 2**28  # of a library
 _NAMED = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
@@ -48,10 +51,39 @@ def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[
     """
     key = _key(module, inputs, rows, threads)
     cache = cache_folder("programs")
-    if cache is not None:
-        found = _load(cache / key, key)
-        if found is not None:
-            return Executable(cache / key / _LIBRARY, found, inputs, threads)
+    if cache is None:
+        return _made(None, key, module, inputs, rows, threads)
+    found = _found(cache / key, key, inputs, threads)
+    if found is not None:
+        return found
+    with _only_one(key):
+        return _found(cache / key, key, inputs, threads) or _made(cache, key, module, inputs, rows, threads)
+
+
+@contextmanager
+def _only_one(key: str) -> Iterator[None]:
+    """Held by one process at a time, so that those which start together compile a program once."""
+    locks = cache_folder("locks")
+    with ExitStack() as stack:
+        if locks is not None:
+            with suppress(Timeout, OSError):
+                stack.enter_context(FileLock(locks / f"{key[:2]}.lock", timeout=_WAIT))
+        yield
+
+
+def _found(entry: Path, key: str, inputs: Sequence[Tensor], threads: int) -> Executable | None:
+    plan = _load(entry, key)
+    return None if plan is None else Executable(entry / _LIBRARY, plan, inputs, threads)
+
+
+def _made(
+    cache: Path | None,
+    key: str,
+    module: fx.GraphModule,
+    inputs: Sequence[Tensor],
+    rows: Sequence[int],
+    threads: int,
+) -> Executable:
     with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as name:
         folder = Path(name)
         plan = _build(folder, key, module, inputs, rows, threads)
