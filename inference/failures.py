@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-__all__ = ["NonFinite"]
+__all__ = ["NonFinite", "problem_of"]
 
 
 class NonFinite(ValueError):
@@ -28,3 +29,8 @@ class NonFinite(ValueError):
         self.site = site
         self.parameter = parameter
         self.posterior: Any = None
+
+
+def problem_of(error: Exception) -> str:
+    """What a model raised, without the shapes of the trace that Pyro adds."""
+    return re.split(r"\s*Trace Shapes:", str(error))[0].strip() or type(error).__name__

@@ -157,6 +157,7 @@ class Group:
         gone: Sequence[int] = ()
         if not self._closed:
             self._hang_up(self._steps, self._meetings)
+            gc.collect()  # torch's own reports of errors keep connections in cycles
             gone = self._missing()
             self._closed = True
             self._hang_up(self._roll)
@@ -187,8 +188,6 @@ class Group:
                 dist.destroy_process_group(connection)
         for name in [name for name, value in vars(self).items() if any(value is one for one in connections)]:
             setattr(self, name, None)
-        del connections
-        gc.collect()  # torch's own reports of errors keep connections in cycles
 
 
 _NOW: ContextVar[Group | None] = ContextVar("kiln_group", default=None)

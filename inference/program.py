@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import re
 import reprlib
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from inference.arguments import argument_names, as_device, row_count
+from inference.failures import problem_of
 from inference.flat_priors import let_flat_priors_start
 from inference.isolation import RandomStream, environment
 from inference.minibatch import MiniBatch
@@ -197,9 +197,8 @@ def named_failure(role: str, function: Model, args: tuple[Any, ...], run: Callab
         return run()
     except Exception as error:
         given = ", ".join(map(_described, args))
-        problem = re.split(r"\s*Trace Shapes:", str(error))[0].strip() or type(error).__name__
         raise ValueError(
-            f"the {role} {name_of(function)!r} could not run on data of shapes {given}: {problem}"
+            f"the {role} {name_of(function)!r} could not run on data of shapes {given}: {problem_of(error)}"
         ) from error
 
 

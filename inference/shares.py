@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inference.draws import Count
-from inference.failures import NonFinite
+from inference.failures import NonFinite, problem_of
 from inference.isolation import RandomStream
 from inference.minibatch import MiniBatch, rows_from
 from inference.objective import Model, traces
@@ -103,16 +103,21 @@ class Share:
         whole = MiniBatch(batch.rows, batch.batch_size)
         with Count() as all_rows:
             traces(whole(model), whole(guide), args)
+        problem = None
         try:
             with Count() as part:
                 model_trace, _ = traces(batch(model), batch(guide), args)
             for name, node in observed_nodes(model_trace).items():
                 refuse_broadcast(name, node)
         except (ValueError, RuntimeError, IndexError) as error:
-            raise ValueError(
+            problem = (
                 f"{self.group.count} processes share the rows of pyro.plate('data', len(x)), but the model does not "
-                f"run on a part of them ({error}): write `pyro.subsample(x, event_dim=1)` for what it uses in the plate"
-            ) from error
+                f"run on a part of them ({problem_of(error)}): write `pyro.subsample(x, event_dim=1)` for what it uses "
+                "in the plate"
+            )
+        problem = self.group.told(problem)
+        if problem is not None:
+            raise spoken(ValueError(problem), 0)
         return replace(self, own=bool(self.group.most(int(part.numbers != all_rows.numbers))[0]))
 
     def refuse(self, changed: list[str]) -> None:
@@ -129,8 +134,9 @@ class Share:
             mine = find()
         except NonFinite as error:
             mine = error
-        known = mine.site is not None or mine.parameter is not None
         words = f"{mine} (seen by process {self.group.rank} of {self.group.count} in its part of the rows)"
-        found = self.group.told([words, mine.site, mine.parameter] if known else None)
-        words, site, parameter = found or [str(mine), None, None]
+        seen = [words, mine.site, mine.parameter]
+        found = self.group.told(None if mine.site is None else seen)  # all see the parameter that it made so
+        found = found or self.group.told([str(mine), None, mine.parameter])
+        words, site, parameter = found
         return spoken(NonFinite(words, mine.step, site=site, parameter=parameter), 0)

@@ -1,0 +1,373 @@
+"""Fits by several processes: the numbers of one, whatever the shares; errors that all have; nothing waits in vain."""
+
+import os
+import signal
+import subprocess
+import time
+import warnings
+from contextlib import contextmanager, suppress
+from unittest import mock
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from several import together
+
+from guides import amortized_encoder, mean_field_normal
+from inference import Checkpoint, NonFinite, fit
+from inference.shares import Share, part_of
+from ppl_models import VAE, linear_regression
+
+ROWS = 21  # of which two processes have 10 and 11, and four 5, 5, 5 and 6
+X = torch.randn(ROWS, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+X[-1] *= 10  # so that weights matter
+Y = X.sum(1) + X[:, 0].square() / 2
+OPTIONS = {"dtype": "float64", "progress": False}
+WAYS = {
+    "eager, all rows": {"engine": "eager", "steps": 60, "lr": 0.02},
+    "eager, 9 rows a step": {"engine": "eager", "steps": 60, "lr": 0.02, "batch_size": 9},
+    "eager, a found way": {"engine": "eager", "steps": 1_500},
+    "compiled, all rows": {"engine": "compiled", "steps": 250, "lr": 0.02},
+    "compiled, 8 rows a step": {"engine": "compiled", "steps": 250, "lr": 0.02, "batch_size": 8},
+    "compiled, 9 rows a step": {"engine": "compiled", "steps": 250, "lr": 0.02, "batch_size": 9},
+    "compiled, a found way": {"engine": "compiled", "steps": 2_500},
+    "compiled, 3 particles": {"engine": "compiled", "steps": 250, "lr": 0.02, "batch_size": 9, "particles": 3},
+}
+QUICK = ["eager, all rows", "eager, 9 rows a step", "compiled, 8 rows a step"]
+CLOSE = 1e-6  # nats, of losses of up to 10⁴
+
+
+def line(x, y=None):
+    return linear_regression(x, y, noise=1.0)
+
+
+def losses(way, **changes):
+    return fit(line, mean_field_normal(line), X, Y, **OPTIONS, **WAYS[way] | changes).losses
+
+
+def rows_of_their_own(engine, steps):
+    """−ELBO of an autoencoder whose parameters stay where they are."""
+    torch.manual_seed(1)
+    model = VAE(2, latent=2, hidden=[3], noise=1.0).double()
+    options = {"optimizer": "sgd", "lr": 1e-12, "steps": steps, "engine": engine}
+    return fit(model, amortized_encoder(model), X, **OPTIONS, **options)
+
+
+def without_a_plate(x, y=None):
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x @ w, 1.0).to_event(1), obs=y)
+
+
+def without_subsample(x, y=None):
+    w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
+
+
+def breaks_at_the_last_row(x, y=None):
+    w = pyro.param("w", torch.tensor(1.0, dtype=torch.float64))
+    with pyro.plate("data", len(x)):
+        rows, observed = pyro.subsample(x, event_dim=1), pyro.subsample(y, event_dim=0)
+        loc = torch.where(rows[:, 0] == x[-1, 0], w.log(), w)
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=observed)
+
+
+def nothing(x, y=None):
+    """A guide without latents."""
+
+
+def at_call(number, rank, act):
+    """The line, which does something at the process ``rank`` when it runs for the n-th time."""
+    calls = [0]
+
+    def model(x, y=None):
+        calls[0] += 1
+        if calls[0] == number and torch.distributed.get_rank() == rank:
+            act()
+        return line(x, y)
+
+    return model
+
+
+def stumble():
+    raise OSError("no more of this")
+
+
+def said(kind, *args, **options):
+    """The error that a fit must end with, in words."""
+    with pytest.raises(kind) as caught:
+        fit(*args, **OPTIONS, **options)
+    return str(caught.value)
+
+
+def with_checkpoint(folder, steps, resume=False):
+    return losses("eager, 9 rows a step", steps=steps, checkpoint=Checkpoint(folder, every=10), resume=resume)
+
+
+@contextmanager
+def even_weights():
+    with mock.patch.object(Share, "weight", property(lambda self: 1 / self.group.count)):
+        yield
+
+
+@contextmanager
+def noise_apart():
+    checked = Share.checked
+    with mock.patch.object(Share, "checked", lambda *args: type(args[0])(**vars(checked(*args)) | {"own": True})):
+        yield
+
+
+def all_checks(folder):
+    def work(rank):
+        out = {way: losses(way) for way in QUICK}
+        with even_weights():
+            out["even weights"] = losses("eager, 9 rows a step")
+        with noise_apart():
+            out["noise apart"] = losses("eager, 9 rows a step")
+        out["first part"] = with_checkpoint(folder / "kept", 40)
+        out["rows"] = rows_of_their_own("eager", 400).losses
+        with even_weights():
+            out["rows, even weights"] = rows_of_their_own("eager", 100).losses
+        out["posterior"] = fit(line, mean_field_normal(line), X, Y, steps=5, lr=0.1, **OPTIONS).sample(1)["weights"]
+        guide = mean_field_normal(line)
+        out["errors"] = np.array(
+            [
+                said(ValueError, without_a_plate, mean_field_normal(without_a_plate), X, Y, steps=5),
+                said(ValueError, without_subsample, mean_field_normal(without_subsample), X, Y, steps=5),
+                said(ValueError, line, guide, X, Y, steps=5, seed=rank),
+                said(ValueError, line, guide, X[:1], Y[:1], steps=5),
+                said(ValueError, line, guide, X, Y, steps=50, checkpoint=folder / "kept"),
+                said(NonFinite, breaks_at_the_last_row, nothing, X, Y - 50, steps=9, optimizer="sgd", lr=1.0),
+            ]
+        )
+        told = at_call(30, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with warnings.catch_warnings(action="ignore"):
+            posterior = fit(told, mean_field_normal(told), X, Y, steps=10_000, lr=0.01, engine="eager", **OPTIONS)
+        out["told"], out["told why"] = posterior.losses, np.array(posterior.stop_reason)
+        began, stumbling = time.monotonic(), at_call(30, 1, stumble)
+        kind = OSError if rank else ConnectionError
+        out["stumbled"] = np.array(said(kind, stumbling, mean_field_normal(stumbling), X, Y, steps=90, engine="eager"))
+        out["seconds"] = np.array(time.monotonic() - began)
+        return out
+
+    return work
+
+
+@pytest.fixture(scope="module")
+def pair(own_cache, tmp_path_factory):
+    """What two processes found, and the folder with their checkpoint."""
+    folder = tmp_path_factory.mktemp("pair")
+    losses("compiled, 8 rows a step")  # leaves the compiled header of all programs
+    return together(2, folder, all_checks(folder)), folder
+
+
+def apart(found, alone):
+    assert found.shape == alone.shape
+    return np.abs(found - alone).max()
+
+
+@pytest.mark.parametrize("way", QUICK)
+def test_two_processes_have_the_losses_of_one(pair, way):
+    (first, second), _ = pair
+    assert (first[way] == second[way]).all()
+    assert apart(first[way], losses(way)) < CLOSE
+
+
+@pytest.mark.parametrize("broken", ["even weights", "noise apart"])
+def test_without_weights_or_common_noise_they_have_not(pair, broken):
+    (first, _), _ = pair
+    assert apart(first[broken], losses("eager, 9 rows a step")) > 1e3 * CLOSE
+
+
+def test_all_have_the_same_posterior(pair):
+    (first, second), _ = pair
+    assert (first["posterior"] == second["posterior"]).all()
+
+
+def test_one_process_goes_on_where_two_were(pair):
+    (first, _), folder = pair
+    whole = losses("eager, 9 rows a step")
+    assert apart(first["first part"], whole[:40]) < CLOSE
+    assert apart(with_checkpoint(folder / "kept", 60, resume=True), whole) < CLOSE
+
+
+def off(found, alone):
+    """How many of its standard errors the difference of two means is."""
+    return abs(found.mean() - alone.mean()) / np.sqrt(found.var() / len(found) + alone.var() / len(alone))
+
+
+def test_rows_with_noise_of_their_own_give_the_same_elbo(pair):
+    (first, _), _ = pair
+    alone = rows_of_their_own("eager", 400).losses
+    assert off(first["rows"], alone) < 4  # by chance in 1 of 16,000
+    assert off(first["rows, even weights"], alone) > 8
+    assert apart(first["rows"], alone) > 1e3 * CLOSE  # they are other numbers
+
+
+def test_errors_are_the_same_at_all(pair):
+    found, _ = pair
+    assert (found[0]["errors"] == found[1]["errors"]).all()
+    plate, subsample, different, rows, kept, bad = found[0]["errors"]
+    assert "a fit by several processes needs a pyro.plate of 21 rows, found plates none" in plate
+    assert "does not run on a part of them (Shape mismatch inside plate('data') at site y dim -1" in subsample
+    assert "pyro.subsample(x, event_dim=1)" in subsample
+    assert "seed is 0 there and 1 here" in different
+    assert "2 processes share 1 rows a step" in rows
+    assert "has a checkpoint of a fit: pass resume=True" in kept
+    assert bad.startswith("site 'y' in the model has a log density of nan at step 1")
+    assert "seen by process 1 of 2" in bad
+
+
+def test_a_signal_to_one_ends_all_after_the_same_step(pair):
+    found, _ = pair
+    assert len(found[0]["told"]) == len(found[1]["told"]) < 10_000
+    assert all("SIGTERM" in str(one["told why"]) for one in found)
+
+
+def test_one_that_raises_ends_the_other_at_once(pair):
+    (first, second), _ = pair
+    assert str(second["stumbled"]).startswith("no more of this")
+    assert "process 1 of 2 is gone or does not answer" in str(first["stumbled"])
+    assert first["seconds"] < 30
+
+
+@pytest.mark.parametrize(("rows", "count"), [(4, 4), (10, 4), (21, 2), (1000, 7)])
+def test_parts_are_all_rows_in_order_and_even(rows, count):
+    parts = [part_of(rows, rank, count) for rank in range(count)]
+    assert [row for part in parts for row in part] == list(range(rows))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_more_processes_and_ways(count, tmp_path, capsys):
+    """All ways, with the figures."""
+    found = together(count, tmp_path, lambda rank: {way: losses(way) for way in WAYS}, seconds=900)
+    differences = {way: apart(found[0][way], losses(way)) for way in WAYS}
+    with capsys.disabled():
+        print(f"\n{count} processes, largest difference of losses in nats: {differences}")
+    assert max(differences.values()) < CLOSE
+    assert all((one[way] == found[0][way]).all() for one in found for way in WAYS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_rows_with_noise_of_their_own_on_both_engines(count, tmp_path, capsys):
+    work = lambda rank: {engine: rows_of_their_own(engine, 4_000).losses for engine in ("eager", "compiled")}  # noqa: E731
+    found, alone = together(count, tmp_path, work, seconds=600)[0], rows_of_their_own("compiled", 4_000).losses
+    errors = {engine: off(values, alone) for engine, values in found.items()}
+    with capsys.disabled():
+        print(f"\n{count} processes: −ELBO {alone.mean():.3f} alone; standard errors apart: {errors}")
+    assert max(errors.values()) < 4
+    spreads = [values.std() / alone.std() for values in found.values()]
+    assert max(abs(np.array(spreads) - 1)) < 5 / np.sqrt(2 * 4_000)  # as many rows have as much noise
+
+
+def fit_command(data, out, *more, engine="eager"):
+    options = [
+        "--batch-size",
+        33,
+        "--lr",
+        0.01,
+        "--no-decay",
+        "--engine",
+        engine,
+        "--steps",
+        2_000 if engine == "eager" else 20_000,
+    ]
+    return ["fit", "linear_regression", "--data", data, "--target", "y", "--out", out, *options, *more]
+
+
+@pytest.fixture
+def table(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(400, 4))
+    path = tmp_path / "rows.csv"
+    np.savetxt(path, np.c_[rows, rows.sum(1)], delimiter=",", header="a,b,c,noise,y", comments="")
+    return path
+
+
+def losses_of(folder):
+    run = Run.read(folder)
+    return run.posterior(folder).losses
+
+
+def wait(launcher, log, seconds=300):
+    """Its status, and what it said."""
+    status = launcher.wait(seconds)
+    return status, log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+@pytest.mark.parametrize(("count", "victim"), [(2, 1), (4, 0), (4, 2)])
+def test_one_that_is_killed_ends_all_and_another_number_goes_on(table, tmp_path, count, victim, engine, capsys):
+    log, run, whole = tmp_path / "log", tmp_path / "run", tmp_path / "whole"
+    assert wait(torchrun(*fit_command(table, whole, engine=engine), count=1, log=log), log)[0] == 0
+    launcher = torchrun(*fit_command(table, run, engine=engine), count=count, log=log)
+    children = [process_of(launcher, rank) for rank in range(count)]
+    while not (run / "checkpoint.json").exists():
+        time.sleep(0.02)
+        assert launcher.poll() is None
+    began = time.monotonic()
+    os.kill(children[victim], signal.SIGKILL)
+    status, words = wait(launcher, log)
+    seconds = time.monotonic() - began
+    assert status != 0
+    assert seconds < 30
+    assert words.count(f"kiln: process {victim} of {count} is gone or does not answer") == 1
+    assert f"the checkpoint in {run} is kept" in words.replace("\n", " ")
+    again = torchrun(*fit_command(table, run, "--resume", engine=engine), count=count // 2 + 1, log=log)
+    assert wait(again, log)[0] == 0
+    difference = apart(losses_of(run), losses_of(whole))
+    with capsys.disabled():
+        print(
+            f"\n{engine}, {count} processes: ended {seconds:.1f} s after the kill; then losses {difference:.2g} apart"
+        )
+    assert difference < 1e-2
+
+
+@pytest.fixture
+def two_hosts():
+    """Two network namespaces joined by a cable, each with its address; skipped where they may not be made."""
+    names = [f"kiln-{os.getpid()}-{host}" for host in "ab"]
+    wires = [f"kiln{os.getpid() % 10_000}{host}" for host in "ab"]
+    commands = [
+        *(["ip", "netns", "add", name] for name in names),
+        ["ip", "link", "add", wires[0], "type", "veth", "peer", "name", wires[1]],
+    ]
+    for name, wire, address in zip(names, wires, ("10.77.0.1/24", "10.77.0.2/24"), strict=True):
+        inside = ["ip", "netns", "exec", name, "ip"]
+        commands += [["ip", "link", "set", wire, "netns", name], [*inside, "addr", "add", address, "dev", wire]]
+        commands += [[*inside, "link", "set", wire, "up"], [*inside, "link", "set", "lo", "up"]]
+    try:
+        for command in commands:
+            try:
+                subprocess.run(command, check=True, capture_output=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                pytest.skip(f"network namespaces cannot be made: {error}")
+        yield list(zip(names, wires, strict=True))
+    finally:
+        for name in names:
+            with suppress(OSError):
+                subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+@pytest.mark.slow
+def test_two_hosts_are_as_two_processes(two_hosts, table, tmp_path, capsys):
+    log, one, two = tmp_path / "log", tmp_path / "one", tmp_path / "two"
+    assert wait(torchrun(*fit_command(table, one), count=2, log=log), log)[0] == 0
+    launchers = []
+    for rank, (name, wire) in enumerate(two_hosts):
+        options = ["--nnodes", "2", "--node-rank", str(rank), "--master-addr", "10.77.0.1", "--master-port", "29517"]
+        inside = ["ip", "netns", "exec", name]
+        log = tmp_path / f"log{rank}"
+        command = fit_command(table, two)
+        launchers.append(torchrun(*command, count=1, log=log, options=options, before=inside, GLOO_SOCKET_IFNAME=wire))
+    ends = [launcher.wait(300) for launcher in launchers]
+    assert ends == [0, 0], "\n".join((tmp_path / f"log{rank}").read_text() for rank in (0, 1))
+    difference = apart(losses_of(two), losses_of(one))
+    with capsys.disabled():
+        print(f"\ntwo hosts: losses {difference:.2g} apart from those of two processes on one")
+    assert difference < CLOSE
