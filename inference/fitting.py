@@ -310,7 +310,11 @@ class Fitting:
             stop = replace(stop, how=f"{stop.how}; it began where the guide does: {why}")
         if not stop.settled or stop.rhat is None:
             return stop
-        return replace(stop, doubts=fitted.posterior(fitted.flat, fitted.curves, 0.0).doubts(seed=self.seed))
+
+        def doubts() -> tuple[str, ...]:
+            return fitted.posterior(fitted.flat, fitted.curves, 0.0).doubts(seed=self.seed)
+
+        return replace(stop, doubts=doubts() if self.group is None else self.group.first(doubts))
 
     def _taken(self, task: Task, count: int) -> Tensor:
         """θ after ``count`` steps that nobody watches."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -67,11 +67,15 @@ class MiniBatch(Messenger):
     A plate that names its own ``subsample_size`` keeps it. Pyro then scales the
     densities inside by N/B, so the mini-batch ELBO is unbiased for the full one.
     With a ``part`` only those of the rows chosen are used, and B is their number.
+    Plates that are ``fixed``, by name, have N rows by chance, and keep them.
     """
 
-    def __init__(self, rows: int, batch_size: int, part: range | None = None) -> None:
+    def __init__(
+        self, rows: int, batch_size: int, part: range | None = None, fixed: Collection[str] = frozenset()
+    ) -> None:
         super().__init__()
         self.part = part
+        self.fixed = fixed
         self.rows = rows
         self.batch_size = min(batch_size, rows)
         self.plates: set[str] = set()
@@ -81,7 +85,7 @@ class MiniBatch(Messenger):
         fn = msg["fn"]
         if not isinstance(fn, _Subsample) or msg["value"] is not None:
             return
-        if fn.size != self.rows or fn.subsample_size is not None:
+        if fn.size != self.rows or fn.subsample_size is not None or msg["name"] in self.fixed:
             self.others[msg["name"]] = fn.size
             return
         msg["fn"] = _Subset(self.rows, self.batch_size, self.part)

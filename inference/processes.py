@@ -47,10 +47,16 @@ class Group:
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
         self.hint = "start all of them again"
         nccl = device.type == "cuda" and "cuda:nccl" in dist.get_backend_config()
-        self._steps = dist.new_group(backend="nccl" if nccl else "gloo", timeout=_STEP)
-        self._meetings = dist.new_group(backend="gloo", timeout=_PATIENCE)
-        self._roll = dist.new_group(backend="gloo", timeout=_ROLL_CALL)
         self._closed = False
+        try:
+            self._meetings = dist.new_group(backend="gloo", timeout=_PATIENCE)
+            self._steps = dist.new_group(backend="nccl" if nccl else "gloo", timeout=_STEP)
+            self._roll = dist.new_group(backend="gloo", timeout=_ROLL_CALL)
+        except RuntimeError as error:
+            raise ConnectionError(
+                f"not all of {self.count} processes came to fit, or some cannot reach each other "
+                f"({_first_line(error)}): call it in each, and see GLOO_SOCKET_IFNAME for the network that they use"
+            ) from error
 
     @property
     def leads(self) -> bool:
@@ -148,7 +154,7 @@ class Group:
             try:
                 communicate()
             except RuntimeError as error:
-                problem = re.sub(r"^\[\S+\] ", "", str(error)).splitlines()[0].partition(". ")[0]
+                problem = _first_line(error)
         if problem:  # outside of the handler, whose traceback would keep the connections open
             raise self._lost(problem)
 
@@ -241,6 +247,11 @@ def launched(device: str) -> Iterator[bool]:
 def speaks(error: BaseException) -> bool:
     """Whether this process is the one to report an error, where all processes have it."""
     return int(getattr(error, _SPEAKER, os.environ.get("RANK", "0"))) == int(os.environ.get("RANK", "0"))
+
+
+def _first_line(error: Exception) -> str:
+    """What torch says, without the place in its source and its advice."""
+    return re.sub(r"^\[\S+\] ", "", str(error)).splitlines()[0].partition(". ")[0]
 
 
 def spoken(error: E, speaker: int) -> E:

@@ -8,8 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from inference.arguments import row_count
 from inference.draws import Count
 from inference.failures import NonFinite, problem_of
 from inference.isolation import RandomStream
@@ -18,7 +21,7 @@ from inference.objective import Model, traces
 from inference.processes import Group, spoken, total
 from inference.sites import observed_nodes, refuse_broadcast
 
-__all__ = ["Share", "part_of"]
+__all__ = ["Share", "fixed_plates", "part_of"]
 
 
 def part_of(rows: int, rank: int, count: int) -> range:
@@ -100,7 +103,7 @@ class Share:
         ValueError
             If the model has no plate over the rows, or does not let it choose them.
         """
-        whole = MiniBatch(batch.rows, batch.batch_size)
+        whole = MiniBatch(batch.rows, batch.batch_size, fixed=batch.fixed)
         with Count() as all_rows:
             traces(whole(model), whole(guide), args)
         problem = None
@@ -140,3 +143,14 @@ class Share:
         found = found or self.group.told([str(mine), None, mine.parameter])
         words, site, parameter = found
         return spoken(NonFinite(words, mine.step, site=site, parameter=parameter), 0)
+
+
+def fixed_plates(model: Model, args: tuple[Any, ...]) -> frozenset[str]:
+    """The plates of N places that do not follow the N rows, by a run on one row less; none where it cannot run so."""
+    fewer = tuple(value[:-1] if isinstance(value, Tensor) and value.dim() else value for value in args)
+    try:
+        nodes = poutine.trace(model).get_trace(*fewer).nodes
+    except (ValueError, RuntimeError, IndexError):
+        return frozenset()
+    sizes = {name: node["fn"].size for name, node in nodes.items() if site_is_subsample(node)}
+    return frozenset(name for name, size in sizes.items() if size == row_count(args))

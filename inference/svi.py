@@ -155,8 +155,17 @@ def fit(
     warning and the posterior so far, whose ``stop_reason`` says so; a second one does
     what it does elsewhere. Where the program has handlers of its own, those are heard instead.
 
+    In an initialised process group of ``torch.distributed`` all of its processes call
+    ``fit`` with the same arguments and share the rows of each step
+    (:class:`~inference.shares.Share`): what they find is what one process would,
+    to rounding, but where rows have noise of their own. It needs a model with such a
+    plate as ``batch_size`` does. The first process alone reads and writes the
+    checkpoint, calls callbacks, prints and warns.
+
     Raises
     ------
+    ConnectionError
+        In all other processes, if one of several is killed, raises, or does not answer.
     NonFinite
         If a loss or gradient is not finite: with step, site and parameter, the
         values behind it, and as ``error.posterior`` the posterior after the last good step.

@@ -20,7 +20,7 @@ from inference.objective import Model, traces
 from inference.optimizers import LearningRate
 from inference.processes import Group
 from inference.program import Program, set_training
-from inference.shares import Share
+from inference.shares import Share, fixed_plates
 
 __all__ = ["Task"]
 
@@ -101,11 +101,12 @@ class Task:
             raise ValueError(f"{asks} needs data with rows, but no argument is an array: {advice}")
         size = rows if batch_size is None else min(batch_size, rows)
         share = None if group is None else Share(group, size)
-        batch = MiniBatch(rows, size, share.part if share else None)
         with program.running(program.params.flatten(), RandomStream.seeded(0)):
             if share is None:
+                batch = MiniBatch(rows, size)
                 traces(batch(task.model), batch(task.guide), args)
             else:
+                batch = MiniBatch(rows, size, share.part, fixed_plates(program.model, args))
                 share = share.checked(batch, task.model, task.guide, args)
         batch.require_use()
         return replace(task, model=batch(task.model), guide=batch(task.guide), share=share)

@@ -48,8 +48,10 @@ def _be(rank, count, folder, work):
 
 _OFTEN = """
 import sys
+import torch
 from inference import checkpoint, cli
 checkpoint._SECONDS = 0.5
+torch.set_default_dtype(torch.float64)
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -57,7 +59,7 @@ sys.exit(cli.main(sys.argv[1:]))
 def torchrun(*command, count, log, options=(), before=(), **environment):
     """The command line with these words in ``count`` processes; the launcher, whose output goes to ``log``.
 
-    There is a checkpoint every half a second, not half a minute.
+    There is a checkpoint every half a second, not half a minute, and numbers are double.
     """
     script = log.with_suffix(".py")
     script.write_text(_OFTEN)

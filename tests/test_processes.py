@@ -65,6 +65,20 @@ def without_subsample(x, y=None):
         pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)
 
 
+def as_many_columns_as_rows(x, y=None):
+    """A horseshoe's plate has as many places as there are rows, and is none over them."""
+    with pyro.plate("columns", ROWS):
+        w = pyro.sample("w", dist.Normal(torch.zeros(ROWS, dtype=x.dtype), 1.0))
+    with pyro.plate("data", len(x)):
+        rows, observed = pyro.subsample(x, event_dim=1), pyro.subsample(y, event_dim=0)
+        pyro.sample("y", dist.Normal(rows @ w[:2] + w[2:].sum(), 1.0), obs=observed)
+
+
+def square():
+    guide, options = mean_field_normal(as_many_columns_as_rows), {"steps": 20, "lr": 0.1, "engine": "eager"}
+    return fit(as_many_columns_as_rows, guide, X, Y, **OPTIONS, **options).losses
+
+
 def breaks_at_the_last_row(x, y=None):
     w = pyro.param("w", torch.tensor(1.0, dtype=torch.float64))
     with pyro.plate("data", len(x)):
@@ -121,6 +135,7 @@ def noise_apart():
 def all_checks(folder):
     def work(rank):
         out = {way: losses(way) for way in QUICK}
+        out["square"] = square()
         with even_weights():
             out["even weights"] = losses("eager, 9 rows a step")
         with noise_apart():
@@ -172,6 +187,10 @@ def test_two_processes_have_the_losses_of_one(pair, way):
     (first, second), _ = pair
     assert (first[way] == second[way]).all()
     assert apart(first[way], losses(way)) < CLOSE
+
+
+def test_a_plate_that_has_as_many_places_by_chance_stays_whole(pair):
+    assert apart(pair[0][0]["square"], square()) < CLOSE
 
 
 @pytest.mark.parametrize("broken", ["even weights", "noise apart"])
@@ -230,6 +249,13 @@ def test_one_that_raises_ends_the_other_at_once(pair):
     assert str(second["stumbled"]).startswith("no more of this")
     assert "process 1 of 2 is gone or does not answer" in str(first["stumbled"])
     assert first["seconds"] < 30
+
+
+def test_streamed_rows_are_cut_as_those_of_a_step():
+    share = Share(mock.Mock(rank=1, count=2), ROWS)
+    cut = share.cut((X, Y, "a word", X[:3]))
+    assert (cut[0] == X[10:]).all()
+    assert (len(cut[1]), cut[2], len(cut[3]), share.weight) == (11, "a word", 3, 11 / 21)
 
 
 @pytest.mark.parametrize(("rows", "count"), [(4, 4), (10, 4), (21, 2), (1000, 7)])
