@@ -61,6 +61,8 @@ class ReadAhead(Generic[T]):
             self._put((None, StopIteration()))
         except BaseException as error:  # whatever it is, the one who waits has to hear of it
             self._put((None, error))
+        finally:
+            getattr(self._items, "close", lambda: None)()
 
     def _put(self, entry: tuple[T | None, BaseException | None]) -> bool:
         while not self._closed.is_set():
