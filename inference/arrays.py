@@ -156,9 +156,8 @@ def _refuse_non_finite(given: Tensor, converted: Tensor, name: str, first_row: i
         found = f"too large for {str(converted.dtype).removeprefix('torch.')}"
         advice = "pass dtype=torch.float64, or give it in larger units"
     first = given[bad][0].item()
-    raise ValueError(
-        f"{name} has {int(bad.sum())} values {found}, the first is {first} at {_place(bad.cpu().numpy(), first_row)}: {advice}"
-    )
+    place = _place(bad.cpu().numpy(), first_row)
+    raise ValueError(f"{name} has {int(bad.sum())} values {found}, the first is {first} at {place}: {advice}")
 
 
 def _place(bad: np.ndarray, first_row: int = 0) -> str:

@@ -44,7 +44,7 @@ class BatchStream:
         if batch_size is not None:
             batch_size = min(batch_size, self.num_data)
         elif isinstance(self._source, Pools):
-            raise ValueError(f"batch_size is not said, and {self.num_data:,} rows are read in batches: pass batch_size=")
+            raise ValueError(f"{self.num_data:,} rows are to be read in batches, of an unknown size: pass batch_size=")
         self._own = RandomStream.seeded(seed)
         before = self._own.mark()
         self._slabs = self._from(0, batch_size)
@@ -55,6 +55,7 @@ class BatchStream:
         batch = sum(value[0].nbytes for value in first if isinstance(value, Tensor))
         self.most = min(_MOST, max(1, _HELD_BYTES // max(1, batch)))
         self._held, self._begin = [first], 0
+        self._depth = max(1, min(self.most, _HELD_BYTES // sum(v.nbytes for v in first if isinstance(v, Tensor))))
         self._read_ahead()
 
     @property
@@ -115,8 +116,6 @@ class BatchStream:
 
     def _read_ahead(self) -> None:
         if self._ahead:
-            slab = sum(value.nbytes for value in self._held[0] if isinstance(value, Tensor)) if self._held else 0
-            self._depth = max(1, min(self.most, _HELD_BYTES // slab)) if slab else self._depth
             self._slabs = ReadAhead(self._slabs, self._depth)
 
     def _read(self) -> Slab:
@@ -130,7 +129,8 @@ class BatchStream:
 def _slabs(pieces: Iterator[tuple[Any, ...]], size: int | None) -> Iterator[Slab]:
     """Pieces of any length as batches of ``size`` rows, or of as many as the first piece has; no row is left out."""
     rest: tuple[Any, ...] | None = None
-    for piece in pieces:
+    for given in pieces:
+        piece = given
         size = size or _rows(piece)
         if rest is not None:
             missing = size - _rows(rest)

@@ -82,7 +82,7 @@ def rows_in(source: Any, given: int | None) -> int:
 @contextmanager
 def _drawing_apart(source: Any, seed: int) -> Iterator[None]:
     """Let a DataLoader that has no generator draw from one of ``seed``, not from the process's."""
-    parts = [source, source.sampler] if isinstance(source, DataLoader) else []
+    parts: list[Any] = [source, source.sampler] if isinstance(source, DataLoader) else []
     drawing = [part for part in parts if getattr(part, "generator", False) is None]
     generator = torch.Generator().manual_seed(seed)
     for part in drawing:
@@ -97,7 +97,7 @@ def _drawing_apart(source: Any, seed: int) -> Iterator[None]:
 def _length(batch: tuple[Any, ...]) -> int:
     sizes = [len(value) for value in batch if hasattr(value, "shape") and value.shape]
     if len(set(sizes)) != 1:
-        raise ValueError(f"a batch has arrays of {sizes or 'no'} rows: give arrays of as many rows each, such as (x, y)")
+        raise ValueError(f"a batch has arrays of {sizes or 'no'} rows: give as many of each, such as (x, y)")
     return int(sizes[0])
 
 

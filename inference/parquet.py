@@ -63,5 +63,7 @@ def parquet_blocks(path: Path, target: str | None) -> Blocks:
 def _values(table: pa.Table, name: str, path: Path) -> np.ndarray:
     column = table[name]
     if column.null_count:
-        raise ValueError(f"column {name!r} of {path} has {column.null_count} values missing: fill them in or remove rows")
+        raise ValueError(
+            f"column {name!r} of {path} has {column.null_count} values missing: fill them in or remove rows"
+        )
     return column.to_numpy()

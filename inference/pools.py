@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -83,7 +83,7 @@ class Pools:
                 yield self._pool(order[begin:end], (epoch, begin), max(0, skipped - before))
             begin = end
 
-    def _pool(self, numbers: Sequence[int], key: tuple[int, int], skipped: int) -> tuple[Any, ...]:
+    def _pool(self, numbers: np.ndarray, key: tuple[int, int], skipped: int) -> tuple[Any, ...]:
         begins = self.blocks.begins
         parts = [self.convert(self.blocks.read(int(i)), int(begins[i])) for i in numbers]
         whole = [torch.cat(part) if isinstance(part[0], Tensor) else part[0] for part in zip(*parts, strict=True)]

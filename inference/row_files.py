@@ -18,7 +18,7 @@ __all__ = ["Rows", "is_on_disk", "rows_of"]
 
 @dataclass(frozen=True)
 class Rows:
-    """``count`` rows of one shape; ``read(a, b)`` gives rows a to b − 1, (b − a, *shape), and can be called by any thread.
+    """``count`` rows of one shape; ``read(a, b)`` gives rows a to b − 1, (b − a, *shape), in any thread.
 
     ``run`` is how many rows lie together on disk where that is known, as in a chunk of Zarr.
     """
@@ -46,7 +46,7 @@ def _is_chunked(value: Any) -> bool:
 
 
 def rows_of(source: Any, name: str) -> Rows:
-    """The rows of an array, a tensor, an array of Zarr or HDF5, or of the file ``….npy`` or folder ``….zarr`` at a path.
+    """The rows of an array, a tensor, an array of Zarr or HDF5, or of what is at a path, ``….npy`` or ``….zarr``.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def _of_array(array: Any, name: str) -> Rows:
         raise ValueError(f"{name} is a single number: give one row an observation")
     dtype = np.asarray(array[:0]).dtype
     chunks = array.chunks[0] if _is_chunked(array) and array.chunks else None
-    return Rows(name, len(array), tuple(array.shape[1:]), dtype, lambda begin, end: array[begin:end], chunks)
+    return Rows(name, int(array.shape[0]), tuple(array.shape[1:]), dtype, lambda begin, end: array[begin:end], chunks)
 
 
 def _of_path(path: Path) -> Rows:

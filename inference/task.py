@@ -126,7 +126,7 @@ def row_scale(program: Program, args: tuple[Any, ...], rows: int) -> RowScale:
     own = [name for name in latent_values(model_trace) if scale.is_of_rows(model_trace.nodes[name])]
     if own and automatic:
         raise ValueError(
-            f"{name_of(program.guide)} keeps a distribution for each row of {own}, and a fit by batches sees new rows at "
-            "each step: use a guide that computes them from the row, such as amortized_encoder"
+            f"{name_of(program.guide)} keeps a distribution for each row of {own}, and a fit by batches sees new rows "
+            "at each step: use a guide that computes them from the row, such as amortized_encoder"
         )
     return scale
