@@ -1,5 +1,6 @@
 """Fit a Pyro model by SVI, then sample, predict, diagnose, report and save."""
 
+from inference.batches import batches
 from inference.calibration import Calibration, calibrate
 from inference.checkpoint import Checkpoint
 from inference.comparison import compare_report
@@ -36,6 +37,7 @@ __all__ = [
     "Progress",
     "Snapshots",
     "TensorBoard",
+    "batches",
     "calibrate",
     "check_gradients",
     "compare_report",

@@ -21,10 +21,11 @@ def is_array(value: Any) -> bool:
     return isinstance(value, Tensor | np.ndarray | list) or hasattr(value, "__array__")
 
 
-def plain_tensor(value: Any, name: str, dtype: torch.dtype, shared: bool = False) -> Tensor:
+def plain_tensor(value: Any, name: str, dtype: torch.dtype, shared: bool = False, first_row: int = 0) -> Tensor:
     """The numbers of ``value`` as a dense tensor, where it is; floating-point ones as ``dtype``.
 
     Arrays are copied, unless they may be ``shared`` for the time of a call.
+    ``first_row`` is the number of the first row, where they are a part of more.
 
     Raises
     ------
@@ -42,7 +43,7 @@ def plain_tensor(value: Any, name: str, dtype: torch.dtype, shared: bool = False
         return tensor
     converted = tensor.to(dtype)
     if not _is_finite(converted):
-        _refuse_non_finite(tensor, converted, name)
+        _refuse_non_finite(tensor, converted, name, first_row)
     return converted
 
 
@@ -146,7 +147,7 @@ def _is_finite(tensor: Tensor) -> bool:
     return all(bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(_CHECKED))
 
 
-def _refuse_non_finite(given: Tensor, converted: Tensor, name: str) -> None:
+def _refuse_non_finite(given: Tensor, converted: Tensor, name: str, first_row: int) -> None:
     bad = ~torch.isfinite(given)
     if bool(bad.any()):
         found, advice = "that are NaN or infinite", "remove or impute those rows"
@@ -155,14 +156,13 @@ def _refuse_non_finite(given: Tensor, converted: Tensor, name: str) -> None:
         found = f"too large for {str(converted.dtype).removeprefix('torch.')}"
         advice = "pass dtype=torch.float64, or give it in larger units"
     first = given[bad][0].item()
-    raise ValueError(
-        f"{name} has {int(bad.sum())} values {found}, the first is {first} at {_place(bad.cpu().numpy())}: {advice}"
-    )
+    place = _place(bad.cpu().numpy(), first_row)
+    raise ValueError(f"{name} has {int(bad.sum())} values {found}, the first is {first} at {place}: {advice}")
 
 
-def _place(bad: np.ndarray) -> str:
+def _place(bad: np.ndarray, first_row: int = 0) -> str:
     """Where the first of those marked is."""
     if not bad.ndim:
         return "the value"
     first = np.argwhere(bad)[0]
-    return f"row {first[0]}" + (f", column {first[1]}" if len(first) > 1 else "")
+    return f"row {first_row + first[0]}" + (f", column {first[1]}" if len(first) > 1 else "")

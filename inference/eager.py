@@ -47,7 +47,8 @@ class EagerEngine:
         self.outside = {} if task.share is None else self._outside()
 
     def _outside(self) -> dict[str, object]:
-        return outside_values((self.task.model, self.task.guide, self.task.args))
+        args = () if self.task.batches else self.task.args
+        return outside_values((self.task.model, self.task.guide, args))
 
     def init(self, stream: RandomStream) -> SVIState:
         """The state before the first step."""
@@ -68,6 +69,8 @@ class EagerEngine:
             At the first loss or gradient that is not finite, naming the step, the
             site and the parameter; the state is put back to where this call began.
         """
+        if self.task.batches is not None:
+            self.task.batches.hold(state.step, steps)
         before = _snapshot(state)
         losses = self._take(state, steps)
         if not (torch.isfinite(losses[:, 0]).all() and torch.isfinite(state.flat).all()):
@@ -118,9 +121,9 @@ class EagerEngine:
         if task.landing is None:
             set_step_size(state.optimizer, task.lr, step)
         beta = task.anneal(step) if task.anneal else None
-        share, scored = task.share, bool(self.program.scored)
+        share, args, scored = task.share, task.args_at(step), bool(self.program.scored)
         with nullcontext() if share is None else share.drawing():
-            value = loss(task.model, task.guide, task.args, task.particles, not scored, beta, task.sticking)
+            value = loss(task.model, task.guide, args, task.particles, not scored, beta, task.sticking)
         learns = value.requires_grad
         if learns:
             value[0].backward()
@@ -142,7 +145,7 @@ class EagerEngine:
         _roll_back(state, start)
         share = task.share
         with self.program.running(flat, stream), nullcontext() if share is None else share.drawing():
-            pairs = (traces(task.model, task.guide, task.args) for _ in range(task.particles))
+            pairs = (traces(task.model, task.guide, task.args_at(number)) for _ in range(task.particles))
             find = partial(failure, self.program.params, flat, after, pairs, number)
             raise find() if share is None else share.agreed(find)
 

@@ -15,7 +15,7 @@ import torch
 from several import together
 
 from guides import amortized_encoder, mean_field_normal
-from inference import Checkpoint, NonFinite, fit
+from inference import Checkpoint, NonFinite, batches, fit
 from inference.shares import Share, part_of
 from ppl_models import VAE, linear_regression
 
@@ -44,6 +44,12 @@ def line(x, y=None):
 
 def losses(way, **changes):
     return fit(line, mean_field_normal(line), X, Y, **OPTIONS, **WAYS[way] | changes).losses
+
+
+def streamed(engine="eager"):
+    """Rows that are read a batch at a time."""
+    options = {"steps": 60, "lr": 0.02, "batch_size": 9, "engine": engine}
+    return fit(line, mean_field_normal(line), batches(X.numpy(), Y.numpy()), **OPTIONS, **options).losses
 
 
 def rows_of_their_own(engine, steps):
@@ -135,7 +141,7 @@ def noise_apart():
 def all_checks(folder):
     def work(rank):
         out = {way: losses(way) for way in QUICK}
-        out["square"] = square()
+        out["square"], out["streamed"] = square(), streamed()
         with even_weights():
             out["even weights"] = losses("eager, 9 rows a step")
         with noise_apart():
@@ -187,6 +193,10 @@ def test_two_processes_have_the_losses_of_one(pair, way):
     (first, second), _ = pair
     assert (first[way] == second[way]).all()
     assert apart(first[way], losses(way)) < CLOSE
+
+
+def test_batches_that_are_read_are_shared_too(pair):
+    assert apart(pair[0][0]["streamed"], streamed()) < CLOSE
 
 
 def test_a_plate_that_has_as_many_places_by_chance_stays_whole(pair):
@@ -269,12 +279,13 @@ def test_parts_are_all_rows_in_order_and_even(rows, count):
 @pytest.mark.parametrize("count", [2, 4])
 def test_more_processes_and_ways(count, tmp_path, capsys):
     """All ways, with the figures."""
-    found = together(count, tmp_path, lambda rank: {way: losses(way) for way in WAYS}, seconds=900)
-    differences = {way: apart(found[0][way], losses(way)) for way in WAYS}
+    work = lambda: {way: losses(way) for way in WAYS} | {"compiled, batches that are read": streamed("compiled")}  # noqa: E731
+    found, alone = together(count, tmp_path, lambda rank: work(), seconds=900), work()
+    differences = {way: apart(found[0][way], alone[way]) for way in alone}
     with capsys.disabled():
         print(f"\n{count} processes, largest difference of losses in nats: {differences}")
     assert max(differences.values()) < CLOSE
-    assert all((one[way] == found[0][way]).all() for one in found for way in WAYS)
+    assert all((one[way] == found[0][way]).all() for one in found for way in alone)
 
 
 @pytest.mark.slow
