@@ -29,7 +29,7 @@ from inference.optimizers import LearningRate, cosine_decay
 from inference.posterior import Posterior
 from inference.predict import ClassPrediction, Prediction
 from inference.printable import printable
-from inference.processes import launched, speaks
+from inference.processes import launched, speaks, who
 from inference.run_reports import REPORT, compare_runs, evaluate, report_run, write_run_report
 from inference.runs import Run, Split, check_writable, data_for, least_squares_rmse, split_rows
 from inference.svi import fit as fit_posterior
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if os.environ.get("KILN_TRACEBACK"):
             raise
         if speaks(error):
-            _say(f"kiln: {' '.join(str(error).split())}", file=sys.stderr)
+            _say(f"kiln: {who(error)}{' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except Exception as error:
         if os.environ.get("KILN_TRACEBACK"):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from inference.plain import packed, unpacked
 
-__all__ = ["Group", "gathered", "launched", "speaks", "spoken", "total"]
+__all__ = ["Group", "gathered", "launched", "speaks", "spoken", "total", "who"]
 
 _STEP = timedelta(seconds=60)  # how far apart the processes may be within a chunk of steps
 _PATIENCE = timedelta(minutes=30)  # and elsewhere: one of them searches, compiles, or writes, and the others wait
@@ -247,6 +247,12 @@ def launched(device: str) -> Iterator[bool]:
 def speaks(error: BaseException) -> bool:
     """Whether this process is the one to report an error, where all processes have it."""
     return int(getattr(error, _SPEAKER, os.environ.get("RANK", "0"))) == int(os.environ.get("RANK", "0"))
+
+
+def who(error: BaseException) -> str:
+    """The process that an error is of, in words, where there are several and it is not one of all."""
+    rank, count = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    return "" if count == "1" or hasattr(error, _SPEAKER) else f"process {rank} of {count}: "
 
 
 def _first_line(error: Exception) -> str:

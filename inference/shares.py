@@ -36,7 +36,8 @@ def part_of(rows: int, rank: int, count: int) -> range:
         If there are more processes than rows.
     """
     if rows < count:
-        raise ValueError(f"{count} processes share {rows} rows a step: give each at least one, or start fewer")
+        words = f"{count} processes share {rows} rows a step: give each at least one, or start fewer"
+        raise spoken(ValueError(words), 0)
     return range(rows * rank // count, rows * (rank + 1) // count)
 
 
@@ -106,22 +107,30 @@ class Share:
         whole = MiniBatch(batch.rows, batch.batch_size, fixed=batch.fixed)
         with Count() as all_rows:
             traces(whole(model), whole(guide), args)
-        problem = None
-        try:
-            with Count() as part:
-                model_trace, _ = traces(batch(model), batch(guide), args)
-            for name, node in observed_nodes(model_trace).items():
-                refuse_broadcast(name, node)
-        except (ValueError, RuntimeError, IndexError) as error:
-            problem = (
-                f"{self.group.count} processes share the rows of pyro.plate('data', len(x)), but the model does not "
-                f"run on a part of them ({problem_of(error)}): write `pyro.subsample(x, event_dim=1)` for what it uses "
-                "in the plate"
-            )
+        with Count() as part:
+            problem = self._problem(batch, model, guide, args)
         problem = self.group.told(problem)
         if problem is not None:
             raise spoken(ValueError(problem), 0)
         return replace(self, own=bool(self.group.most(int(part.numbers != all_rows.numbers))[0]))
+
+    def _problem(self, batch: MiniBatch, model: Model, guide: Model, args: tuple[Any, ...]) -> str | None:
+        """Why its part of the rows cannot be all that the model is given, if so."""
+        try:
+            model_trace, _ = traces(batch(model), batch(guide), args)
+            for name, node in observed_nodes(model_trace).items():
+                refuse_broadcast(name, node)
+        except (ValueError, RuntimeError, IndexError) as error:
+            return (
+                f"{self.group.count} processes share the rows of pyro.plate('data', len(x)), but the model does not "
+                f"run on a part of them ({problem_of(error)}): write `pyro.subsample(x, event_dim=1)` for what it uses "
+                "in the plate"
+            )
+        try:
+            batch.require_use()
+        except ValueError as error:
+            return str(error)
+        return None
 
     def refuse(self, changed: list[str]) -> None:
         """Raise a ValueError if a callback, of which there is one process's alone, changed what the model reads."""

@@ -124,10 +124,10 @@ class Task:
             if share is None:
                 batch = MiniBatch(rows, size)
                 traces(batch(task.model), batch(task.guide), args)
+                batch.require_use()
             else:
                 batch = MiniBatch(rows, size, share.part, fixed_plates(program.model, args))
                 share = share.checked(batch, task.model, task.guide, args)
-        batch.require_use()
         return replace(task, model=batch(task.model), guide=batch(task.guide), share=share)
 
 
