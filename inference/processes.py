@@ -65,11 +65,14 @@ class Group:
 
     def total(self, values: Tensor) -> Tensor:
         """The sum of ``values`` over all processes, in place."""
-        return self._all(values, dist.ReduceOp.SUM, self._steps)
+        self._try(lambda: dist.all_reduce(values, dist.ReduceOp.SUM, self._steps))
+        return values
 
     def most(self, *numbers: int) -> list[int]:
         """The largest of each number over all processes, which may be far apart."""
-        return self._all(torch.tensor(numbers), dist.ReduceOp.MAX, self._meetings).tolist()
+        values = torch.tensor(numbers)
+        self._try(lambda: dist.all_reduce(values, dist.ReduceOp.MAX, self._meetings))
+        return values.tolist()
 
     def told(self, mine: Any) -> Any:
         """What the first process has to say that has anything but None, at all of them; None where none has.
@@ -120,10 +123,6 @@ class Group:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _all(self, values: Tensor, operation: Any, group: Any) -> Tensor:
-        self._try(lambda: dist.all_reduce(values, operation, group))
-        return values
-
     def _sent(self, value: Any, source: int) -> Any:
         """``value`` of the process ``source``, at all."""
         content, tensors = packed(value) if self.rank == source else (None, {})
@@ -155,7 +154,7 @@ class Group:
                 communicate()
             except RuntimeError as error:
                 problem = _first_line(error)
-        if problem:  # outside of the handler, whose traceback would keep the connections open
+        if problem:  # outside of the handler, whose traceback would keep the connections open, as any name for one does
             raise self._lost(problem)
 
     def _lost(self, problem: str) -> ConnectionError:

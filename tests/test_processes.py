@@ -147,9 +147,9 @@ def all_checks(folder):
         with noise_apart():
             out["noise apart"] = losses("eager, 9 rows a step")
         out["first part"] = with_checkpoint(folder / "kept", 40)
-        out["rows"] = rows_of_their_own("eager", 400).losses
+        out["rows"] = rows_of_their_own("eager", 300).losses
         with even_weights():
-            out["rows, even weights"] = rows_of_their_own("eager", 100).losses
+            out["rows, even weights"] = rows_of_their_own("eager", 60).losses
         out["posterior"] = fit(line, mean_field_normal(line), X, Y, steps=5, lr=0.1, **OPTIONS).sample(1)["weights"]
         guide = mean_field_normal(line)
         out["errors"] = np.array(
@@ -228,7 +228,7 @@ def off(found, alone):
 
 def test_rows_with_noise_of_their_own_give_the_same_elbo(pair):
     (first, _), _ = pair
-    alone = rows_of_their_own("eager", 400).losses
+    alone = rows_of_their_own("eager", 300).losses
     assert off(first["rows"], alone) < 4  # by chance in 1 of 16,000
     assert off(first["rows, even weights"], alone) > 8
     assert apart(first["rows"], alone) > 1e3 * CLOSE  # they are other numbers
