@@ -130,7 +130,7 @@ class Fitting:
             try:
                 fitted: Attempt | None = self._attempt(number, running)
             except ValueError as error:
-                if self.restarts == 1:
+                if self.restarts == 1 or self._is_alone:
                     raise
                 self._warn(f"start {number + 1} of {self.restarts} failed: {error}")
                 fitted = None
@@ -212,7 +212,7 @@ class Fitting:
             return self._run(number, plain, plan, stream, searched, running)
         except ValueError as error:
             refused = running is not None and not isinstance(error, NonFinite)  # it could not go on at all
-            if self.asked or plan is None or refused:
+            if self.asked or plan is None or refused or self._is_alone:
                 raise
             self._warn(f"the steps that were found failed, so this is Adam: {error}")
             return self._run(number, plain, None, stream, searched)
@@ -317,6 +317,11 @@ class Fitting:
             return fitted.posterior(fitted.flat, fitted.curves, 0.0).doubts(seed=self.seed)
 
         return replace(stop, doubts=doubts() if self.group is None else self.group.first(doubts))
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether an error is of this process and not of the others, which so do not begin again with it."""
+        return self.group is not None and self.group.left
 
     def _taken(self, task: Task, count: int) -> Tensor:
         """θ after ``count`` steps that nobody watches."""

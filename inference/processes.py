@@ -34,7 +34,8 @@ class Group:
 
     As a context manager it has connections of its own, with time limits of its
     own, which end with the block: a process that is killed, or that raises, is
-    missed by all others at once. ``hint`` is what their error says of how to go on.
+    missed by all others at once. ``hint`` is what their error says of how to go on,
+    and ``left`` whether this one has left them.
 
     Raises
     ------
@@ -47,7 +48,7 @@ class Group:
         self.rank, self.count = dist.get_rank(), dist.get_world_size()
         self.hint = "start all of them again"
         nccl = device.type == "cuda" and "cuda:nccl" in dist.get_backend_config()
-        self._closed = False
+        self.left = False
         try:
             self._meetings = dist.new_group(backend="gloo", timeout=_PATIENCE)
             self._steps = dist.new_group(backend="nccl" if nccl else "gloo", timeout=_STEP)
@@ -101,8 +102,8 @@ class Group:
 
     def close(self) -> None:
         """Leave the others, who notice at once."""
-        if not self._closed:
-            self._closed = True
+        if not self.left:
+            self.left = True
             self._hang_up(self._steps, self._meetings, self._roll)
 
     @contextmanager
@@ -148,7 +149,7 @@ class Group:
         self._try(lambda: dist.broadcast(values, source, self._meetings))
 
     def _try(self, communicate: Callable[[], object]) -> None:
-        problem = "this process had left them" if self._closed else ""
+        problem = "this process had left them" if self.left else ""
         if not problem:
             try:
                 communicate()
@@ -160,11 +161,11 @@ class Group:
     def _lost(self, problem: str) -> ConnectionError:
         """Close all connections but one, so that all notice, and call the roll over that one."""
         gone: Sequence[int] = ()
-        if not self._closed:
+        if not self.left:
             self._hang_up(self._steps, self._meetings)
             gc.collect()  # torch's own reports of errors keep connections in cycles
             gone = self._missing()
-            self._closed = True
+            self.left = True
             self._hang_up(self._roll)
         who = f"process {', '.join(map(str, gone))} of {self.count} is" if gone else f"one of {self.count} processes is"
         words = f"{who} gone or does not answer, which ends the others (counted from 0; {problem}): {self.hint}"
