@@ -173,19 +173,20 @@ class Group:
         return spoken(ConnectionError(words), min(left))
 
     def _missing(self) -> list[int]:
-        """The processes that do not answer."""
-        others = [rank for rank in range(self.count) if rank != self.rank]
+        """The processes that do not answer; those that do have heard of this one too."""
+        others, here = [rank for rank in range(self.count) if rank != self.rank], torch.zeros(1)
         sent, missing = [], []
         for other in others:
             with suppress(RuntimeError):
-                sent.append(dist.isend(torch.zeros(1), other, self._roll))
+                sent.append(dist.isend(here, other, self._roll))
         for other in others:
             try:
-                answer = dist.irecv(torch.zeros(1), other, self._roll)
-                if answer is not None:
-                    answer.wait(_ROLL_CALL)
+                _done(dist.irecv(torch.zeros(1), other, self._roll))
             except RuntimeError:
                 missing.append(other)
+        for one in sent:
+            with suppress(RuntimeError):
+                _done(one)
         return missing
 
     def _hang_up(self, *connections: Any) -> None:
@@ -258,6 +259,11 @@ def who(error: BaseException) -> str:
 def _first_line(error: Exception) -> str:
     """What torch says, without the place in its source and its advice."""
     return re.sub(r"^\[\S+\] ", "", str(error)).splitlines()[0].partition(". ")[0]
+
+
+def _done(work: dist.Work | None) -> None:
+    if work is not None:
+        work.wait(_ROLL_CALL)
 
 
 def spoken(error: E, speaker: int) -> E:
