@@ -52,12 +52,12 @@ def streamed(engine="eager"):
     return fit(line, mean_field_normal(line), batches(X.numpy(), Y.numpy()), **OPTIONS, **options).losses
 
 
-def rows_of_their_own(engine, steps):
+def rows_of_their_own(engine, steps, **more):
     """−ELBO of an autoencoder whose parameters stay where they are."""
     torch.manual_seed(1)
     model = VAE(2, latent=2, hidden=[3], noise=1.0).double()
     options = {"optimizer": "sgd", "lr": 1e-12, "steps": steps, "engine": engine}
-    return fit(model, amortized_encoder(model), X, **OPTIONS, **options)
+    return fit(model, amortized_encoder(model), X, **OPTIONS, **options, **more)
 
 
 def without_a_plate(x, y=None):
@@ -300,3 +300,16 @@ def test_rows_with_noise_of_their_own_on_both_engines(count, tmp_path, capsys):
     assert max(errors.values()) < 4
     spreads = [values.std() / alone.std() for values in found.values()]
     assert max(abs(np.array(spreads) - 1)) < 5 / np.sqrt(2 * 4_000)  # as many rows have as much noise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_noise_of_their_own_goes_on_in_the_middle_of_a_block(engine, tmp_path):
+    def work(rank):
+        kept = tmp_path / "kept"
+        rows_of_their_own(engine, 130, checkpoint=kept)
+        whole, again = rows_of_their_own(engine, 200), rows_of_their_own(engine, 200, checkpoint=kept, resume=True)
+        return {"whole": whole.losses, "again": again.losses}
+
+    for found in together(2, tmp_path, work, seconds=300):
+        assert (found["whole"] == found["again"]).all()
