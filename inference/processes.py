@@ -175,18 +175,11 @@ class Group:
     def _missing(self) -> list[int]:
         """The processes that do not answer; those that do have heard of this one too."""
         others, here = [rank for rank in range(self.count) if rank != self.rank], torch.zeros(1)
-        sent, missing = [], []
-        for other in others:
-            with suppress(RuntimeError):
-                sent.append(dist.isend(here, other, self._roll))
-        for other in others:
-            try:
-                _done(dist.irecv(torch.zeros(1), other, self._roll))
-            except RuntimeError:
-                missing.append(other)
-        for one in sent:
-            with suppress(RuntimeError):
-                _done(one)
+        calls = {other: _begun(dist.isend, here, other, self._roll) for other in others}
+        answers = {other: _begun(dist.irecv, torch.zeros(1), other, self._roll) for other in others}
+        missing = [other for other, answer in answers.items() if not _is_done(answer)]
+        for call in calls.values():
+            _is_done(call)
         return missing
 
     def _hang_up(self, *connections: Any) -> None:
@@ -261,9 +254,20 @@ def _first_line(error: Exception) -> str:
     return re.sub(r"^\[\S+\] ", "", str(error)).splitlines()[0].partition(". ")[0]
 
 
-def _done(work: dist.Work | None) -> None:
-    if work is not None:
-        work.wait(_ROLL_CALL)
+def _begun(send_or_receive: Callable[..., dist.Work | None], *args: Any) -> dist.Work | None:
+    """What is on its way, None where the other end is closed."""
+    try:
+        return send_or_receive(*args)
+    except RuntimeError:
+        return None
+
+
+def _is_done(work: dist.Work | None) -> bool:
+    """Whether it comes to its end in time."""
+    try:
+        return work is not None and work.wait(_ROLL_CALL)
+    except RuntimeError:
+        return False
 
 
 def spoken(error: E, speaker: int) -> E:
