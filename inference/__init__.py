@@ -16,6 +16,7 @@ from inference.posterior import Posterior, load
 from inference.predict import ClassPrediction, Prediction
 from inference.sections import Labels
 from inference.snapshots import Snapshots
+from inference.stored import StoredClassPrediction, StoredPrediction, open_prediction
 from inference.svi import fit
 from inference.tensorboard import TensorBoard
 from inference.watch import Progress, every
@@ -35,6 +36,8 @@ __all__ = [
     "Prediction",
     "Progress",
     "Snapshots",
+    "StoredClassPrediction",
+    "StoredPrediction",
     "TensorBoard",
     "calibrate",
     "check_gradients",
@@ -44,5 +47,6 @@ __all__ = [
     "fit",
     "fresh",
     "load",
+    "open_prediction",
     "plot_loss_contour",
 ]

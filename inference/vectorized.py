@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from inference.arguments import row_count
 
-__all__ = ["affordable", "draws_together", "for_each_draw", "rows_together", "together"]
+__all__ = ["Block", "Widest", "affordable", "draws_together", "for_each_draw", "rows_together", "together"]
 
 _NUMBERS = 2**22  # of the data, times draws: what is run together
+_STREAMED = 2**21  # of a tensor, where memory may not grow
 _NARROW = 256  # a row of fewer numbers counts as this many, for the layers of a network behind it
 _PATIENCE = 2e11  # rows, times draws, times parameters, that nobody has to be asked about: some ten seconds
 
@@ -79,6 +80,42 @@ def together(run: Run, latents: Latents, draws: int, at_once: int) -> list[Any]:
     return parts
 
 
+class Block(NamedTuple):
+    """How many ``rows`` to finish before the next, and how many ``draws`` to run on them together."""
+
+    rows: int
+    draws: int
+
+    @classmethod
+    def bounded(cls, width: float, kept: float, draws: int, most: int | None) -> Block:
+        """Such that no tensor has more than 2²¹ numbers: ``width`` of them a row and draw on the way, ``kept`` at last.
+
+        Of S ``draws`` all are kept at the rows at hand, which are no more than ``most``.
+
+        >>> Block.bounded(width=10, kept=1, draws=1000, most=None)
+        Block(rows=2097, draws=100)
+        """
+        pairs = max(1, int(_STREAMED / max(width, 1)))
+        rows = max(1, min(int(_STREAMED / (draws * max(kept, 1))), pairs))
+        rows = rows if most is None else min(rows, most)
+        return cls(rows, max(1, pairs // rows))
+
+
+class Widest(TorchFunctionMode):
+    """In this block, ``numbers`` is how many the largest tensor has that torch has made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at what ``func`` returns."""
+        found = func(*args, **(kwargs or {}))
+        sizes = [value.numel() for value in tree_leaves(found) if isinstance(value, Tensor)]
+        self.numbers = max([self.numbers, *sizes])
+        return found
+
+
 class _Apart(TorchFunctionMode):
     """Inside ``torch.vmap``, memory for random numbers is of each draw alone, so that it can be filled in place."""
 
@@ -110,7 +147,7 @@ def _part(latents: Latents, index: Any) -> dict[str, Tensor]:
 
 def _other_generators() -> tuple[Any, ...]:
     _, keys, place, *_ = np.random.get_state()  # noqa: NPY002 - a model may use it
-    return str(keys), place, random.getstate()
+    return np.asarray(keys).tobytes(), place, random.getstate()
 
 
 def _cpu(values: Any) -> Any:
