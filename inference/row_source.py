@@ -48,7 +48,7 @@ class RowSource:
             If none has rows, or if they have different numbers of them.
         """
         values = tuple(_sliceable(value, name, dtype) for value, name in zip(data, names, strict=True))
-        rows = [(name, len(value)) for name, value in zip(names, values, strict=True) if _has_rows(value)]
+        rows = [(name, value.shape[0]) for name, value in zip(names, values, strict=True) if _has_rows(value)]
         refuse_uneven(rows)
         if not rows or not rows[0][1]:
             raise ValueError("out= is for many rows, and there are none: give predict an array with one row or more")
