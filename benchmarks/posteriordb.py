@@ -3,7 +3,8 @@
     KILN_DATA=… python -m benchmarks.posteriordb --threads 1
 
 Each posterior by each guide and seed: ``fit(model, guide, *data,
-optimizer="auto")`` with no other option but the ceiling of steps, beside Pyro's
+optimizer="auto")`` with no other option but the ceiling of steps and, where
+asked for, the particles, beside Pyro's
 own way, its autoguide under ClippedAdam 0.02 that decays to 1 % over 8,000
 steps. Of each: the largest error of a mean in reference sds, the least and
 largest ratio of sds (20,000 draws), the ELBO in nats with its standard error
@@ -40,7 +41,7 @@ GUIDES: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
 }
 
 
-def by_kiln(posterior: Posterior, guide: Callable[..., Any], seed: int) -> tuple[Errors, float, str]:
+def by_kiln(posterior: Posterior, guide: Callable[..., Any], seed: int, particles: int) -> tuple[Errors, float, str]:
     """Errors, seconds, and what the fit says of itself."""
     began = time.perf_counter()
     found = fit(
@@ -49,6 +50,7 @@ def by_kiln(posterior: Posterior, guide: Callable[..., Any], seed: int) -> tuple
         *posterior.data,
         optimizer="auto",
         steps=CEILING,
+        particles=particles,
         seed=seed,
         engine="compiled",
         progress=False,
@@ -118,6 +120,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--guides", choices=GUIDES, nargs="+", default=list(GUIDES))
+    parser.add_argument("--particles", type=int, default=1)
     parser.add_argument("--pyro", action="store_true", help="Pyro's way beside it, at the first seed")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -129,9 +132,9 @@ def main() -> None:
         posterior = read(name)
         for label in options.guides:
             ours, pyros = GUIDES[label]
-            by_kiln(posterior, ours, 0)  # compiles
+            by_kiln(posterior, ours, 0, options.particles)  # compiles
             for seed in range(options.seeds):
-                show(name, label, seed, "Kiln", by_kiln(posterior, ours, seed))
+                show(name, label, seed, "Kiln", by_kiln(posterior, ours, seed, options.particles))
             if options.pyro and pyros is not None:
                 show(name, label, 0, "Pyro", by_pyro(posterior, pyros, 0))
 

@@ -1,5 +1,6 @@
 """Fit a Pyro model by SVI, then sample, predict, diagnose, report and save."""
 
+from inference.batches import batches
 from inference.calibration import Calibration, calibrate
 from inference.checkpoint import Checkpoint
 from inference.comparison import compare_report
@@ -39,6 +40,7 @@ __all__ = [
     "StoredClassPrediction",
     "StoredPrediction",
     "TensorBoard",
+    "batches",
     "calibrate",
     "check_gradients",
     "compare_report",

@@ -52,13 +52,13 @@ def as_tensors(
     dtype: torch.dtype,
     *,
     shared: bool = False,
-    first: int = 0,
+    first_row: int = 0,
 ) -> tuple[Any, ...]:
     """Arrays, frames and tensors as tensors on ``device``; anything else as it is.
 
     Floating-point values become ``dtype``; integers and booleans keep theirs.
-    Arrays are copied, unless they may be ``shared`` for the time of a call. Where
-    they are part of a whole, errors count rows from its ``first``.
+    Arrays are copied, unless they may be ``shared`` for the time of a call. ``first_row`` is the
+    number of the first row, where they are a part of more.
 
     Raises
     ------
@@ -66,7 +66,9 @@ def as_tensors(
         Naming the argument: not numeric, empty, masked, NaN or infinite, too large
         for ``dtype``, or with another number of rows than the first argument.
     """
-    out = tuple(_as_tensor(value, name, device, dtype, shared, first) for value, name in zip(data, names, strict=True))
+    out = tuple(
+        _as_tensor(value, name, device, dtype, shared, first_row) for value, name in zip(data, names, strict=True)
+    )
     refuse_uneven([(name, len(value)) for name, value in zip(names, out, strict=True) if _has_rows(value)])
     return out
 
@@ -94,10 +96,10 @@ def _has_rows(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
 
 
-def _as_tensor(value: Any, name: str, device: torch.device, dtype: torch.dtype, shared: bool, first: int) -> Any:
+def _as_tensor(value: Any, name: str, device: torch.device, dtype: torch.dtype, shared: bool, first_row: int) -> Any:
     if not is_array(value):
         return value
-    tensor = plain_tensor(value, name, dtype, shared, first)
+    tensor = plain_tensor(value, name, dtype, shared, first_row)
     if tensor.dim() > 0 and tensor.numel() == 0:
         raise ValueError(f"{name} is empty (shape {tuple(tensor.shape)}): give at least one row and one column")
     return tensor.to(device).contiguous()

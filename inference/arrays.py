@@ -21,11 +21,11 @@ def is_array(value: Any) -> bool:
     return isinstance(value, Tensor | np.ndarray | list) or hasattr(value, "__array__")
 
 
-def plain_tensor(value: Any, name: str, dtype: torch.dtype, shared: bool = False, first: int = 0) -> Tensor:
+def plain_tensor(value: Any, name: str, dtype: torch.dtype, shared: bool = False, first_row: int = 0) -> Tensor:
     """The numbers of ``value`` as a dense tensor, where it is; floating-point ones as ``dtype``.
 
-    Arrays are copied, unless they may be ``shared`` for the time of a call. Where
-    they are part of a whole, errors count rows from its ``first``.
+    Arrays are copied, unless they may be ``shared`` for the time of a call.
+    ``first_row`` is the number of the first row, where they are a part of more.
 
     Raises
     ------
@@ -36,14 +36,14 @@ def plain_tensor(value: Any, name: str, dtype: torch.dtype, shared: bool = False
     if isinstance(value, Tensor):
         tensor = _dense(value, name)
     elif isinstance(value, np.ndarray):
-        tensor = _from_array(value, name, shared, first)
+        tensor = _from_array(value, name, shared)
     else:
-        tensor = _from_array(_read(value, name), name, shared, first)
+        tensor = _from_array(_read(value, name), name, shared)
     if not tensor.is_floating_point():
         return tensor
     converted = tensor.to(dtype)
     if not _is_finite(converted):
-        _refuse_non_finite(tensor, converted, name, first)
+        _refuse_non_finite(tensor, converted, name, first_row)
     return converted
 
 
@@ -89,9 +89,9 @@ def _columns(frame: Any, name: str) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def _from_array(array: np.ndarray, name: str, shared: bool, first: int) -> Tensor:
+def _from_array(array: np.ndarray, name: str, shared: bool) -> Tensor:
     if isinstance(array, np.ma.MaskedArray):
-        array = _unmasked(array, name, first)
+        array = _unmasked(array, name)
     _refuse_no_numbers(array, name)
     if array.dtype.kind == "c":
         raise ValueError(f"{name} is complex ({array.dtype}): give real numbers")
@@ -100,7 +100,7 @@ def _from_array(array: np.ndarray, name: str, shared: bool, first: int) -> Tenso
             _refuse_unsigned(name)
         array = array.astype(np.int64)
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
-        array = _narrowed(array, name, first)
+        array = _narrowed(array, name)
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     if shared and array.flags.writeable:  # torch warns of memory that it must not write to
@@ -108,23 +108,23 @@ def _from_array(array: np.ndarray, name: str, shared: bool, first: int) -> Tenso
     return torch.from_numpy(np.array(array, order="C"))
 
 
-def _unmasked(array: np.ma.MaskedArray[Any, Any], name: str, first: int) -> np.ndarray:
+def _unmasked(array: np.ma.MaskedArray[Any, Any], name: str) -> np.ndarray:
     masked = np.ma.getmaskarray(array)
     if masked.any():
         raise ValueError(
-            f"{name} has {int(masked.sum())} values that are masked, the first at {_place(masked, first)}: "
+            f"{name} has {int(masked.sum())} values that are masked, the first at {_place(masked)}: "
             "fill them in or remove those rows"
         )
     return np.asarray(array.data)
 
 
-def _narrowed(array: np.ndarray, name: str, first: int) -> np.ndarray:
+def _narrowed(array: np.ndarray, name: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         narrow = array.astype(np.float64)
     lost = np.isfinite(array) & ~np.isfinite(narrow)
     if lost.any():
         raise ValueError(
-            f"{name} has numbers too large for float64, the first at {_place(lost, first)}: give it in larger units"
+            f"{name} has numbers too large for float64, the first at {_place(lost)}: give it in larger units"
         )
     return narrow
 
@@ -147,7 +147,7 @@ def _is_finite(tensor: Tensor) -> bool:
     return all(bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(_CHECKED))
 
 
-def _refuse_non_finite(given: Tensor, converted: Tensor, name: str, row: int) -> None:
+def _refuse_non_finite(given: Tensor, converted: Tensor, name: str, first_row: int) -> None:
     bad = ~torch.isfinite(given)
     if bool(bad.any()):
         found, advice = "that are NaN or infinite", "remove or impute those rows"
@@ -155,13 +155,14 @@ def _refuse_non_finite(given: Tensor, converted: Tensor, name: str, row: int) ->
         bad = ~torch.isfinite(converted)
         found = f"too large for {str(converted.dtype).removeprefix('torch.')}"
         advice = "pass dtype=torch.float64, or give it in larger units"
-    first, place = given[bad][0].item(), _place(bad.cpu().numpy(), row)
+    first = given[bad][0].item()
+    place = _place(bad.cpu().numpy(), first_row)
     raise ValueError(f"{name} has {int(bad.sum())} values {found}, the first is {first} at {place}: {advice}")
 
 
-def _place(bad: np.ndarray, row: int) -> str:
-    """Where the first of those marked is, in a whole of which this is the part from ``row`` on."""
+def _place(bad: np.ndarray, first_row: int = 0) -> str:
+    """Where the first of those marked is."""
     if not bad.ndim:
         return "the value"
     first = np.argwhere(bad)[0]
-    return f"row {row + first[0]}" + (f", column {first[1]}" if len(first) > 1 else "")
+    return f"row {first_row + first[0]}" + (f", column {first[1]}" if len(first) > 1 else "")

@@ -10,6 +10,7 @@ import torch
 from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNormal
 from torch import Tensor
 
+from inference.batch_stream import BatchStream
 from inference.finding import Stop
 from inference.fitted import FitRecord
 from inference.isolation import RandomStream
@@ -35,6 +36,7 @@ class Attempt:
     curves: Tensor = field(default_factory=lambda: torch.empty(2, 0))
     stop: Stop | None = None
     searched: int = 0
+    batches: BatchStream | None = None
 
     @property
     def loss(self) -> float:
@@ -47,7 +49,7 @@ class Attempt:
         evaluations = self.searched + len(values) * int(self.options["particles"])
         record = FitRecord(values, kl, seconds, self.seed, self.options, starts, evaluations, self.stop)
         program, finished = _finish(self.program, flat.detach(), self.args, self.stream)
-        return Posterior(program, finished, self.args, self.names, record)
+        return Posterior(program, finished, self.args, self.names, record, batches=self.batches)
 
     def saved(self) -> dict[str, Any]:
         """What it has found, as numbers and tensors, for :meth:`restore`."""

@@ -76,7 +76,8 @@ class CompiledEngine:
 
     def _outside(self) -> dict[str, object]:
         draw = self.task.feed.draw if self.task.feed else None
-        return outside_values((self.task.model, self.task.guide, self.task.args, draw))
+        args = () if self.task.batches else self.task.args
+        return outside_values((self.task.model, self.task.guide, args, draw))
 
     def _recorded(self) -> Step:
         return trace_step(self.task, self.update, self.stream)
@@ -127,6 +128,8 @@ class CompiledEngine:
             At the first loss or gradient that is not finite, naming the step, the
             site and the parameter; the state is put back to where this call began.
         """
+        if self.task.batches is not None:
+            self.task.batches.hold(state.step, steps)
         start = _copy(state)
         with self._drawing(state.stream):
             found = torch.cat(self._take(state, steps, pauses))
@@ -175,11 +178,12 @@ class CompiledEngine:
     def _bind(self, state: CompiledState) -> None:
         values = {"theta": state.flat, **dict(zip(self.update.moments, state.moments, strict=True))}
         values["rates"] = self._rates(0, 1)[0]
+        values.update(self.task.batch_inputs)
         with self._drawing(RandomStream(dict(state.stream.state))):
             values.update({f"noise{i}": noise[0] for i, noise in enumerate(self.step.noise(1))})
         values.update({f"constant{i}": value for i, value in enumerate(_apart(self.step.constants))})
         names = [str(node.target) for node in self.step.module.graph.nodes if node.op == "placeholder"]
-        self.row_names = [name for name in names if name == "rates" or name.startswith("noise")]
+        self.row_names = [name for name in names if name.startswith(("rates", "noise", "batch"))]
         inputs = [values[name] for name in names]
         rows = [names.index(name) for name in self.row_names]
         self.machine: Executable | ReplayedStep
@@ -201,6 +205,8 @@ class CompiledEngine:
     def _rows(self, step: int, noise: Sequence[Tensor], count: int) -> list[Tensor]:
         named = {f"noise{i}": numbers for i, numbers in enumerate(noise)}
         named["rates"] = self._rates(step, count)
+        if self.task.batches is not None:
+            named |= dict(zip(self.task.batch_inputs, self.task.batches.rows(step, count), strict=True))
         return [named[name] for name in self.row_names]
 
     def _explain(self, state: CompiledState, start: CompiledState, losses: Tensor) -> None:
@@ -230,7 +236,7 @@ class CompiledEngine:
         for values in self.step.replayed(noise, 0):
             try:
                 with Replay(values):
-                    pair = traces(self.task.model, self.task.guide, self.task.args)
+                    pair = traces(self.task.model, self.task.guide, self.task.args_at(step))
             except Exception as error:
                 raise NonFinite(f"the model could not run at step {step}: {error}", step) from error
             yield pair

@@ -18,7 +18,10 @@ OFF = 0.07  # of a mean, in posterior sds, and of a ratio of sds from 1; see dia
 _LEAST = 100  # draws of the posterior that the weights must be worth, for what they correct to be known
 _LONGER = "take more steps"
 _RICHER = "try a guide with more shape, or re-parameterise the model"
-_CORRECT = f"take corrected draws, posterior.sample(1000, corrected=True); or {_RICHER}"
+_CORRECT = (
+    "take corrected draws, posterior.sample(1000, corrected=True); average more draws in each step, particles=128; or "
+    f"{_RICHER}"
+)
 
 
 @dataclass(frozen=True)

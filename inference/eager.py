@@ -61,6 +61,8 @@ class EagerEngine:
             At the first loss or gradient that is not finite, naming the step, the
             site and the parameter; the state is put back to where this call began.
         """
+        if self.task.batches is not None:
+            self.task.batches.hold(state.step, steps)
         before = _snapshot(state)
         losses = self._take(state, steps)
         if not (torch.isfinite(losses[:, 0]).all() and torch.isfinite(state.flat).all()):
@@ -109,7 +111,8 @@ class EagerEngine:
         if task.landing is None:
             set_step_size(state.optimizer, task.lr, step)
         beta = task.anneal(step) if task.anneal else None
-        value = loss(task.model, task.guide, task.args, task.particles, not self.program.scored, beta, task.sticking)
+        args = task.args_at(step)
+        value = loss(task.model, task.guide, args, task.particles, not self.program.scored, beta, task.sticking)
         if value.requires_grad:
             value[0].backward()
             state.optimizer.step()
@@ -125,7 +128,7 @@ class EagerEngine:
         after = state.flat.detach().clone()
         _roll_back(state, start)
         with self.program.running(flat, stream):
-            pairs = (traces(task.model, task.guide, task.args) for _ in range(task.particles))
+            pairs = (traces(task.model, task.guide, task.args_at(number)) for _ in range(task.particles))
             raise failure(self.program.params, flat, after, pairs, number)
 
     def _good_after(self, state: SVIState, start: _Snapshot, steps: int) -> bool:

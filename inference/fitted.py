@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from inference.arguments import as_tensors, check_new_shapes, one_of, positive_integer, seed_number, shape_of
+from inference.batch_stream import BatchStream
 from inference.finding import Stop
 from inference.isolation import RandomStream
 from inference.program import Program, name_of, set_training
@@ -39,7 +40,10 @@ class FitRecord:
 
 
 class Fitted:
-    """A program with the parameters θ that a fit found, the arguments of the fit, and its record."""
+    """A program with the parameters θ that a fit found, the arguments of the fit, and its record.
+
+    Where the rows were read in ``batches``, the arguments are the first of them.
+    """
 
     def __init__(
         self,
@@ -49,12 +53,14 @@ class Fitted:
         names: list[str],
         record: FitRecord,
         has_data: bool = True,
+        batches: BatchStream | None = None,
     ) -> None:
         set_training(program.guide, False)
         self._program = program
         self._flat = flat
         self._args = args
         self._has_data = has_data
+        self._batches = batches
         self.argument_names = names
         self.record = record
 
@@ -125,7 +131,7 @@ class Fitted:
 
     @property
     def data(self) -> tuple[Any, ...]:
-        """The arguments of the fit.
+        """The arguments of the fit; where its rows were read in batches, the first batch.
 
         Raises
         ------
@@ -178,7 +184,7 @@ class Fitted:
         names, first = self._new_names(data), 0
         if rows is not None:
             names, first = [f"{name}[{rows.start}:{rows.stop}]" for name in names], rows.start
-        args = as_tensors(data, names, self._program.device, self._program.dtype, shared=True, first=first)
+        args = as_tensors(data, names, self._program.device, self._program.dtype, shared=True, first_row=first)
         check_new_shapes(args, self.argument_names, [shape_of(value) for value in self._args])
         for site in self._program.observed:
             if site.argument is not None and site.argument < len(args) and args[site.argument] is not None:

@@ -144,6 +144,7 @@ class Fitting:
         fitted = Attempt(
             saved["number"], program, self.args, program.params.flatten(), stream, self.names, self.seed, {}
         )
+        fitted.batches = self.options.get("batches")
         fitted.restore(saved)
         return fitted
 
@@ -205,6 +206,7 @@ class Fitting:
         fitted = Attempt(
             number, program, self.args, state.flat, state.stream, self.names, self.seed, options, searched=searched
         )
+        fitted.batches = task.batches
         most = landing.steps if landing else self.steps
         watch = Watch(self.callbacks, most, program.params, fitted.posterior, (number + 1, self.restarts))
         if running is not None:

@@ -45,6 +45,11 @@ class RandomStream:
         finally:
             _restore(outside)
 
+    def mark(self) -> tuple[Any, ...]:
+        """What is the same for two streams that go on alike."""
+        name, keys, *rest = self.state["numpy"]
+        return self.state["torch"].numpy().tobytes(), name, keys.tobytes(), *rest, self.state["python"]
+
     def saved(self) -> dict[str, Any]:
         """The state as tensors, numbers and words, for :meth:`restored`."""
         name, keys, *rest = self.state["numpy"]

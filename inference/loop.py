@@ -96,6 +96,8 @@ def _room(runner: Engine, state: Any, watch: Watch, keeper: Keeper) -> int:
     if landing is not None:
         look = landing.every if landing.every and not compiled else CHUNK
         stops.append(step + look - step % look)
+    if runner.task.batches is not None:
+        stops.append(step + runner.task.batches.most)
     kept = keeper.until(step)
     return min(stops if kept is None else [*stops, kept]) - step
 

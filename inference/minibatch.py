@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-__all__ = ["MiniBatch"]
+__all__ = ["MiniBatch", "RowScale"]
 
 _NO_SHAPE = torch.Size()
 
@@ -66,4 +66,48 @@ class MiniBatch(Messenger):
             raise ValueError(
                 f"batch_size needs a pyro.plate of {self.rows} rows, found plates {self.others or 'none'}: write "
                 "`with pyro.plate('data', len(x)):` and `pyro.subsample(x, event_dim=1)` in the model"
+            )
+
+
+class RowScale(Messenger):
+    """Count what is inside the plates over the rows ``factor`` times, N/B where B rows stand for N.
+
+    Those plates are the ones that have another size where there are other rows:
+    :meth:`seen` is to run on two numbers of them.
+    """
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+        self.sizes: dict[str, set[int]] = {}
+
+    @property
+    def plates(self) -> set[str]:
+        """The plates over the rows."""
+        return {name for name, sizes in self.sizes.items() if len(sizes) > 1}
+
+    def is_of_rows(self, site: Any) -> bool:
+        """Whether a site lies inside a plate over the rows."""
+        return any(len(self.sizes.get(frame.name, ())) > 1 for frame in site["cond_indep_stack"])
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if isinstance(fn, _Subsample):
+            self.sizes.setdefault(msg["name"], set()).add(fn.size)
+        elif self.is_of_rows(msg):
+            msg["scale"] = msg["scale"] * self.factor
+
+    def require_use(self, model_trace: Any, rows: int) -> None:
+        """Raise a ValueError if the model observes rows outside of a plate over them.
+
+        A plate of all ``rows`` with the batch as its subsample has its scale already.
+        """
+        for name, site in model_trace.nodes.items():
+            if site["type"] != "sample" or not site["is_observed"] or self.is_of_rows(site):
+                continue
+            if any(frame.full_size == rows for frame in site["cond_indep_stack"]):
+                continue
+            raise ValueError(
+                f"the site {name!r} observes rows outside of a plate over them, so that a batch cannot stand for all "
+                f"{rows:,}: write `with pyro.plate('data', len(x)):` around it in the model"
             )

@@ -18,6 +18,9 @@ from inference import storage
 from inference.arguments import argument_names, as_dtype, as_tensors, flag, positive_integer, seed_number
 from inference.arviz_export import to_arviz
 from inference.asked import Asked
+from inference.batch_stream import BatchStream
+from inference.batch_weights import weighted_by_batches
+from inference.batches import Batches
 from inference.checkpoint import has_checkpoint
 from inference.density import as_points, log_density
 from inference.diagnostics import Diagnosis, NoWeights, diagnose, weight_checks
@@ -35,11 +38,13 @@ from inference.report import write_report
 from inference.sections import Labels
 from inference.sites import latent_values, observed_nodes, refuse_weighted_rows, scalars
 from inference.stored import StoredClassPrediction, StoredPrediction
-from inference.vectorized import draws_together, for_each_draw
+from inference.task import row_scale
+from inference.vectorized import affordable, draws_together, for_each_draw
 
 __all__ = ["Posterior", "load"]
 
 PROPOSED = 10_000  # draws from which corrected ones are picked, at least
+USUAL_DRAWS, LEAST_DRAWS = 1000, 100  # of one repeat of a diagnosis
 MOST_NUMBERS = 2 * 10**7  # latents times draws that are kept to compare moments
 MOST_LATENTS = 10_000  # of all rows together, beyond which one row's misfit drowns in the others' noise
 
@@ -93,6 +98,10 @@ class Posterior(Predicting):
 
     def _weighted(self, draws: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
         """Draws of q, ``{site: (S, *site shape)}``, and log p(x, z) − log q(z) of each in nats, (S,)."""
+        if self._batches is not None:
+            scale = row_scale(self._program, self._batches.first, self._batches.num_data)
+            with self._running(seed):
+                return weighted_by_batches(self._program, self._batches, scale, draws)
 
         def run(_: object) -> tuple[dict[str, Tensor], Tensor]:
             model_trace, guide_trace = traces(self._program.model, self._program.guide, self.data)
@@ -160,6 +169,8 @@ class Posterior(Predicting):
 
     def log_weights(self, draws: int = 1000, *, seed: int = 0) -> Tensor:
         """The log weight log p(x, zₛ) − log q(zₛ) in nats on the full data, shape (S,)."""
+        if self._batches is not None:
+            return self._weighted(_count(draws), seed)[1]
 
         def run(_: object) -> Tensor:
             return log_weight(*traces(self._program.model, self._program.guide, self.data))
@@ -168,23 +179,35 @@ class Posterior(Predicting):
             found: Tensor = for_each_draw(run, {}, _count(draws), draws_together(self.data))
         return found
 
-    def diagnose(self, *, draws: int = 1000, repeats: int = 5, seed: int = 0) -> Diagnosis:
+    def diagnose(self, *, draws: int | None = None, repeats: int = 5, seed: int = 0) -> Diagnosis:
         """Whether the fit can be trusted: a verdict with its numbers, limits and reasons.
 
         From R repeats of S draws and their importance weights p(x, z)/q(z):
         Pareto k-hat, and how far the guide's moments are from those that the
         weights correct; from the losses and the end of the fit whether it had settled.
+        S is 1,000 if left out; where rows are read in batches, as many as take about
+        a minute, at least 100.
         """
         stop, refused = self.record.stop, self._no_weights()
         if refused is not None:
             return diagnose(refused, self.losses, stop=stop)
-        size, count = _count(draws), _count(repeats, "repeats")
+        count = _count(repeats, "repeats")
+        size = self._usual_draws(count) if draws is None else _count(draws)
         log_weights, values = self._weights_and_values(size * count, seed)
         return diagnose(log_weights.reshape(count, size), self.losses, values, stop)
 
+    def _usual_draws(self, repeats: int) -> int:
+        if self._batches is None:
+            return USUAL_DRAWS
+        _, all_draws = affordable(self._batches.num_data, self._program.params.size, USUAL_DRAWS * repeats)
+        return max(LEAST_DRAWS, all_draws // repeats)
+
     def doubts(self, *, draws: int = 1000, repeats: int = 3, seed: int = 0) -> tuple[str, ...]:
-        """What R repeats of S draws and their importance weights say against the guide; nothing where it has none."""
-        if self._no_weights() is not None:
+        """What R repeats of S draws and their importance weights say against the guide; nothing where it has none.
+
+        Nor where rows are read in batches, which all would have to be once more.
+        """
+        if self._no_weights() is not None or self._batches is not None:
             return ()
         size, count = _count(draws), _count(repeats, "repeats")
         log_weights, values = self._weights_and_values(size * count, seed)
@@ -208,6 +231,11 @@ class Posterior(Predicting):
             return NoWeights(
                 f"{len(self.data[0]):,} rows have latents of their own, too many for weights of all together",
                 "compare the ELBO of held-out rows with log_evidence: posterior.evaluate(x_test)",
+            )
+        if self._batches is not None and Latents(self._program, self._args).row_sites():
+            return NoWeights(
+                f"each of {self._batches.num_data:,} rows that are read in batches has latents of its own",
+                "judge it by rows that were held out: posterior.evaluate(x, y)",
             )
         reason = getattr(self._program.guide, "no_common_density", None)
         return NoWeights(reason, "judge it by rows that were held out: posterior.evaluate(x, y)") if reason else None
@@ -250,6 +278,11 @@ class Posterior(Predicting):
         ((30,), (30,), ())
         """
         wanted, count = self._site(site), _count(draws)
+        if self._batches is not None:
+            raise ValueError(
+                f"leave-one-out needs all {self._batches.num_data:,} rows in memory: score held-out rows instead, "
+                "posterior.evaluate(x_test, y_test)"
+            )
         with self._running(seed):
             refuse_weighted_rows(traces(self._program.model, self._program.guide, self.data)[0], wanted)
         drawn, log_weights = self._reliable("leave-one-out would be of the guide, not of the model", count, seed)
@@ -278,7 +311,7 @@ class Posterior(Predicting):
     def _about_draws(self, draws: int, seed: int, corrected: bool) -> dict[str, str | float]:
         """What a reader of exported draws has to know of them."""
         about: dict[str, str | float] = {"draws_of": "q, picked by importance weights" if corrected else "q"}
-        if self.has_data and self._no_weights() is None:
+        if self.has_data and self._batches is None and self._no_weights() is None:
             weights = smoothed(self.log_weights(draws, seed=seed).double().numpy())
             about |= {"pareto_khat": weights.khat, "pareto_khat_threshold": khat_threshold(draws)}
         return about
@@ -358,7 +391,7 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
     """The posterior that :meth:`Posterior.save` wrote, bound to ``model`` and ``guide``.
 
     No data and no training step is needed to sample and predict. Give the data
-    of the fit, as to ``fit``, for what looks at it: :meth:`Posterior.diagnose`,
+    of the fit, as to ``fit``, :func:`~inference.batches` too, for what looks at it: :meth:`Posterior.diagnose`,
     :meth:`Posterior.to_arviz`, :meth:`Posterior.report`.
 
     Raises
@@ -377,8 +410,12 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
     pieces, traces, manifest = storage.read(folder)
     where, kind = device_for(device, model, guide), as_dtype(manifest["dtype"])
     names = argument_names(model, len(manifest["arguments"]))
+    read = None
+    if data and isinstance(data[0], Batches):
+        size = manifest["options"]["batch_size"]
+        read = BatchStream(data[0], argument_names(model, 100), where, kind, size, manifest["seed"])
     raw = data or storage.placeholders(manifest["arguments"], folder)
-    args = as_tensors(raw, argument_names(model, len(raw)), where, kind)
+    args = as_tensors(raw, argument_names(model, len(raw)), where, kind) if read is None else read.first
     stream = RandomStream.seeded(manifest["seed"])
     start = clone(guide)
     if isinstance(start, AutoLaplaceApproximation):
@@ -398,7 +435,7 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
         manifest["evaluations"],
         stop,
     )
-    return Posterior(program, flat, args, names, record, has_data=bool(data))
+    return Posterior(program, flat, args, names, record, has_data=bool(data), batches=read)
 
 
 def _count(draws: int, name: str = "draws") -> int:

@@ -1,33 +1,29 @@
-"""Rows that lie in memory, in a memory-mapped file or in a Zarr array, of which some are read at a time."""
+"""The arguments of a prediction of many rows, of which some rows are read at a time."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
-import zarr
 from torch import Tensor
 
 from inference.arguments import refuse_uneven
 from inference.arrays import is_array, plain_tensor
+from inference.row_files import Rows, is_on_disk, rows_of
 
 __all__ = ["RowSource"]
 
-_SLICED = (Tensor, np.ndarray, zarr.Array, h5py.Dataset)
 Checked = Callable[[tuple[Any, ...], slice], tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
 class RowSource:
-    """Arguments of a model, one row an observation, that are never held in memory together.
-
-    Arrays that can be sliced are: those of NumPy (``np.memmap``), torch, Zarr
-    and HDF5. Anything else that holds numbers is taken into memory.
+    """Arguments of a model, one row an observation, that need not be in memory together.
 
     >>> source = RowSource.of([np.arange(10.0), 3], ["x", "k"], torch.float32)
     >>> source.count, [rows for rows, _ in source.parts(6)], source.part(slice(8, 10))
@@ -40,23 +36,25 @@ class RowSource:
 
     @classmethod
     def of(cls, data: Sequence[Any], names: Sequence[str], dtype: torch.dtype) -> RowSource:
-        """The arguments ``data``, of which those that have to be read whole become tensors of ``dtype``.
+        """The arguments ``data``: arrays in memory or on disk, paths of them, and what has no rows.
+
+        Tensors, frames and lists, which are in memory, become tensors of ``dtype``.
 
         Raises
         ------
         ValueError
             If none has rows, or if they have different numbers of them.
         """
-        values = tuple(_sliceable(value, name, dtype) for value, name in zip(data, names, strict=True))
-        rows = [(name, value.shape[0]) for name, value in zip(names, values, strict=True) if _has_rows(value)]
+        values = tuple(_with_rows(value, name, dtype) for value, name in zip(data, names, strict=True))
+        rows = [(name, value.count) for name, value in zip(names, values, strict=True) if isinstance(value, Rows)]
         refuse_uneven(rows)
-        if not rows or not rows[0][1]:
+        if not rows:
             raise ValueError("out= is for many rows, and there are none: give predict an array with one row or more")
         return cls(values, tuple(names), rows[0][1])
 
     def part(self, rows: slice) -> tuple[Any, ...]:
         """These rows of each array, read; what has no rows as it is."""
-        return tuple(value[rows] if _has_rows(value) else value for value in self.values)
+        return tuple(v.read(rows.start, rows.stop) if isinstance(v, Rows) else v for v in self.values)
 
     def parts(self, size: int) -> Iterator[tuple[slice, tuple[Any, ...]]]:
         """One ``size`` of rows after the other."""
@@ -74,19 +72,18 @@ class RowSource:
                 if isinstance(value, Tensor):
                     digest.update(np.ascontiguousarray(value.cpu().numpy()).data)
         return {
-            name: _mark(value, self.count if _has_rows(given) else None, digest.hexdigest())
+            name: _mark(value, self.count if isinstance(given, Rows) else None, digest.hexdigest())
             for name, value, given, digest in zip(self.names, args, self.values, digests, strict=False)
         }
 
 
-def _sliceable(value: Any, name: str, dtype: torch.dtype) -> Any:
-    if isinstance(value, _SLICED) or not is_array(value):
+def _with_rows(value: Any, name: str, dtype: torch.dtype) -> Any:
+    if isinstance(value, str | Path) or is_on_disk(value):
+        return rows_of(value, name)
+    if not is_array(value):
         return value
-    return plain_tensor(value, name, dtype, shared=True)
-
-
-def _has_rows(value: Any) -> bool:
-    return isinstance(value, _SLICED) and len(value.shape) > 0
+    array = value if isinstance(value, np.ndarray) else plain_tensor(value, name, dtype, shared=True).cpu()
+    return rows_of(array, name) if array.ndim else value
 
 
 def _mark(value: Any, rows: int | None, digest: str) -> Any:

@@ -30,7 +30,7 @@ _MANY, _FEW = 32, 8  # particles from which, and numbers a particle up to which,
 
 @dataclass(frozen=True)
 class Step:
-    """θ, moments, rates, noise, constants → loss, (2,), as a graph; θ and the moments change in place.
+    """θ, moments, rates, batches, noise, constants → loss, (2,), as a graph; θ and the moments change in place.
 
     ``groups`` are the positions in ``draws`` that share a noise input; each draw
     holds one number set for each of the particles where those are ``batched``,
@@ -188,7 +188,7 @@ class _Recorder:
 
     def _read(self) -> dict[str, Tensor]:
         """What the loss depends on."""
-        return {"theta": self.theta, "rates": self.rates}
+        return {"theta": self.theta, "rates": self.rates, **self.task.batch_inputs}
 
     def _state(self) -> dict[str, Tensor]:
         return {**self._read(), **dict(zip(self.update.moments, self.moments, strict=True))}

@@ -21,6 +21,8 @@ from inference.arguments import (
     positive_number,
     seed_number,
 )
+from inference.batch_stream import BatchStream
+from inference.batches import Batches, batches, on_disk
 from inference.checkpoint import Checkpoint
 from inference.fitting import Fitting
 from inference.fresh import Feed, Fresh
@@ -76,7 +78,9 @@ def fit(
     data
         Arrays, tensors or frames with one row an observation, usually ``x, y``.
         Other objects are handed on unchanged. Or :func:`~inference.fresh`, with
-        a function that draws them anew at each step.
+        a function that draws them anew at each step; or :func:`~inference.batches`
+        of rows that do not fit into memory, which arrays on disk (memory-mapped, of
+        Zarr or HDF5) become where there is a ``batch_size``.
     steps
         Optimiser steps.
     lr
@@ -208,17 +212,18 @@ def fit(
     engine = one_of(engine, "engine", ("auto", "eager", "compiled"))
     progress, callbacks = flag(progress, "progress"), as_callbacks(callbacks)
     where, kind = device_for(device, model, guide), as_dtype(dtype)
-    args, names, feed = _data(model, data, where, kind, seed_number(seed))
-    whole = batch_size is None and feed is None
+    args, names, drawn = _data(model, data, where, kind, seed_number(seed), batch_size)
+    whole = batch_size is None and not drawn
+    read = drawn.get("batches")
     said = {
         "steps": steps,
         "lr": f"{_name(lr)} from {lr(0):g}" if callable(lr) else lr,
         "optimizer": _name("adam" if optimizer is None else optimizer),
         "particles": particles,
-        "batch_size": batch_size,
+        "batch_size": batch_size if read is None else read.batch_size,
         "anneal": _name(anneal),
         "init": init if isinstance(init, str) else sorted(init),
-    }
+    } | ({} if read is None else {"num_data": read.num_data})
     resume = _resumes(resume, checkpoint)
     fitting = Fitting(
         model=model,
@@ -227,8 +232,8 @@ def fit(
         names=names,
         device=where,
         dtype=kind,
-        batch_size=batch_size,
-        options={"optimizer": kind_of_step, "lr": lr, "particles": particles, "anneal": power, "feed": feed},
+        batch_size=batch_size if read is None else None,
+        options={"optimizer": kind_of_step, "lr": lr, "particles": particles, "anneal": power, **drawn},
         steps=steps,
         seed=seed_number(seed),
         engine=engine,
@@ -244,10 +249,12 @@ def fit(
         checkpoint=Checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint,
     )
     with ExitStack() as stack:
+        if read is not None:
+            stack.callback(read.close)
         resumed = None
         if fitting.checkpoint is not None:
             stack.enter_context(fitting.checkpoint)
-            resumed = fitting.resume(_identity(fitting, feed), resume)
+            resumed = fitting.resume(_identity(fitting, drawn.get("feed")), resume)
         stack.enter_context(opened(callbacks, resumed))
         best, starts = fitting.best()
     return best.posterior(best.flat, best.curves, fitting.seconds, starts)
@@ -287,17 +294,28 @@ def _early(stop: str, finds: bool) -> bool:
 
 
 def _data(
-    model: Model, data: tuple[Any, ...], device: torch.device, dtype: torch.dtype, seed: int
-) -> tuple[tuple[Any, ...], list[str], Feed | None]:
-    """The arguments of the model, what it calls them, and what draws them anew, if anything does."""
-    if not any(isinstance(value, Fresh) for value in data):
+    model: Model,
+    data: tuple[Any, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+    batch_size: int | None,
+) -> tuple[tuple[Any, ...], list[str], dict[str, Any]]:
+    """The arguments of the model, what it calls them, and what gives others at each step, if anything does."""
+    if batch_size is not None and on_disk(data):
+        data = (batches(*data),)
+    if not any(isinstance(value, Fresh | Batches) for value in data):
         names = argument_names(model, len(data))
-        return as_tensors(data, names, device, dtype), names, None
+        return as_tensors(data, names, device, dtype), names, {}
     if len(data) > 1:
-        raise ValueError(f"fresh data stand alone, found {len(data)} arguments: let the function draw all of them")
+        kind = "fresh data stand" if any(isinstance(value, Fresh) for value in data) else "batches stand"
+        raise ValueError(f"{kind} alone, found {len(data)} arguments: let them give all of them")
     names = argument_names(model, 100)
-    feed = Feed(data[0], names, device, dtype, seed)
-    return feed.first, names[: len(feed.first)], feed
+    if isinstance(data[0], Fresh):
+        feed = Feed(data[0], names, device, dtype, seed)
+        return feed.first, names[: len(feed.first)], {"feed": feed}
+    read = BatchStream(data[0], names, device, dtype, batch_size, seed)
+    return read.first, names[: len(read.first)], {"batches": read}
 
 
 def _name(option: Any) -> Any:

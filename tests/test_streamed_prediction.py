@@ -121,11 +121,9 @@ def test_rows_are_read_from_wherever_they_lie(network, tmp_path):
     array = X.numpy()
     np.save(tmp_path / "x.npy", array)
     stored = zarr.create_array(tmp_path / "x.zarr", data=array, chunks=(9, 1))
-    places = [array, array.tolist(), np.load(tmp_path / "x.npy", mmap_mode="r"), stored]
+    places = [array, array.tolist(), np.load(tmp_path / "x.npy", mmap_mode="r"), stored, tmp_path / "x.npy"]
     first, *others = [
-        content(in_batches(network, tmp_path / f"{number}.zarr", **QUIET).path)
-        if x is X
-        else content(network.predict(x, draws=20, batch_size=7, out=tmp_path / f"{number}.zarr", **QUIET).path)
+        content(network.predict(x, draws=20, batch_size=7, out=tmp_path / f"{number}.zarr", **QUIET).path)
         for number, x in enumerate([X, *places])
     ]
     for other in others:
@@ -265,13 +263,14 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(network, tmp_path, options
 
 def test_data_that_cannot_be_is_named_by_its_row_and_leaves_nothing(network, tmp_path, monkeypatch):
     monkeypatch.setattr("inference.streaming._READ", 10)
-    bad = X.clone()
-    bad[33] = torch.nan
-    for x, words in {
-        bad: r"x\[30:40\] has 1 values that are NaN or infinite, the first is nan at row 33, column 0",
-        X.repeat(1, 2): r"x has shape \(10, 2\) but the fit saw \(40, 1\)",
-        X[:0]: "there are none",
-    }.items():
+    bad = X.numpy().copy()
+    bad[33] = np.nan
+    for x, words in (
+        (bad, r"x\[30:40\] has 1 values that are NaN or infinite, the first is nan at row 33, column 0"),
+        (X.repeat(1, 2), r"x has shape \(10, 2\) but the fit saw \(40, 1\)"),
+        (X[:0], "x has no rows"),
+        (X.to_sparse(), "x is sparse"),
+    ):
         with pytest.raises(ValueError, match=words):
             network.predict(x, draws=5, out=tmp_path / "p.zarr", **QUIET)
     with pytest.raises(ValueError, match="x has 50 rows but y has 49"):
@@ -425,4 +424,4 @@ def test_memory_does_not_grow_with_the_rows(line, tmp_path):
         assert os.waitpid(forked(partial(measured, rows, keep)), 0)[1] == 0
         grown[rows, keep] = float((tmp_path / "grown").read_text())
     assert max(grown.values()) < 250
-    assert grown[200_000, "draws"] < grown[20_000, "draws"] + 50
+    assert grown[200_000, "draws"] < grown[20_000, "draws"] + 100  # the rows between have 288 MB of both

@@ -1,0 +1,95 @@
+"""Rows that lie on disk in blocks, in an order that is random enough and cheap to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Blocks", "Convert", "Pools"]
+
+Convert = Callable[[tuple[Any, ...], int], tuple[Any, ...]]
+POOL_BYTES = 2**25
+RUN_BYTES = 2**16
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Rows in blocks that are read as a whole: ``sizes`` in rows, ``read(i)`` gives block i of each argument."""
+
+    sizes: np.ndarray
+    read: Callable[[int], tuple[Any, ...]]
+    row_bytes: int
+
+    @property
+    def rows(self) -> int:
+        """All rows."""
+        return int(self.sizes.sum())
+
+    @cached_property
+    def begins(self) -> np.ndarray:
+        """The number of each block's first row."""
+        return np.concatenate([[0], np.cumsum(self.sizes)[:-1]])
+
+
+@dataclass(frozen=True)
+class Pools:
+    """All rows once an epoch: blocks in a random order, their rows mixed within pools of some 32 MiB of blocks.
+
+    Reading costs the same for a row however many there are, and a pool has
+    blocks from all over the data. The order depends on ``seed`` alone, and is
+    that of the blocks where ``shuffle`` is False.
+    """
+
+    blocks: Blocks
+    convert: Convert
+    shuffle: bool
+    seed: int
+
+    @property
+    def num_data(self) -> int:
+        """N, all rows."""
+        return self.blocks.rows
+
+    def once(self) -> Iterator[tuple[Any, ...]]:
+        """The blocks in the order in which they lie."""
+        for i, begin in enumerate(self.blocks.begins):
+            yield self.convert(self.blocks.read(i), int(begin))
+
+    def rows(self, start: int) -> Iterator[tuple[Any, ...]]:
+        """The rows from number ``start`` of this order on, pool by pool, for ever."""
+        epoch, skipped = divmod(start, self.blocks.rows)
+        while True:
+            yield from self._epoch(epoch, skipped)
+            epoch, skipped = epoch + 1, 0
+
+    def _epoch(self, epoch: int, skipped: int) -> Iterator[tuple[Any, ...]]:
+        order = np.arange(len(self.blocks.sizes))
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, epoch]).permutation(order)
+        sizes = self.blocks.sizes[order]
+        ends = np.cumsum(sizes)
+        most = max(1, POOL_BYTES // self.blocks.row_bytes)
+        begin = 0
+        while begin < len(order):
+            before = int(ends[begin] - sizes[begin])
+            end = max(begin + 1, int(np.searchsorted(ends, before + most, side="right")))
+            if ends[end - 1] > skipped:
+                yield self._pool(order[begin:end], (epoch, begin), max(0, skipped - before))
+            begin = end
+
+    def _pool(self, numbers: np.ndarray, key: tuple[int, int], skipped: int) -> tuple[Any, ...]:
+        begins = self.blocks.begins
+        parts = [self.convert(self.blocks.read(int(i)), int(begins[i])) for i in numbers]
+        whole = [torch.cat(part) if isinstance(part[0], Tensor) else part[0] for part in zip(*parts, strict=True)]
+        if not self.shuffle and not skipped:
+            return tuple(whole)
+        count = len(next(value for value in whole if isinstance(value, Tensor)))
+        kept = np.random.default_rng([self.seed, *key]).permutation(count) if self.shuffle else np.arange(count)
+        index = torch.from_numpy(kept[skipped:])
+        return tuple(value[index] if isinstance(value, Tensor) else value for value in whole)

@@ -1,0 +1,153 @@
+"""Arrays with one row an observation, in memory or on disk, of which a few rows are read at a time."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+__all__ = ["Rows", "is_on_disk", "rows_of"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """``count`` rows of one shape; ``read(a, b)`` gives rows a to b − 1, (b − a, *shape), in any thread.
+
+    ``run`` is how many rows lie together on disk where that is known, as in a chunk of Zarr.
+    """
+
+    name: str
+    count: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    read: Callable[[int, int], Any]
+    run: int | None = None
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return max(1, self.dtype.itemsize * int(np.prod(self.shape)))
+
+
+def is_on_disk(value: Any) -> bool:
+    """Whether ``value`` is an array that is not in memory: memory-mapped, or of Zarr or HDF5."""
+    return isinstance(value, np.memmap) or _is_chunked(value)
+
+
+def _is_chunked(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] in ("zarr", "h5py") and hasattr(value, "chunks")
+
+
+def rows_of(source: Any, name: str) -> Rows:
+    """The rows of an array, a tensor, an array of Zarr or HDF5, or of what is at a path, ``….npy`` or ``….zarr``.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it has no rows, is no array of numbers, or is a file of another kind.
+    """
+    if isinstance(source, str | Path):
+        found = _of_path(Path(source))
+    elif isinstance(source, np.memmap) and (file := _file_of(source)) is not None:
+        found = _of_file(*file, source.dtype, source.shape, name)
+    elif isinstance(source, np.ndarray | Tensor) or _is_chunked(source):
+        found = _of_array(source, name)
+    else:
+        raise ValueError(
+            f"{name} is a {type(source).__name__}: give an array, an array of Zarr or HDF5, or the path of an .npy, "
+            ".zarr or .parquet"
+        )
+    if not found.count:
+        raise ValueError(f"{found.name} has no rows")
+    if found.dtype.kind not in "fiub":
+        raise ValueError(f"{found.name} has dtype {found.dtype}: give numbers")
+    return found
+
+
+def _of_array(array: Any, name: str) -> Rows:
+    if not array.shape:
+        raise ValueError(f"{name} is a single number: give one row an observation")
+    dtype = np.asarray(array[:0]).dtype
+    chunks = array.chunks[0] if _is_chunked(array) and array.chunks else None
+    return Rows(name, int(array.shape[0]), tuple(array.shape[1:]), dtype, lambda begin, end: array[begin:end], chunks)
+
+
+def _of_path(path: Path) -> Rows:
+    if path.suffix == ".npy":
+        return _of_npy(path)
+    if path.suffix == ".zarr":
+        import zarr
+
+        return _of_array(zarr.open_array(path, mode="r"), path.name)
+    raise ValueError(f"{path} is not an .npy, .zarr or .parquet: give one of these, or an array")
+
+
+def _of_npy(path: Path) -> Rows:
+    with path.open("rb") as stream:
+        try:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, by_columns, dtype = read(stream)
+        except ValueError as error:
+            raise ValueError(f"{path} is no array of NumPy: {error}") from error
+        offset = stream.tell()
+    if not shape:
+        raise ValueError(f"{path} is a single number: give one row an observation")
+    if by_columns and len(shape) > 1:
+        return _of_array(np.load(path, mmap_mode="r", allow_pickle=False), path.name)
+    if dtype.hasobject:
+        raise ValueError(f"{path} holds Python objects, which are not read: save numbers")
+    if path.stat().st_size < offset + dtype.itemsize * int(np.prod(shape)):
+        raise ValueError(f"{path} ends before its {shape[0]:,} rows do: it was not written whole")
+    return _of_file(path, offset, dtype, shape, path.name)
+
+
+def _of_file(path: Path, offset: int, dtype: np.dtype[Any], shape: tuple[int, ...], name: str) -> Rows:
+    """Rows read from the file rather than mapped: pages that are mapped count as memory of the process."""
+    file = _File(path)
+    width = dtype.itemsize * int(np.prod(shape[1:]))
+
+    def read(begin: int, end: int) -> np.ndarray:
+        raw = file.read(offset + begin * width, (end - begin) * width)
+        return np.frombuffer(raw, dtype).reshape(end - begin, *shape[1:])
+
+    return Rows(name, shape[0], tuple(shape[1:]), dtype, read)
+
+
+class _File:
+    """A file that is open as long as this is there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._handle)
+
+    def read(self, begin: int, size: int) -> bytearray:
+        """Bytes ``begin`` to ``begin + size`` − 1."""
+        raw = bytearray(size)
+        view, done = memoryview(raw), 0
+        while done < size:
+            got = os.preadv(self._handle, [view[done:]], begin + done)
+            if not got:
+                raise ValueError(f"{self._path} ended while it was read: something else has changed it")
+            done += got
+        return raw
+
+
+def _file_of(array: np.memmap[Any, Any]) -> tuple[Path, int] | None:
+    """The file, and where in it, of a memory-mapped array or a part of one, where it lies there row by row."""
+    mapped = array._mmap  # type: ignore[attr-defined]
+    if mapped is None or array.filename is None or array.mode == "c" or not array.flags.c_contiguous:
+        return None
+    start = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
+    base = np.frombuffer(mapped, np.uint8).ctypes.data
+    return Path(array.filename), start + array.ctypes.data - base
