@@ -103,7 +103,7 @@ LEVELS = [
     {"fitting"},
     {"svi"},
     {"registry", "runs", "simulated"},
-    {"calibration_folder", "run_reports"},
+    {"calibration_folder", "prediction_files", "run_reports"},
     {"calibration"},
     {"cli"},
     {"__main__", "__init__"},
