@@ -176,12 +176,16 @@ class PredictionStore:
         ------
         ValueError
             If another process writes to it.
+        OSError
+            If it cannot be written.
         """
         lock = FileLock(self.path / LOCK, timeout=0)
         try:
             lock.acquire()
         except Timeout as error:
             raise ValueError(f"{self.path} is being written to by another process: wait until it has ended") from error
+        except OSError as error:
+            raise OSError(f"{self.path} cannot be written ({error.strerror}): see to its permissions") from error
         try:
             for stale in self.path.rglob("*.partial"):
                 stale.unlink(missing_ok=True)

@@ -86,7 +86,8 @@ class Streaming(Fitted):
         self, data: tuple[Any, ...], asked: Streamed, progress: bool
     ) -> StoredPrediction | StoredClassPrediction:
         store = PredictionStore.found(asked.output.path, asked.output.resume)
-        make_folder(asked.output.path.parent)
+        if store is None:
+            make_folder(asked.output.path.parent)
         source = RowSource.of(data, self._new_names(data), self._program.dtype)
         identity = self._marks(asked, source)
         if store is not None:

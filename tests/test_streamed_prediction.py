@@ -1,7 +1,9 @@
 """Predictions that are written as they are made: the same functions, in bounded memory, and after any break."""
 
+import errno
 import os
 import random
+import resource
 import signal
 import time
 from functools import partial
@@ -14,6 +16,7 @@ import pytest
 import torch
 import xarray as xr
 import zarr
+from filelock import FileLock
 from pyro.infer.autoguide import AutoNormal
 
 from guides import bernoulli_dropout
@@ -313,6 +316,49 @@ def test_one_process_writes_at_a_time(network, tmp_path, monkeypatch):
     monkeypatch.setattr(zarr.Array, "__setitem__", twice)
     in_batches(network, tmp_path / "p.zarr")
     assert said
+
+
+def test_a_disk_that_is_full_is_named(network, tmp_path, monkeypatch):
+    whole = content(in_batches(network, tmp_path / "whole.zarr").path)
+    out, limits, write = tmp_path / "p.zarr", resource.getrlimit(resource.RLIMIT_FSIZE), PredictionStore.write
+
+    def full(store, number, fields):
+        if number == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200, limits[1]))
+        write(store, number, fields)
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(PredictionStore, "write", full)
+            with pytest.raises(OSError, match=r"p.zarr cannot be written .*make room there; resume=True .* at row 21"):
+                in_batches(network, out)
+        with pytest.raises(OSError, match=f"{tmp_path} cannot be written"):
+            in_batches(network, tmp_path / "new.zarr")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "new.zarr").exists()
+    in_batches(network, out, resume=True)
+    assert content(out) == whole
+
+
+def test_a_folder_that_cannot_be_written_is_named(network, tmp_path, monkeypatch):
+    def denied(lock):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileLock, "acquire", denied)
+        with pytest.raises(OSError, match=r"p.zarr cannot be written \(Permission denied\): see to its permissions"):
+            in_batches(network, tmp_path / "p.zarr")
+    user = os.geteuid()
+    try:
+        tmp_path.chmod(0o555)
+        if user == 0:  # who may write anywhere
+            os.seteuid(65534)
+        with pytest.raises(OSError, match=r"cannot be written \(Permission denied\): give a folder that can"):
+            in_batches(network, tmp_path / "new.zarr")
+    finally:
+        os.seteuid(user)
+        tmp_path.chmod(0o755)
 
 
 def test_damage_is_seen(network, tmp_path):
