@@ -129,22 +129,22 @@ class Streaming(Fitted):
         cuts = (slice(begin, begin + _READ) for begin in range(0, source.count, _READ))
         return all(torch.equal(read(slice(cut.start, min(cut.stop, source.count)))[0], fitted[cut]) for cut in cuts)
 
-    def _block(self, at: At, rows: slice, asked: Streamed) -> Block:
+    def _block(self, at: At, asked: Streamed, total: int) -> Block:
         """How many rows to write together and how many draws to run on them, from one run at one draw."""
+        count = min(_TRIED, total)
         with self._running(asked.seed, _BRANCH):
-            batch = at(rows)
+            batch = at(slice(0, count))
             z = {name: value[0] for name, value in batch.latents.items()}
             tried = partial(at_latents, batch.model, z, batch.args, asked.site)
             with Widest() as seen:
                 described, sample = named_failure("model", self._program.model, batch.args, tried)
-        count = rows.stop - rows.start
         if not sample.dim() or len(sample) != count:
             raise ValueError(
                 f"site {asked.site!r} has shape {tuple(sample.shape)} at {count} rows: out= is for sites with values "
                 "of each row; leave it out"
             )
         kept = max(value.numel() for value in (*described, sample)) / count
-        return Block.bounded(seen.numbers / count, kept, how_many(asked.draws), asked.batch_size)
+        return Block.bounded(seen.numbers / count, kept, how_many(asked.draws), total, asked.batch_size)
 
     def _run(self, at: At, rows: slice, asked: Streamed, together: int, number: int) -> Prediction | ClassPrediction:
         """Batch ``number``, whose noise depends on the seed and that number alone."""
@@ -155,7 +155,7 @@ class Streaming(Fitted):
 
     def _create(self, at: At, asked: Streamed, rows: int, identity: Marks) -> PredictionStore:
         """A store for what the first rows show."""
-        block = self._block(at, slice(0, min(_TRIED, rows)), asked)
+        block = self._block(at, asked, rows)
         found = self._run(at, slice(0, min(2, rows)), asked, block.draws, 0)
         about = {
             "kind": "values" if isinstance(found, Prediction) else "classes",

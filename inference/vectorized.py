@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -87,18 +88,19 @@ class Block(NamedTuple):
     draws: int
 
     @classmethod
-    def bounded(cls, width: float, kept: float, draws: int, most: int | None) -> Block:
+    def bounded(cls, width: float, kept: float, draws: int, rows: int, most: int | None) -> Block:
         """Such that no tensor has more than 2²¹ numbers: ``width`` of them a row and draw on the way, ``kept`` at last.
 
-        Of S ``draws`` all are kept at the rows at hand, which are no more than ``most``.
+        Of S ``draws`` all are kept at the rows at hand, no more than ``most`` of the
+        ``rows`` that there are, and as many in each block.
 
-        >>> Block.bounded(width=10, kept=1, draws=1000, most=None)
+        >>> Block.bounded(width=10, kept=1, draws=1000, rows=10**6, most=None)
         Block(rows=2097, draws=100)
         """
         pairs = max(1, int(_STREAMED / max(width, 1)))
-        rows = max(1, min(int(_STREAMED / (draws * max(kept, 1))), pairs))
-        rows = rows if most is None else min(rows, most)
-        return cls(rows, max(1, pairs // rows))
+        fitting = max(1, min(int(_STREAMED / (draws * max(kept, 1))), pairs, most or rows))
+        even = math.ceil(rows / math.ceil(rows / fitting))
+        return cls(even, max(1, pairs // even))
 
 
 class Widest(TorchFunctionMode):

@@ -211,7 +211,7 @@ def test_killed_processes_go_on(network, tmp_path):
     for rows in (1, 15, 30):
         child = forked(lambda: in_batches(network, out, resume=True, **options))
         while not out.exists() or PredictionStore.open(out).whole < rows:
-            time.sleep(0.001)
+            time.sleep(0.005)
         time.sleep(moments.uniform(0.0, 0.02))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -439,13 +439,15 @@ def test_draws_that_are_given_and_draws_of_each_row(network, line, tmp_path):
     assert np.corrcoef(rows[:, 0], rows[:, 1])[0, 1] < 0.9
 
 
-def test_a_block_is_bounded():
+@pytest.mark.parametrize("rows", [1, 100, 10**9])
+@pytest.mark.parametrize("most", [None, 30])
+def test_a_block_is_bounded(rows, most):
     for width, kept, draws in ((1, 1, 1), (10, 1, 1000), (784, 784, 1000), (1e9, 1e9, 10), (50, 1, 10**7)):
-        block = Block.bounded(width, kept, draws, None)
+        block = Block.bounded(width, kept, draws, rows, most)
         assert min(block) >= 1
+        assert block.rows <= min(rows, most or rows)
         assert block.rows == 1 or max(block.rows * draws * kept, block.rows * width) <= 2**21
         assert block == (1, 1) or block.rows * block.draws * width <= 2**21
-    assert Block.bounded(10, 1, 1000, 30).rows == 30
 
 
 def peak():
