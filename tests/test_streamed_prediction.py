@@ -162,8 +162,7 @@ def broken(monkeypatch, number):
     monkeypatch.setattr(zarr.Array, "__setitem__", fail)
 
 
-@pytest.mark.parametrize("done", [0, 1, 4, 5])
-@pytest.mark.parametrize("keep", ["draws", "summary"])
+@pytest.mark.parametrize(("keep", "done"), [("draws", 0), ("draws", 4), ("draws", 5), ("summary", 5)])
 def test_a_break_changes_nothing(network, tmp_path, monkeypatch, keep, done):
     whole = content(in_batches(network, tmp_path / "whole.zarr", keep=keep).path)
     out = tmp_path / "p.zarr"
@@ -233,8 +232,10 @@ def test_another_prediction_is_not_gone_on_with(network, labels, line, tmp_path)
     for words, options in others.items():
         with pytest.raises(ValueError, match=f"has another prediction: .*{words}"):
             in_batches(network, out, resume=True, **options)
+    moved = X.clone()
+    moved[33] += 1e-6
     with pytest.raises(ValueError, match="x has changed"):
-        network.predict(X + 1, draws=20, batch_size=7, out=out, resume=True, **QUIET)
+        network.predict(moved, draws=20, batch_size=7, out=out, resume=True, **QUIET)
     with pytest.raises(ValueError, match="the fitted parameters has changed"):
         in_batches(fitted(NETWORK, line.x, line.y, steps=20), out, resume=True)
     with pytest.raises(ValueError, match=r"model is|model.source"):
@@ -418,7 +419,7 @@ def local(x, y=None):
 
 def test_latents_of_rows_are_those_of_the_fit_or_of_the_model(tmp_path):
     x, y = torch.arange(30.0), torch.linspace(2, 4, 30)
-    posterior = fitted(local, x, y, steps=250, lr=0.1)
+    posterior = fitted(local, x, y, steps=80, lr=0.2)
     options = {"draws": 200, "batch_size": 7, **QUIET}
     seen = posterior.predict(x.numpy(), out=tmp_path / "seen.zarr", **options)
     torch.testing.assert_close(torch.from_numpy(seen.draws.values), posterior.predict(x, **options).draws)
@@ -463,13 +464,13 @@ def test_memory_does_not_grow_with_the_rows(line, tmp_path):
     x = np.zeros((200_000, 1), dtype=np.float32)
     grown = {}
 
-    def measured(rows, keep):
+    def measured(rows):
         before = peak()
-        posterior.predict(x[:rows], draws=200, out=tmp_path / f"{keep}{rows}", keep=keep, **QUIET)
+        posterior.predict(x[:rows], draws=200, out=tmp_path / str(rows), **QUIET)
         (tmp_path / "grown").write_text(str(peak() - before))
 
-    for rows, keep in ((20_000, "draws"), (200_000, "draws"), (50_000, "summary")):
-        assert os.waitpid(forked(partial(measured, rows, keep)), 0)[1] == 0
-        grown[rows, keep] = float((tmp_path / "grown").read_text())
+    for rows in (20_000, 200_000):
+        assert os.waitpid(forked(partial(measured, rows)), 0)[1] == 0
+        grown[rows] = float((tmp_path / "grown").read_text())
     assert max(grown.values()) < 250
-    assert grown[200_000, "draws"] < grown[20_000, "draws"] + 100  # the rows between have 288 MB of both
+    assert grown[200_000] < grown[20_000] + 100  # the rows between have 288 MB of both
