@@ -104,10 +104,12 @@ class Predicting(Streaming, EncodingCalls):
             A folder, such as ``"pred.zarr"``, to which the prediction is written
             as it is made, in memory that does not grow with the rows: arrays,
             ``np.memmap`` and arrays of Zarr and HDF5 are read a batch of rows at a
-            time, and rows a batch are found, ``batch_size`` being the most. The
-            functions are the same; the noise of each batch has random numbers of its
-            own. What comes back reads what it is asked for;
-            :func:`~inference.open_prediction` opens it later.
+            time, and rows a batch are found, ``batch_size`` being the most; so are
+            what lies at a path, ``….npy`` or ``….zarr``. All are read once before, to
+            check them. The functions are the same; the noise of each batch has random
+            numbers of its own. What comes back reads what it is asked for, and
+            :func:`~inference.open_prediction` opens it later. Latents that rows of the
+            fit have of their own are drawn together all the same.
         keep
             With ``out``: ``"draws"``, or ``"summary"`` for the moments and quantiles
             of each row alone, from all its draws.

@@ -8,6 +8,7 @@ one step, and a batch has chunks of its own.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import zarr
 from filelock import FileLock, Timeout
 from torch import Tensor
@@ -26,9 +28,10 @@ from inference.identity import Marks, differences
 from inference.kinds import ANY, NUMBER, TEXT, WHOLE, check, either, list_of, mapping_of, record
 from inference.sealed import MOST_BYTES, digest, parsed, refuse_damage
 
-__all__ = ["Field", "PredictionStore"]
+__all__ = ["SAMPLES", "SUMMARY", "Field", "PredictionStore"]
 
 SCHEMA, SEAL, ABOUT, BATCHES, LOCK = 1, "sha256", "kiln", "batches", ".kiln.lock"
+SAMPLES, SUMMARY = "predictions", "summary"  # the groups of arrays
 _CHUNK = 2**20  # bytes, of some draws of a batch of rows
 _KIND = record(
     schema=WHOLE,
@@ -104,6 +107,8 @@ class PredictionStore:
         if about.get("schema") != SCHEMA:
             raise ValueError(f"{path} has schema {about.get('schema')!r:.40}, and {SCHEMA} is read: make it again")
         check(path, about, _KIND)
+        if not all(about[name] for name in ("draws", "rows", "batch_rows", "batch_draws")):
+            raise ValueError(f"{path} has a prediction of nothing: {ADVICE}")
         return cls(path, about, zarr.open_group(path, mode="r+" if writable else "r"))
 
     @classmethod
@@ -128,12 +133,18 @@ class PredictionStore:
             raise ValueError(f"{path} {state}: pass resume=True (or --resume) for that one, or give another name")
         return store
 
-    def refuse_other(self, identity: Marks) -> None:
-        """Raise a ValueError that says what differs, unless the store is of the same prediction."""
+    def refuse_other(self, identity: Marks, versions: Marks) -> None:
+        """Raise a ValueError that says what differs, unless the store is of the same prediction.
+
+        Warns where it was begun with other versions of the packages, with which
+        the rest may differ in rounding.
+        """
         if differ := differences(self.about["identity"], identity):
             raise ValueError(
                 f"{self.path} has another prediction: {'; '.join(differ)}: ask for the same, or give another name"
             )
+        if differ := differences(self.about["versions"], versions):
+            warnings.warn(f"{self.path} is of other versions: {'; '.join(differ)}", UserWarning, stacklevel=2)
 
     @property
     def rows(self) -> int:
@@ -158,15 +169,45 @@ class PredictionStore:
 
     def array(self, name: str) -> zarr.Array[Any]:
         """An array of the store, of which parts can be read."""
-        found = self.root.get(name)
+        with self._damage_of(name):
+            found = self.root[name]
         if not isinstance(found, zarr.Array):
             raise ValueError(f"{self.path} has no array {name!r}: {ADVICE}")
         return found
 
+    def read(self, name: str, *index: Any) -> Tensor:
+        """Part of an array, or all of it.
+
+        Raises
+        ------
+        ValueError
+            If it is damaged.
+        """
+        array = self.array(name)
+        with self._damage_of(name):
+            return torch.from_numpy(np.asarray(array[index or ...]))
+
+    def refuse_gaps(self) -> None:
+        """Raise a ValueError unless each array has a file for each batch of rows."""
+        for group in (SAMPLES, SUMMARY):
+            for name in self.names(group):
+                files = sum(path.is_file() for path in (self.path / group / name / "c").rglob("*"))
+                if files != len(self.parts):
+                    there = f"{files:,} of {len(self.parts):,} batches of rows"
+                    raise ValueError(f"{self.path}: array {group}/{name} has {there}: {ADVICE}")
+
+    @contextmanager
+    def _damage_of(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"{self.path}: {name!r} is damaged ({error}): {ADVICE}") from error
+
     def names(self, group: str) -> list[str]:
         """What the arrays in a group are called."""
-        found = self.root.get(group)
-        return sorted(name for name, _ in found.arrays()) if isinstance(found, zarr.Group) else []
+        with self._damage_of(group):
+            found = self.root.get(group)
+            return sorted(name for name, _ in found.arrays()) if isinstance(found, zarr.Group) else []
 
     @contextmanager
     def writing(self) -> Iterator[Iterator[tuple[int, slice]]]:
@@ -216,7 +257,7 @@ class PredictionStore:
             ) from error
 
     def _done(self) -> np.ndarray:
-        done = np.asarray(self.array(BATCHES)[:])
+        done = self.read(BATCHES).numpy()
         if done.shape != (len(self.parts),):
             raise ValueError(f"{self.path}: {BATCHES!r} has shape {done.shape}: {ADVICE}")
         return done == 1

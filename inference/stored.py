@@ -14,12 +14,11 @@ from torch import Tensor
 from inference.arguments import one_of
 from inference.arviz_compat import group_container
 from inference.predict import OF, ClassPrediction, Interval, Labelled, Prediction, Spread, tails
-from inference.prediction_store import Field, PredictionStore
+from inference.prediction_store import SAMPLES, SUMMARY, Field, PredictionStore
 from inference.storage import versions
 
 __all__ = ["StoredClassPrediction", "StoredPrediction", "fields_of", "open_prediction"]
 
-SAMPLES, SUMMARY = "predictions", "summary"
 FUNCTIONS = "functions"
 
 
@@ -80,13 +79,13 @@ class _Stored:
             raise ValueError(f"{self.path} has no {wanted}, only {kept}: predict with keep='draws' for them")
 
     def _summary(self, name: str) -> Tensor:
-        return torch.from_numpy(self._store.array(f"{SUMMARY}/{name}")[:])
+        return self._store.read(f"{SUMMARY}/{name}")
 
     def _drawn(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Functions and samples at some rows."""
         self._needs_draws("draws")
         names = (f"{SAMPLES}/{self.site}_{FUNCTIONS}", f"{SAMPLES}/{self.site}")
-        functions, samples = (torch.from_numpy(self._store.array(name)[0, :, rows]) for name in names)
+        functions, samples = (self._store.read(name, 0, slice(None), rows) for name in names)
         return functions, samples
 
 
@@ -114,7 +113,7 @@ class StoredPrediction(_Stored, Spread):
 
     def at(self, rows: slice) -> Prediction:
         """The prediction at some of the rows, in memory."""
-        noise = torch.from_numpy(self._store.array(f"{SUMMARY}/noise")[rows])
+        noise = self._store.read(f"{SUMMARY}/noise", rows)
         return Prediction(self.site, *self._drawn(rows), noise)
 
     def interval(self, prob: float = 0.9, of: str = "observations") -> Interval:
@@ -137,8 +136,7 @@ class StoredPrediction(_Stored, Spread):
                 f"{self.path} has the quantiles {kept}, and the interval of {prob:g} goes from {wanted[0]:.6g} to "
                 f"{wanted[1]:.6g}: predict with these among quantiles=, or with keep='draws'"
             )
-        array = self._store.array(f"{SUMMARY}/{of}")
-        return Interval(*(torch.from_numpy(array[place]) for place in places))
+        return Interval(*(self._store.read(f"{SUMMARY}/{of}", place) for place in places))
 
 
 class StoredClassPrediction(_Stored, Labelled):
@@ -200,6 +198,7 @@ def open_prediction(path: str | Path) -> StoredPrediction | StoredClassPredictio
             f"{path} is unfinished, {store.whole:,} of {store.rows:,} rows are there: repeat the call that writes it "
             "with resume=True (or --resume)"
         )
+    store.refuse_gaps()
     return StoredClassPrediction(store) if store.about["kind"] == "classes" else StoredPrediction(store)
 
 

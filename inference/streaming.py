@@ -91,7 +91,7 @@ class Streaming(Fitted):
         source = RowSource.of(data, self._new_names(data), self._program.dtype)
         identity = self._marks(asked, source)
         if store is not None:
-            store.refuse_other(identity)
+            store.refuse_other(identity, storage.versions())
             if store.is_finished:
                 return open_prediction(asked.output.path)
         at = self._at(asked, source)
@@ -103,7 +103,7 @@ class Streaming(Fitted):
     def _marks(self, asked: Streamed, source: RowSource) -> Marks:
         """What the prediction is of; the data is read and checked once for it, before anything is written."""
         program = self._program
-        found = {**marks(program.model, "model"), "guide": self.guide_name}
+        found = {**marks(program.model, "model"), **marks(program.guide, "guide")}
         found |= data_marks(["the fitted parameters"], (self._flat.detach(),)) | asked.marks()
         found |= {"dtype": str(program.dtype), "device": program.device.type}
         return found | source.marks(_READ, self._new_arguments)

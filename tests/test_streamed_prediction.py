@@ -4,6 +4,7 @@ import errno
 import os
 import random
 import resource
+import shutil
 import signal
 import time
 from functools import partial
@@ -20,7 +21,7 @@ from filelock import FileLock
 from pyro.infer.autoguide import AutoNormal
 
 from guides import bernoulli_dropout
-from inference import StoredClassPrediction, StoredPrediction, fit, load, open_prediction
+from inference import StoredClassPrediction, StoredPrediction, fit, load, open_prediction, storage
 from inference.prediction_store import PredictionStore
 from inference.vectorized import Block
 from ppl_models import DropoutRegression, bnn_regression, linear_regression
@@ -177,6 +178,9 @@ def test_a_break_changes_nothing(network, tmp_path, monkeypatch, keep, done):
     found = in_batches(network, out, keep=keep, resume=True)
     assert content(out) == whole
     assert repr(in_batches(network, out, keep=keep, resume=True)) == repr(found)  # nothing is left to do
+    monkeypatch.setattr(storage, "versions", lambda: {"torch": "0.1"})
+    with pytest.warns(UserWarning, match="of other versions: .*torch is .* there and 0.1 here"):
+        in_batches(network, out, keep=keep, resume=True)
 
 
 def test_it_goes_on_from_a_saved_posterior(network, tmp_path, monkeypatch):
@@ -370,8 +374,15 @@ def test_damage_is_seen(network, tmp_path):
     chunk.write_bytes(raw)
     found = open_prediction(out)
     assert found.mean.shape == (ROWS,)
-    with pytest.raises(ValueError, match="checksum"):
+    with pytest.raises(ValueError, match=r"'predictions/y' is damaged .*checksum"):
         found.interval(0.9)
+    chunk.unlink()
+    with pytest.raises(ValueError, match=r"array predictions/y has 7 of 8 batches of rows"):
+        open_prediction(out)
+    shutil.copy(chunk.with_name("1"), chunk)
+    (out / "summary" / "mean" / "zarr.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"'summary' is damaged"):
+        open_prediction(out)
     manifest = out / "zarr.json"
     manifest.write_text(manifest.read_text().replace('"draws": 20', '"draws": 21'))
     with pytest.raises(ValueError, match="is damaged"):
