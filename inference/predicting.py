@@ -108,8 +108,8 @@ class Predicting(Streaming, EncodingCalls):
             what lies at a path, ``….npy`` or ``….zarr``. All are read once before, to
             check them. The functions are the same; the noise of each batch has random
             numbers of its own. What comes back reads what it is asked for, and
-            :func:`~inference.open_prediction` opens it later. Latents that rows of the
-            fit have of their own are drawn together all the same.
+            :func:`~inference.open_prediction` opens it later. The draws of z stay in
+            memory, and so do all latents that rows of the fit have of their own.
         keep
             With ``out``: ``"draws"``, or ``"summary"`` for the moments and quantiles
             of each row alone, from all its draws.

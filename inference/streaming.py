@@ -136,7 +136,7 @@ class Streaming(Fitted):
             batch = at(slice(0, count))
             z = {name: value[0] for name, value in batch.latents.items()}
             tried = partial(at_latents, batch.model, z, batch.args, asked.site)
-            with Widest() as seen:
+            with Widest(count) as seen:
                 described, sample = named_failure("model", self._program.model, batch.args, tried)
         if not sample.dim() or len(sample) != count:
             raise ValueError(
@@ -144,7 +144,7 @@ class Streaming(Fitted):
                 "of each row; leave it out"
             )
         kept = max(value.numel() for value in (*described, sample)) / count
-        return Block.bounded(seen.numbers / count, kept, how_many(asked.draws), total, asked.batch_size)
+        return Block.bounded(seen, kept, how_many(asked.draws), total, asked.batch_size)
 
     def _run(self, at: At, rows: slice, asked: Streamed, together: int, number: int) -> Prediction | ClassPrediction:
         """Batch ``number``, whose noise depends on the seed and that number alone."""

@@ -88,33 +88,44 @@ class Block(NamedTuple):
     draws: int
 
     @classmethod
-    def bounded(cls, width: float, kept: float, draws: int, rows: int, most: int | None) -> Block:
-        """Such that no tensor has more than 2²¹ numbers: ``width`` of them a row and draw on the way, ``kept`` at last.
+    def bounded(cls, seen: Widest, kept: float, draws: int, rows: int, most: int | None) -> Block:
+        """Such that no tensor has more than 2²¹ numbers, on the way those ``seen``, at last ``kept`` a row and draw.
 
         Of S ``draws`` all are kept at the rows at hand, no more than ``most`` of the
         ``rows`` that there are, and as many in each block.
 
-        >>> Block.bounded(width=10, kept=1, draws=1000, rows=10**6, most=None)
+        >>> seen = Widest(rows=1)
+        >>> with seen:
+        ...     hidden = torch.zeros(1, 2) @ torch.zeros(2, 10)
+        >>> Block.bounded(seen, kept=1, draws=1000, rows=10**6, most=None)
         Block(rows=2097, draws=100)
         """
-        pairs = max(1, int(_STREAMED / max(width, 1)))
+        pairs = max(1, int(_STREAMED / max(seen.of_row, 1)))
         fitting = max(1, min(int(_STREAMED / (draws * max(kept, 1))), pairs, most or rows))
         even = math.ceil(rows / math.ceil(rows / fitting))
-        return cls(even, max(1, pairs // even))
+        return cls(even, max(1, min(pairs // even, _STREAMED // max(seen.of_draw, 1))))
 
 
 class Widest(TorchFunctionMode):
-    """In this block, ``numbers`` is how many the largest tensor has that torch has made."""
+    """The largest tensors that torch has made in this block, where a model runs at one draw on ``rows`` rows.
 
-    def __init__(self) -> None:
+    ``of_row`` is how many numbers a row the largest has that has rows, ``of_draw`` how many any other.
+    """
+
+    def __init__(self, rows: int) -> None:
         super().__init__()
-        self.numbers = 0
+        self._rows = rows
+        self.of_row = 0.0
+        self.of_draw = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at what ``func`` returns."""
         found = func(*args, **(kwargs or {}))
-        sizes = [value.numel() for value in tree_leaves(found) if isinstance(value, Tensor)]
-        self.numbers = max([self.numbers, *sizes])
+        for value in tree_leaves(found):
+            if isinstance(value, Tensor) and self._rows in value.shape:
+                self.of_row = max(self.of_row, value.numel() / self._rows)
+            elif isinstance(value, Tensor):
+                self.of_draw = max(self.of_draw, value.numel())
         return found
 
 

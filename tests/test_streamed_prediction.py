@@ -9,6 +9,7 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -23,7 +24,7 @@ from pyro.infer.autoguide import AutoNormal
 from guides import bernoulli_dropout
 from inference import StoredClassPrediction, StoredPrediction, fit, load, open_prediction, storage
 from inference.prediction_store import PredictionStore
-from inference.vectorized import Block
+from inference.vectorized import Block, Widest
 from ppl_models import DropoutRegression, bnn_regression, linear_regression
 
 ROWS = 50
@@ -454,12 +455,28 @@ def test_draws_that_are_given_and_draws_of_each_row(network, line, tmp_path):
 @pytest.mark.parametrize("rows", [1, 100, 10**9])
 @pytest.mark.parametrize("most", [None, 30])
 def test_a_block_is_bounded(rows, most):
-    for width, kept, draws in ((1, 1, 1), (10, 1, 1000), (784, 784, 1000), (1e9, 1e9, 10), (50, 1, 10**7)):
-        block = Block.bounded(width, kept, draws, rows, most)
+    sizes = (
+        (1, 1, 1, 1),
+        (10, 100, 1, 1000),
+        (784, 1, 784, 1000),
+        (1e9, 1, 1e9, 10),
+        (50, 1, 1, 10**7),
+        (9, 1e6, 1, 9),
+    )
+    for of_row, of_draw, kept, draws in sizes:
+        seen = SimpleNamespace(of_row=of_row, of_draw=int(of_draw))
+        block = Block.bounded(seen, kept, draws, rows, most)
         assert min(block) >= 1
         assert block.rows <= min(rows, most or rows)
-        assert block.rows == 1 or max(block.rows * draws * kept, block.rows * width) <= 2**21
-        assert block == (1, 1) or block.rows * block.draws * width <= 2**21
+        assert block.rows == 1 or max(block.rows * draws * kept, block.rows * of_row) <= 2**21
+        assert block.draws == 1 or block.draws * max(of_draw, block.rows * of_row) <= 2**21
+
+
+def test_the_largest_tensors_are_seen():
+    weights, x = torch.ones(30, 50), torch.ones(7, 30)
+    with Widest(7) as seen:
+        (x @ (weights * 2)).tanh().sum(1)
+    assert (seen.of_row, seen.of_draw) == (50, 1500)
 
 
 def peak():
