@@ -102,11 +102,11 @@ class Predicting(Streaming, EncodingCalls):
             Show a bar over the batches once it has taken a second.
         out
             A folder, such as ``"pred.zarr"``, to which the prediction is written
-            as it is made, in memory that does not grow with the rows: arrays,
-            ``np.memmap`` and arrays of Zarr and HDF5 are read a batch of rows at a
-            time, and rows a batch are found, ``batch_size`` being the most; so are
-            what lies at a path, ``….npy`` or ``….zarr``. All are read once before, to
-            check them. The functions are the same; the noise of each batch has random
+            as it is made, in memory that does not grow with the rows. Arrays,
+            ``np.memmap``, those of Zarr and HDF5, and what lies at a path, ``….npy`` or
+            ``….zarr``, are read a batch of rows at a time, once before the first to
+            check them. How many rows a batch has is found, ``batch_size`` being the
+            most. The functions are the same; the noise of each batch has random
             numbers of its own. What comes back reads what it is asked for, and
             :func:`~inference.open_prediction` opens it later. The draws of z stay in
             memory, and so do all latents that rows of the fit have of their own.
