@@ -3,9 +3,9 @@
     python -m benchmarks.batches --threads 1 [--most 10000000]
 
 First N rows of ten columns on disk, 512 a step, Edward's network widened to ten inputs and 50 units, on both
-engines: µs a step after the first thousand, the memory that the fit adds to the process at its peak, and the same in memory
-with ``batch_size`` for as long as that fits. The address space is limited (RLIMIT_AS) to 512 MiB more than the
-process had before, which is less than the largest file, so that it could be neither loaded nor mapped. Then a
+engines: µs a step after the first thousand, the memory that the fit adds to the process at its peak, and the same in
+memory with ``batch_size`` for as long as that fits. The address space is limited (RLIMIT_AS) to 512 MiB more than
+the process had before, which is less than the largest file, so that it could be neither loaded nor mapped. Then a
 source that waits, or works, for each batch: µs a step of fit alone, source alone and both, and the share of the
 smaller that is hidden, (fit + source − both) / min(fit, source).
 """

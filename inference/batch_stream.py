@@ -16,7 +16,7 @@ from inference.read_ahead import ReadAhead
 
 __all__ = ["BatchStream"]
 
-_HELD_BYTES = 2**25  # of batches that are held for the steps at hand, and again of those that are read ahead
+_HELD_BYTES = 2**24  # of batches that are held for the steps at hand, and again of those that are read ahead
 _MOST = 10_000
 
 Slab = tuple[Any, ...]  # of each argument K batches, (K, B, …); what is no tensor as it is

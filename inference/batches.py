@@ -74,7 +74,7 @@ def batches(*sources: Any, num_data: int | None = None, target: str | None = Non
     shuffle
         Each epoch in another order, which ``seed`` fixes: runs of rows that lie
         together (64 KiB, or a chunk of Zarr, a row group of Parquet) are read in
-        random order, and their rows mixed in pools of 32 MiB. Batches of a loader
+        random order, and their rows mixed in pools of 16 MiB. Batches of a loader
         come in its own order.
 
     Notes

@@ -14,7 +14,7 @@ from torch import Tensor
 __all__ = ["Blocks", "Convert", "Pools"]
 
 Convert = Callable[[tuple[Any, ...], int], tuple[Any, ...]]
-POOL_BYTES = 2**25
+POOL_BYTES = 2**24
 RUN_BYTES = 2**16
 
 
@@ -39,7 +39,7 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Pools:
-    """All rows once an epoch: blocks in a random order, their rows mixed within pools of some 32 MiB of blocks.
+    """All rows once an epoch: blocks in a random order, their rows mixed within pools of some 16 MiB of blocks.
 
     Reading costs the same for a row however many there are, and a pool has
     blocks from all over the data. The order depends on ``seed`` alone, and is
@@ -84,12 +84,18 @@ class Pools:
             begin = end
 
     def _pool(self, numbers: np.ndarray, key: tuple[int, int], skipped: int) -> tuple[Any, ...]:
-        begins = self.blocks.begins
-        parts = [self.convert(self.blocks.read(int(i)), int(begins[i])) for i in numbers]
-        whole = [torch.cat(part) if isinstance(part[0], Tensor) else part[0] for part in zip(*parts, strict=True)]
-        if not self.shuffle and not skipped:
-            return tuple(whole)
-        count = len(next(value for value in whole if isinstance(value, Tensor)))
-        kept = np.random.default_rng([self.seed, *key]).permutation(count) if self.shuffle else np.arange(count)
-        index = torch.from_numpy(kept[skipped:])
-        return tuple(value[index] if isinstance(value, Tensor) else value for value in whole)
+        """The rows of some blocks, each put where it belongs as soon as it is read, so that there is no second copy."""
+        count = int(self.blocks.sizes[numbers].sum())
+        places = np.random.default_rng([self.seed, *key]).permutation(count) if self.shuffle else np.arange(count)
+        whole: list[Any] = []
+        begin = 0
+        for i in numbers:
+            block = self.convert(self.blocks.read(int(i)), int(self.blocks.begins[i]))
+            end = begin + int(self.blocks.sizes[i])
+            whole = whole or [v.new_empty(count, *v.shape[1:]) if isinstance(v, Tensor) else v for v in block]
+            index = torch.from_numpy(places[begin:end])
+            for rows, value in zip(whole, block, strict=True):
+                if isinstance(value, Tensor):
+                    rows[index] = value
+            begin = end
+        return tuple(value[skipped:] if isinstance(value, Tensor) else value for value in whole)
