@@ -17,6 +17,7 @@ from inference.posterior import Posterior, load
 from inference.predict import ClassPrediction, Prediction
 from inference.sections import Labels
 from inference.snapshots import Snapshots
+from inference.stored import StoredClassPrediction, StoredPrediction, open_prediction
 from inference.svi import fit
 from inference.tensorboard import TensorBoard
 from inference.watch import Progress, every
@@ -36,6 +37,8 @@ __all__ = [
     "Prediction",
     "Progress",
     "Snapshots",
+    "StoredClassPrediction",
+    "StoredPrediction",
     "TensorBoard",
     "batches",
     "calibrate",
@@ -46,5 +49,6 @@ __all__ = [
     "fit",
     "fresh",
     "load",
+    "open_prediction",
     "plot_loss_contour",
 ]

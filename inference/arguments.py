@@ -24,6 +24,7 @@ __all__ = [
     "one_of",
     "positive_integer",
     "positive_number",
+    "refuse_uneven",
     "row_count",
     "seed_number",
     "shape_of",
@@ -45,12 +46,19 @@ def argument_names(model: Callable[..., Any], count: int) -> list[str]:
 
 
 def as_tensors(
-    data: Sequence[Any], names: Sequence[str], device: torch.device, dtype: torch.dtype, *, shared: bool = False
+    data: Sequence[Any],
+    names: Sequence[str],
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    shared: bool = False,
+    first_row: int = 0,
 ) -> tuple[Any, ...]:
     """Arrays, frames and tensors as tensors on ``device``; anything else as it is.
 
     Floating-point values become ``dtype``; integers and booleans keep theirs.
-    Arrays are copied, unless they may be ``shared`` for the time of a call.
+    Arrays are copied, unless they may be ``shared`` for the time of a call. ``first_row`` is the
+    number of the first row, where they are a part of more.
 
     Raises
     ------
@@ -58,14 +66,20 @@ def as_tensors(
         Naming the argument: not numeric, empty, masked, NaN or infinite, too large
         for ``dtype``, or with another number of rows than the first argument.
     """
-    out = tuple(_as_tensor(value, name, device, dtype, shared) for value, name in zip(data, names, strict=True))
-    rows = [(name, len(value)) for name, value in zip(names, out, strict=True) if _has_rows(value)]
+    out = tuple(
+        _as_tensor(value, name, device, dtype, shared, first_row) for value, name in zip(data, names, strict=True)
+    )
+    refuse_uneven([(name, len(value)) for name, value in zip(names, out, strict=True) if _has_rows(value)])
+    return out
+
+
+def refuse_uneven(rows: Sequence[tuple[str, int]]) -> None:
+    """Raise a ValueError unless all arguments, given by name and rows, have as many rows."""
     for name, count in rows[1:]:
         if count != rows[0][1]:
             raise ValueError(
                 f"{rows[0][0]} has {rows[0][1]} rows but {name} has {count}: give every argument one row an observation"
             )
-    return out
 
 
 def row_count(args: Sequence[Any]) -> int | None:
@@ -82,10 +96,10 @@ def _has_rows(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
 
 
-def _as_tensor(value: Any, name: str, device: torch.device, dtype: torch.dtype, shared: bool) -> Any:
+def _as_tensor(value: Any, name: str, device: torch.device, dtype: torch.dtype, shared: bool, first_row: int) -> Any:
     if not is_array(value):
         return value
-    tensor = plain_tensor(value, name, dtype, shared)
+    tensor = plain_tensor(value, name, dtype, shared, first_row)
     if tensor.dim() > 0 and tensor.numel() == 0:
         raise ValueError(f"{name} is empty (shape {tuple(tensor.shape)}): give at least one row and one column")
     return tensor.to(device).contiguous()

@@ -22,7 +22,12 @@ SAMPLE_DIMS = ("chain", "draw")
 
 
 def to_arviz(
-    posterior: Posterior, drawn: dict[str, Tensor], draws: int, seed: int, about: Mapping[str, str | float]
+    posterior: Posterior,
+    drawn: dict[str, Tensor],
+    draws: int,
+    seed: int,
+    about: Mapping[str, str | float],
+    others: Mapping[str, xr.Dataset],
 ) -> Any:
     """InferenceData under ArviZ 0.x, a DataTree under 1.x, with one chain of the ``draws`` draws ``drawn``.
 
@@ -35,7 +40,7 @@ def to_arviz(
     ``posterior`` say ``about`` them what they are of, and Pareto k-hat with the
     threshold above which q is not to be taken for the posterior, ``az.loo`` least
     of all. A posterior loaded without data has only ``posterior`` and
-    ``optimization``.
+    ``optimization``. ``others`` are groups that are there already.
     """
     latents = {site.name: site for site in posterior.program.latents}
     groups = {"posterior": _draws(drawn, latents)}
@@ -45,6 +50,7 @@ def to_arviz(
     steps = {"step": np.arange(1, len(posterior.losses) + 1)}
     curves = {"loss": ("step", posterior.losses), "kl": ("step", posterior.kl)}
     groups["optimization"] = xr.Dataset(curves, coords=steps)
+    groups |= others
     for dataset in groups.values():
         dataset.attrs |= {"inference_library": "kiln-ppl", "inference_library_version": versions()["kiln-ppl"]}
     return group_container({name: dataset for name, dataset in groups.items() if dataset.data_vars})

@@ -12,22 +12,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
-import numpy as np
-import pandas as pd
 import typer
 from torch import nn
 
 from inference import registry
 from inference.arguments import as_device, positive_integer, positive_number, seed_number
-from inference.autoencoder import Encoding, EvidenceScores
+from inference.autoencoder import EvidenceScores
 from inference.checkpoint import Checkpoint
 from inference.diagnostics import Diagnosis
-from inference.files import replacing
 from inference.fingerprint import fingerprint
 from inference.metrics import ClassScores, Scores
 from inference.optimizers import LearningRate, cosine_decay
 from inference.posterior import Posterior
-from inference.predict import ClassPrediction, Prediction
+from inference.prediction_files import Asked, check_ending, is_store, write_prediction
 from inference.printable import printable
 from inference.processes import launched, speaks, who
 from inference.run_reports import REPORT, compare_runs, evaluate, report_run, write_run_report
@@ -181,33 +178,32 @@ def report(
 @app.command()
 def predict(
     folder: Folder,
-    data: Annotated[str, typer.Option(help="A table with the columns of the fit.")],
-    out: Annotated[Path, typer.Option(help="The CSV, Parquet or NPZ file to write.")],
+    data: Annotated[str, typer.Option(help="A table with the columns of the fit, or an array of them, .npy or .zarr.")],
+    out: Annotated[Path, typer.Option(help="The CSV, Parquet or NPZ file to write, or a .zarr for all draws.")],
     draws: Annotated[int, typer.Option(help="Draws of the posterior.")] = 1000,
     prob: Annotated[float, typer.Option(help="What share of new observations the interval should hold.")] = 0.9,
     batch_size: Annotated[int | None, typer.Option(help="Rows at a time, which bounds the memory.")] = None,
     seed: Annotated[int, typer.Option(help="Fixes the draws.")] = 0,
+    keep: Annotated[
+        str | None, typer.Option(help="Of a .zarr: draws, or summary for moments and interval of each row.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a .zarr that was interrupted, to the same numbers.")
+    ] = False,
     own_code: OwnCode = False,
 ) -> None:
     """Predict new rows: mean, standard deviation and interval; or their codes, where the model makes whole rows."""
-    writers = {".csv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz}
-    if out.suffix not in writers:
-        raise ValueError(f"--out ends in {out.suffix!r}: give a file that ends in {', '.join(writers)}")
-    if out.is_dir():
-        raise ValueError(f"--out {out} is a folder: give the name of a file")
+    asked = Asked(draws, prob, batch_size, seed, keep, resume)
+    check_ending(out, asked)
     check_writable(out.parent)
     run = Run.read(folder, own_code)
-    table = registry.read_table(data, run.target, run.columns)
-    if table.x.shape[1] != len(run.columns):
-        raise ValueError(f"{data} has {table.x.shape[1]} columns but the fit had {len(run.columns)}: {run.columns}")
-    posterior = run.posterior(folder)
-    if posterior.is_autoencoder:
-        columns = _codes(posterior.encode(table.x, batch_size=batch_size))
-    else:
-        columns = _columns(posterior.predict(table.x, draws=draws, batch_size=batch_size, seed=seed), prob)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as partial:
-        writers[out.suffix](pd.DataFrame(columns), partial)
+    rows = registry.read_rows(data, run.target, run.columns)
+    try:
+        write_prediction(run.posterior(folder), rows, out, asked)
+    except KeyboardInterrupt as interrupt:
+        if out.exists() and is_store(out):
+            print("\nthe same command with --resume goes on with it", file=sys.stderr)
+        raise typer.Exit(128 + signal.SIGINT) from interrupt
     _say(out)
 
 
@@ -319,32 +315,3 @@ def _print_verdict(diagnosis: Diagnosis) -> None:
 def _say(words: Any, file: TextIO | None = None) -> None:
     """Print a line, with what would steer the terminal spelt out: names come from files."""
     print(printable(words), file=file)
-
-
-def _codes(code: Encoding) -> dict[str, np.ndarray]:
-    means = {f"z{i}": column.numpy() for i, column in enumerate(code.mean.unbind(1))}
-    return means | {f"z{i}_std": column.numpy() for i, column in enumerate(code.std.unbind(1))}
-
-
-def _columns(prediction: Prediction | ClassPrediction, prob: float) -> dict[str, np.ndarray]:
-    if isinstance(prediction, ClassPrediction):
-        classes = {f"prob_{i}": column.numpy() for i, column in enumerate(prediction.probs.unbind(-1))}
-        doubts = {name: getattr(prediction, name).numpy() for name in ("entropy", "mutual_information")}
-        return {"label": prediction.labels.numpy(), **classes, **doubts}
-    lower, upper = prediction.interval(prob)
-    columns = {"mean": prediction.mean, "std": prediction.std, "lower": lower, "upper": upper}
-    return {name: value.numpy() for name, value in columns.items()}
-
-
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    frame.to_csv(path, index=False)
-
-
-def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    frame.to_parquet(path, index=False)
-
-
-def _write_npz(frame: pd.DataFrame, path: Path) -> None:
-    with path.open("wb") as stream:
-        arrays: dict[str, Any] = {str(name): frame[name].to_numpy() for name in frame}
-        np.savez(stream, **arrays)

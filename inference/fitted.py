@@ -175,10 +175,16 @@ class Fitted:
         size = self.record.options.get("batch_size") if given is None else given
         return None if size is None else positive_integer(size, "batch_size")
 
-    def _new_arguments(self, data: tuple[Any, ...]) -> tuple[Any, ...]:
-        """``data`` as the model takes it, checked against the fit, what is missing given as None."""
-        names = self.argument_names[: len(data)] + [f"argument {i}" for i in range(len(self.argument_names), len(data))]
-        args = as_tensors(data, names, self._program.device, self._program.dtype, shared=True)
+    def _new_names(self, data: tuple[Any, ...]) -> list[str]:
+        """What to call each of ``data``, those beyond the arguments of the fit by number."""
+        return self.argument_names[: len(data)] + [f"argument {i}" for i in range(len(self.argument_names), len(data))]
+
+    def _new_arguments(self, data: tuple[Any, ...], rows: slice | None = None) -> tuple[Any, ...]:
+        """``data``, or these ``rows`` of it, as the model takes it, checked, what is missing given as None."""
+        names, first = self._new_names(data), 0
+        if rows is not None:
+            names, first = [f"{name}[{rows.start}:{rows.stop}]" for name in names], rows.start
+        args = as_tensors(data, names, self._program.device, self._program.dtype, shared=True, first_row=first)
         check_new_shapes(args, self.argument_names, [shape_of(value) for value in self._args])
         for site in self._program.observed:
             if site.argument is not None and site.argument < len(args) and args[site.argument] is not None:

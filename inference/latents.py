@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from inference.program import Program, name_of
 from inference.sites import latent_values
 from inference.vectorized import draws_together, for_each_draw, rows_together
 
-__all__ = ["Batch", "Latents", "row_parts"]
+__all__ = ["Batch", "Latents", "how_many", "row_parts"]
 
 
 @dataclass(frozen=True)
@@ -60,26 +60,35 @@ class Latents:
         the fit, else drawn for each batch given the shared ones: by the guide
         if it takes new rows, by the model if not.
         """
-        given = draws if isinstance(draws, dict) else None
-        count = draws if isinstance(draws, int) else len(next(iter(draws.values())))
-        parts = row_parts(args, batch_size and min(batch_size, rows_together(args, count)))
+        parts = row_parts(args, batch_size and min(batch_size, rows_together(args, how_many(draws))))
+        at = self.functions(draws, parts[0][1], per_row, self.is_trained(args))
+        yield from (at(rows, part) for rows, part in parts)
+
+    def functions(
+        self, draws: int | dict[str, Tensor], first: tuple[Any, ...], per_row: bool, trained: bool
+    ) -> Callable[[slice, tuple[Any, ...]], Batch]:
+        """S functions of all rows, drawn at the rows ``first``: what makes a batch of the rows at any slice.
+
+        ``trained`` says that the rows are those of the fit, in whole.
+        """
+        count, model = how_many(draws), self.program.model
         if per_row:
-            model = self._anew_for_each_row()
-            yield from (Batch(part, model, {}, count) for _, part in parts)
-            return
+            anew = self._anew_for_each_row()
+            return lambda rows, args: Batch(args, anew, {}, count)
         own = self.row_sites()
-        if self._is_trained(args):
-            whole = self.draw(count, args) if given is None else given
-            for rows, part in parts:
-                cut = {name: _cut(value, own.get(name), rows) for name, value in whole.items()}
-                yield Batch(part, self.program.model, cut, count)
-            return
-        known = None if given is None else {name: value for name, value in given.items() if name not in own}
-        for _, part in parts:
-            drawn = self.draw(count, part) if known is None else known | self._given(known, count, part, own)
-            known = {name: value for name, value in drawn.items() if name not in own}
-            stale = self._stale(drawn, own, part)
-            yield Batch(part, self.program.model, {n: v for n, v in drawn.items() if n not in stale}, count)
+        if trained:
+            whole = draws if isinstance(draws, dict) else self.draw(count, self.trained)
+            return lambda rows, args: Batch(args, model, _cut(whole, own, rows), count)
+        drawn = draws if isinstance(draws, dict) else self.draw(count, first)
+        known = {name: value for name, value in drawn.items() if name not in own}
+
+        def at(rows: slice, args: tuple[Any, ...]) -> Batch:
+            is_first = args is first and not isinstance(draws, dict)
+            found = drawn if is_first else known | self._given(known, count, args, own)
+            stale = self._stale(found, own, args)
+            return Batch(args, model, {n: v for n, v in found.items() if n not in stale}, count)
+
+        return at
 
     def _given(
         self, known: dict[str, Tensor], count: int, args: tuple[Any, ...], own: dict[str, int]
@@ -120,7 +129,8 @@ class Latents:
         sites = [site for site in self.program.latents if rows in site.shape[: site.batch_dims]]
         return {site.name: site.shape.index(rows) for site in sites if rows is not None}
 
-    def _is_trained(self, args: tuple[Any, ...]) -> bool:
+    def is_trained(self, args: tuple[Any, ...]) -> bool:
+        """Whether these are the rows of the fit."""
         if args is self.trained:
             return True
         return row_count(args) == row_count(self.trained) and bool(args) and _is_same(args[0], self.trained[0])
@@ -147,5 +157,12 @@ def row_parts(args: tuple[Any, ...], size: int | None) -> list[tuple[slice, tupl
     return [(cut, tuple(v[cut] if isinstance(v, Tensor) and v.dim() else v for v in args)) for cut in cuts]
 
 
-def _cut(value: Tensor, dim: int | None, rows: slice) -> Tensor:
-    return value if dim is None else value.movedim(dim + 1, 0)[rows].movedim(0, dim + 1)
+def how_many(draws: int | dict[str, Tensor]) -> int:
+    """S, of a number or of the draws themselves."""
+    return draws if isinstance(draws, int) else len(next(iter(draws.values())))
+
+
+def _cut(drawn: dict[str, Tensor], own: dict[str, int], rows: slice) -> dict[str, Tensor]:
+    """The draws, those of single rows for these ``rows`` alone."""
+    moved = {name: value.movedim(own[name] + 1, 0)[rows] for name, value in drawn.items() if name in own}
+    return drawn | {name: value.movedim(0, own[name] + 1) for name, value in moved.items()}

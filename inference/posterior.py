@@ -37,6 +37,7 @@ from inference.program import Program, clone, device_for
 from inference.report import write_report
 from inference.sections import Labels
 from inference.sites import latent_values, observed_nodes, refuse_weighted_rows, scalars
+from inference.stored import StoredClassPrediction, StoredPrediction
 from inference.task import row_scale
 from inference.vectorized import affordable, draws_together, for_each_draw
 
@@ -288,15 +289,24 @@ class Posterior(Predicting):
         parts = self._likelihoods([wanted], self.data, drawn, seed, batch_size)
         return leave_one_out(wanted, log_weights, (part[wanted].double().numpy() for part in parts))
 
-    def to_arviz(self, *, draws: int = 1000, seed: int = 0, corrected: bool = False) -> Any:
+    def to_arviz(
+        self,
+        *,
+        draws: int = 1000,
+        seed: int = 0,
+        corrected: bool = False,
+        prediction: StoredPrediction | StoredClassPrediction | None = None,
+    ) -> Any:
         """InferenceData (ArviZ 0.x) or DataTree (1.x) of every group; see :func:`inference.arviz_export.to_arviz`.
 
         With ``corrected`` all is at draws that importance weights pick, as in
         :meth:`sample`, so that what ArviZ makes of them, ``az.loo`` too, is of the
-        posterior rather than of q.
+        posterior rather than of q. A ``prediction`` on disk becomes the group
+        ``predictions``, of which nothing is read yet.
         """
         drawn = self.sample(draws, seed=seed, corrected=corrected)
-        return to_arviz(self, drawn, _count(draws), seed, self._about_draws(draws, seed, corrected))
+        about = self._about_draws(draws, seed, corrected)
+        return to_arviz(self, drawn, _count(draws), seed, about, {} if prediction is None else prediction.groups())
 
     def _about_draws(self, draws: int, seed: int, corrected: bool) -> dict[str, str | float]:
         """What a reader of exported draws has to know of them."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.distributions import Bernoulli, Categorical
@@ -19,14 +20,18 @@ from inference.vectorized import draws_together, for_each_draw
 __all__ = [
     "ClassPrediction",
     "Interval",
+    "Labelled",
     "Prediction",
+    "Spread",
     "at_latents",
     "joined",
     "log_likelihood",
     "predictive",
     "quantile",
+    "tails",
 ]
 
+OF = ("observations", "functions")
 Latents = Mapping[str, Tensor]
 
 
@@ -37,8 +42,44 @@ class Interval(NamedTuple):
     upper: Tensor
 
 
+class _Parts(Protocol):
+    @property
+    def epistemic(self) -> Tensor: ...
+
+    @property
+    def noise(self) -> Tensor: ...
+
+
+class Spread:
+    """How far observations are from their mean: what the functions leave open, and the noise."""
+
+    @property
+    def variance(self: _Parts) -> Tensor:
+        """Var[y | x] = Var_z E[y | x, z] + E_z Var[y | x, z], shape (N, …)."""
+        return self.epistemic + self.noise
+
+    @property
+    def std(self: _Parts) -> Tensor:
+        """The square root of :attr:`variance`, in the units of y."""
+        return (self.epistemic + self.noise).sqrt()
+
+
+class _Classes(Protocol):
+    @property
+    def probs(self) -> Tensor: ...
+
+
+class Labelled:
+    """The class that probabilities are for."""
+
+    @property
+    def labels(self: _Classes) -> Tensor:
+        """The most probable class, shape (N,)."""
+        return self.probs.argmax(-1)
+
+
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(Spread):
     """The posterior predictive at N rows, from S draws; every tensor is on the CPU.
 
     Attributes
@@ -66,16 +107,6 @@ class Prediction:
         """Var_z E[y | x, z], shape (N, …): what more data would reduce."""
         return self.draws.var(0, correction=0)
 
-    @property
-    def variance(self) -> Tensor:
-        """Var[y | x] = Var_z E[y | x, z] + E_z Var[y | x, z], shape (N, …)."""
-        return self.epistemic + self.noise
-
-    @property
-    def std(self) -> Tensor:
-        """The square root of :attr:`variance`, in the units of y."""
-        return self.variance.sqrt()
-
     def interval(self, prob: float = 0.9, of: str = "observations") -> Interval:
         """The central interval that holds ``prob`` of new observations, or of ``of="functions"``.
 
@@ -84,14 +115,23 @@ class Prediction:
         ValueError
             Unless 0 < prob < 1 and ``of`` is one of the two.
         """
-        tail = (1 - share(prob, "prob")) / 2
-        values = self.samples if one_of(of, "of", ("observations", "functions")) == "observations" else self.draws
-        ordered = values.sort(0).values
-        return Interval(quantile(ordered, tail), quantile(ordered, 1 - tail))
+        return Interval(*self.quantiles(tails(prob), of))
+
+    def quantiles(self, levels: Sequence[float], of: str = "observations") -> Tensor:
+        """The quantiles at Q ``levels`` of observations, or of ``of="functions"``, shape (Q, N, …).
+
+        Raises
+        ------
+        ValueError
+            Unless ``of`` is one of the two.
+        """
+        values = self.samples if one_of(of, "of", OF) == "observations" else self.draws
+        ordered = torch.from_numpy(np.sort(values.numpy(), axis=0))
+        return torch.stack([quantile(ordered, level) for level in levels])
 
 
 @dataclass(frozen=True)
-class ClassPrediction:
+class ClassPrediction(Labelled):
     """Class probabilities at N rows, from S draws; every tensor is on the CPU.
 
     Attributes
@@ -110,11 +150,6 @@ class ClassPrediction:
     def probs(self) -> Tensor:
         """p(class | x), shape (N, C)."""
         return self.draws.mean(0)
-
-    @property
-    def labels(self) -> Tensor:
-        """The most probable class, shape (N,)."""
-        return self.probs.argmax(-1)
 
     @property
     def entropy(self) -> Tensor:
@@ -137,6 +172,16 @@ class ClassPrediction:
         """
         counts = torch.nn.functional.one_hot(self.samples.long(), self.draws.shape[-1]).sum(0)
         return 1 - counts.max(-1).values / len(self.samples)
+
+
+def tails(prob: float) -> tuple[float, float]:
+    """The levels of the two quantiles between which the central interval of ``prob`` lies.
+
+    >>> tails(0.5)
+    (0.25, 0.75)
+    """
+    tail = (1 - share(prob, "prob")) / 2
+    return tail, 1 - tail
 
 
 def _entropy(probs: Tensor) -> Tensor:
@@ -165,14 +210,17 @@ def at_latents(model: Model, latents: Latents, args: tuple[Any, ...], site: str)
 
 
 def predictive(
-    model: Model, latents: Latents, draws: int, args: tuple[Any, ...], site: str
+    model: Model, latents: Latents, draws: int, args: tuple[Any, ...], site: str, at_once: int | None = None
 ) -> Prediction | ClassPrediction:
-    """Run the model at S draws of the latents, ``{site: (S, *site shape)}``, and collect what it says of ``site``."""
+    """Run the model at S draws of the latents, ``{site: (S, *site shape)}``, and collect what it says of ``site``.
+
+    ``at_once`` is how many draws to run together, if it is known.
+    """
 
     def run(z: Latents) -> tuple[tuple[Tensor, ...], Tensor]:
         return at_latents(model, z, args, site)
 
-    described, samples = for_each_draw(run, latents, draws, draws_together(args))
+    described, samples = for_each_draw(run, latents, draws, at_once or draws_together(args))
     if len(described) == 1:
         return ClassPrediction(site, described[0], samples)
     means, variances = described

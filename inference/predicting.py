@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.arguments import flag, positive_integer, row_count, shape_of
+from inference.arguments import flag, positive_integer, row_count, seed_number, shape_of
 from inference.autoencoder import Autoencoder, EncodingCalls, HeldOutRows, evidence_scores
 from inference.density import as_points
-from inference.fitted import Fitted
 from inference.latents import Batch, Latents
 from inference.metrics import HeldOut, class_scores, scores
 from inference.predict import ClassPrediction, Prediction, joined, log_likelihood, predictive
 from inference.program import named_failure
+from inference.stored import StoredClassPrediction, StoredPrediction
+from inference.streaming import Output, Streamed, Streaming
 from inference.vectorized import affordable
 
 __all__ = ["Predicting"]
@@ -27,8 +29,37 @@ T = TypeVar("T")
 Draws = int | Mapping[str, Any]
 
 
-class Predicting(Fitted, EncodingCalls):
+class Predicting(Streaming, EncodingCalls):
     """The questions about rows: predict, evaluate, log likelihood, and those of autoencoders."""
+
+    @overload
+    def predict(
+        self,
+        *new_data: Any,
+        draws: Draws = 1000,
+        seed: int = 0,
+        site: str | None = None,
+        batch_size: int | None = None,
+        per_row: bool = False,
+        progress: bool = True,
+        out: None = None,
+    ) -> Prediction | ClassPrediction: ...
+
+    @overload
+    def predict(
+        self,
+        *new_data: Any,
+        draws: Draws = 1000,
+        seed: int = 0,
+        site: str | None = None,
+        batch_size: int | None = None,
+        per_row: bool = False,
+        progress: bool = True,
+        out: str | Path,
+        keep: str = "draws",
+        quantiles: Sequence[float] | None = None,
+        resume: bool = False,
+    ) -> StoredPrediction | StoredClassPrediction: ...
 
     def predict(
         self,
@@ -39,7 +70,11 @@ class Predicting(Fitted, EncodingCalls):
         batch_size: int | None = None,
         per_row: bool = False,
         progress: bool = True,
-    ) -> Prediction | ClassPrediction:
+        out: str | Path | None = None,
+        keep: str = "draws",
+        quantiles: Sequence[float] | None = None,
+        resume: bool = False,
+    ) -> Prediction | ClassPrediction | StoredPrediction | StoredClassPrediction:
         """The posterior predictive at new rows, ``draws`` functions of all of them.
 
         Each draw of z is used for every row, so a draw is a function. Latents
@@ -65,13 +100,42 @@ class Predicting(Fitted, EncodingCalls):
             functions; for :func:`~guides.bernoulli_dropout`.
         progress
             Show a bar over the batches once it has taken a second.
+        out
+            A folder, such as ``"pred.zarr"``, to which the prediction is written
+            as it is made, in memory that does not grow with the rows. Arrays,
+            ``np.memmap``, those of Zarr and HDF5, and what lies at a path, ``….npy`` or
+            ``….zarr``, are read a batch of rows at a time, once before the first to
+            check them. How many rows a batch has is found, ``batch_size`` being the
+            most. The functions are the same; the noise of each batch has random
+            numbers of its own. What comes back reads what it is asked for, and
+            :func:`~inference.open_prediction` opens it later. The draws of z stay in
+            memory, and so do all latents that rows of the fit have of their own.
+        keep
+            With ``out``: ``"draws"``, or ``"summary"`` for the moments and quantiles
+            of each row alone, from all its draws.
+        quantiles
+            With ``keep="summary"``: the levels, of observations and of functions;
+            0.05, 0.5 and 0.95 if left out.
+        resume
+            With ``out``: go on where an interrupted call ended, to the same numbers.
 
         Raises
         ------
         ValueError
             If the new data has other columns than the fit, or does not fit the
-            model; if given draws lack a latent or have another shape.
+            model; if given draws lack a latent or have another shape; if ``out`` is
+            there, and is not to be resumed or of something else.
+        OSError
+            If ``out`` cannot be written.
         """
+        if out is not None:
+            output = Output.of(out, keep, quantiles, resume)
+            size = None if batch_size is None else positive_integer(batch_size, "batch_size")
+            wanted = self._wanted(draws, flag(per_row, "per_row"))
+            asked = Streamed(wanted, seed_number(seed), self._site(site), size, per_row, output)
+            return self._streamed(new_data, asked, flag(progress, "progress"))
+        if keep != "draws" or quantiles is not None or resume is not False:
+            raise ValueError("keep=, quantiles= and resume= are for predictions on disk: pass out= too")
         args = self._new_arguments(new_data)
         return self._predictive(args, draws, seed, site, batch_size, per_row, progress)
 

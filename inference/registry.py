@@ -16,7 +16,7 @@ from torch import nn
 
 from inference.isolation import RandomStream
 
-__all__ = ["build_guide", "build_model", "find", "is_own_code", "names", "read_table", "suggested_options"]
+__all__ = ["build_guide", "build_model", "find", "is_own_code", "names", "read_rows", "read_table", "suggested_options"]
 
 
 @cache
@@ -133,3 +133,20 @@ def read_table(source: str, target: str | None = None, columns: list[str] | None
             f"{source} ends in {path.suffix!r}: give a file that ends in {', '.join('.' + k for k in kinds)}"
         )
     return find("readers", ending)(path, target, columns)
+
+
+def read_rows(source: str, target: str, columns: list[str]) -> Any:
+    """Rows to predict, (N, D) in the order of ``columns``: those of a table, or the path of an .npy or .zarr as it is.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        As :func:`read_table`; if there are other columns.
+    """
+    path = Path(source)
+    if path.suffix in (".npy", ".zarr") and path.exists():
+        return path
+    x = read_table(source, target, columns).x
+    if x.shape[1] != len(columns):
+        raise ValueError(f"{source} has {x.shape[1]} columns but the fit had {len(columns)}: {columns}")
+    return x

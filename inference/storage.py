@@ -27,6 +27,7 @@ MANIFEST = f"{STEM}.json"
 TRACES = ("losses", "kl")
 PARAM = "param:"
 MOST_BYTES = 2**28  # of all stand-ins for the data of a fit together
+FEW_ROWS = 1009  # that stand for more than fit in: a prime, which is no other dimension
 _DTYPES = ("float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 _FLOATS = ("float32", "float64")
 _MAYBE_NOT_FINITE = either(NUMBER, "inf", "-inf", "nan")
@@ -77,18 +78,36 @@ def describe(name: str, value: Any) -> dict[str, Any]:
 def placeholders(arguments: list[dict[str, Any]], folder: Path) -> tuple[Any, ...]:
     """Stand-ins of the right shapes for the arguments, enough to set a guide up.
 
+    Where all rows would take more than 256 MiB they have few rows, as a guide
+    needs the number of rows only if rows have latents of their own; the model
+    runs on them, so that stand-ins that took no memory themselves would be no help.
+
     Raises
     ------
     ValueError
-        If one was something else than numbers, or if all together would be too large.
+        If one was something else than numbers, or if the few rows would be too large.
     """
-    size = sum(math.prod(entry["shape"]) * _dtype(entry).itemsize for entry in arguments if "shape" in entry)
+    size = _size(arguments)
     if size > MOST_BYTES:
+        arguments = [_of_few_rows(entry, arguments) for entry in arguments]
+    if _size(arguments) > MOST_BYTES:
         raise ValueError(
             f"{folder} was fitted on {size:,} bytes of data, and stand-ins are made for at most {MOST_BYTES:,}: "
             "pass the data to load()"
         )
     return tuple(_placeholder(entry, folder) for entry in arguments)
+
+
+def _size(arguments: list[dict[str, Any]]) -> int:
+    return sum(math.prod(entry["shape"]) * _dtype(entry).itemsize for entry in arguments if "shape" in entry)
+
+
+def _of_few_rows(entry: dict[str, Any], arguments: list[dict[str, Any]]) -> dict[str, Any]:
+    """The argument with :data:`FEW_ROWS`, if it has as many rows as the first that has any, and more than these."""
+    rows = next(other["shape"][0] for other in arguments if other.get("shape"))
+    if not entry.get("shape") or entry["shape"][0] != rows:
+        return entry
+    return {**entry, "shape": [min(rows, FEW_ROWS), *entry["shape"][1:]]}
 
 
 def _placeholder(entry: dict[str, Any], folder: Path) -> Any:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from inference.arguments import row_count
 
-__all__ = ["affordable", "draws_together", "for_each_draw", "rows_together", "together"]
+__all__ = ["Block", "Widest", "affordable", "draws_together", "for_each_draw", "rows_together", "together"]
 
 _NUMBERS = 2**22  # of the data, times draws: what is run together
+_STREAMED = 2**21  # of a tensor, where memory may not grow
 _NARROW = 256  # a row of fewer numbers counts as this many, for the layers of a network behind it
 _PATIENCE = 2e11  # rows, times draws, times parameters, that nobody has to be asked about: some ten seconds
 
@@ -79,6 +81,54 @@ def together(run: Run, latents: Latents, draws: int, at_once: int) -> list[Any]:
     return parts
 
 
+class Block(NamedTuple):
+    """How many ``rows`` to finish before the next, and how many ``draws`` to run on them together."""
+
+    rows: int
+    draws: int
+
+    @classmethod
+    def bounded(cls, seen: Widest, kept: float, draws: int, rows: int, most: int | None) -> Block:
+        """Such that no tensor has more than 2²¹ numbers, on the way those ``seen``, at last ``kept`` a row and draw.
+
+        Of S ``draws`` all are kept at the rows at hand, no more than ``most`` of the
+        ``rows`` that there are, and as many in each block.
+
+        >>> seen = Widest(rows=1)
+        >>> with seen:
+        ...     hidden = torch.zeros(1, 2) @ torch.zeros(2, 10)
+        >>> Block.bounded(seen, kept=1, draws=1000, rows=10**6, most=None)
+        Block(rows=2097, draws=100)
+        """
+        pairs = max(1, int(_STREAMED / max(seen.of_row, 1)))
+        fitting = max(1, min(int(_STREAMED / (draws * max(kept, 1))), pairs, most or rows))
+        even = math.ceil(rows / math.ceil(rows / fitting))
+        return cls(even, max(1, min(pairs // even, _STREAMED // max(seen.of_draw, 1))))
+
+
+class Widest(TorchFunctionMode):
+    """The largest tensors that torch has made in this block, where a model runs at one draw on ``rows`` rows.
+
+    ``of_row`` is how many numbers a row the largest has that has rows, ``of_draw`` how many any other.
+    """
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self._rows = rows
+        self.of_row = 0.0
+        self.of_draw = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at what ``func`` returns."""
+        found = func(*args, **(kwargs or {}))
+        for value in tree_leaves(found):
+            if isinstance(value, Tensor) and self._rows in value.shape:
+                self.of_row = max(self.of_row, value.numel() / self._rows)
+            elif isinstance(value, Tensor):
+                self.of_draw = max(self.of_draw, value.numel())
+        return found
+
+
 class _Apart(TorchFunctionMode):
     """Inside ``torch.vmap``, memory for random numbers is of each draw alone, so that it can be filled in place."""
 
@@ -110,7 +160,7 @@ def _part(latents: Latents, index: Any) -> dict[str, Tensor]:
 
 def _other_generators() -> tuple[Any, ...]:
     _, keys, place, *_ = np.random.get_state()  # noqa: NPY002 - a model may use it
-    return str(keys), place, random.getstate()
+    return np.asarray(keys).tobytes(), place, random.getstate()
 
 
 def _cpu(values: Any) -> Any:

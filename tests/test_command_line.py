@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 from sklearn.linear_model import LinearRegression
 
-from inference import registry
+from inference import open_prediction, registry
 from inference.cli import main
 from inference.fingerprint import fingerprint
+from inference.prediction_store import PredictionStore
 from inference.runs import Run
 
 RUN_FILES = [".kiln.lock", "posterior-HASH.safetensors", "posterior.json", "report.html", "run.json"]
@@ -202,6 +203,34 @@ def test_a_smaller_share_gives_narrower_intervals_round_the_same_mean(fitted, tm
     assert (narrow["mean"] == wide["mean"]).all()
     assert (narrow["lower"] > wide["lower"]).all()
     assert (narrow["upper"] < wide["upper"]).all()
+
+
+def test_predict_writes_all_draws_batch_by_batch(fitted, tmp_path, capsys):
+    x = frame()[["size", "age"]].to_numpy()
+    np.save(tmp_path / "x.npy", x)
+    predict(fitted.folder, fitted.table, tmp_path / "p.zarr", **{"batch-size": 7})
+    predict(fitted.folder, tmp_path / "x.npy", tmp_path / "q.zarr", **{"batch-size": 9, "keep": "summary", "prob": 0.8})
+    expected = Run.read(fitted.folder).posterior(fitted.folder).predict(x, draws=200)
+    found, short = (open_prediction(tmp_path / name) for name in ("p.zarr", "q.zarr"))
+    np.testing.assert_allclose(found.draws.values, expected.draws.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(short.std.numpy(), expected.std.numpy(), rtol=1e-5)
+    assert short.interval(0.8).lower.shape == (40,)
+    capsys.readouterr()
+    words = ["predict", fitted.folder, "--data", fitted.table, "--out", tmp_path / "p.zarr", "--draws", 200]
+    assert "pass resume=True (or --resume)" in refused(capsys, words)
+    assert "batch_size is 7 there and None here" in refused(capsys, [*words, "--resume"])
+    assert main([*map(str, words), "--batch-size", "7", "--resume"]) == 0
+    assert len(predict(fitted.folder, tmp_path / "x.npy", tmp_path / "p.csv")) == 40
+
+
+def test_an_interrupted_prediction_says_how_to_go_on(fitted, tmp_path, capsys, monkeypatch):
+    def interrupted(store, number, fields):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PredictionStore, "write", interrupted)
+    words = ["predict", fitted.folder, "--data", fitted.table, "--out", tmp_path / "p.zarr"]
+    assert main([*map(str, words)]) == 130
+    assert capsys.readouterr().err.endswith("the same command with --resume goes on with it\n")
 
 
 def test_predict_replaces_an_older_file(fitted, tmp_path):
@@ -466,6 +495,8 @@ BAD_PREDICTIONS = {
     "file without an ending": ({"out": "new/p"}, [".csv", ".parquet", ".npz"]),
     "output under a file": ({"out": "houses.csv/p.csv"}, ["cannot write", "houses.csv", "--out"]),
     "output that is a folder": ({"out": "run/folder.csv"}, ["folder.csv"]),
+    "summary of a table": ({"keep": "summary"}, ["--keep", ".zarr", ".csv"]),
+    "summary of another kind": ({"keep": "mean", "out": "new/p.zarr"}, ["keep is 'mean'"]),
     "no draws": ({"draws": 0}, ["draws is 0"]),
     "share above 1": ({"prob": 90}, ["prob is 90"]),
 }
