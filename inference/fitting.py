@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,12 +25,14 @@ from inference.finding import Finding, Stop
 from inference.identity import Marks
 from inference.init import Init, begin
 from inference.isolation import RandomStream
+from inference.joining import Ready, run_joined
 from inference.loop import Keeper, run_steps
 from inference.objective import Model
 from inference.posterior import Posterior
 from inference.program import Program
 from inference.start import NoStart
 from inference.task import Task
+from inference.together import Lane
 from inference.watch import Callback, Watch
 
 __all__ = ["Fitting"]
@@ -112,23 +114,37 @@ class Fitting:
         """Since the fit began, without the time in which nothing ran."""
         return time.perf_counter() - self._began
 
-    def best(self) -> tuple[Attempt, tuple[float, ...]]:
-        """The best of all attempts, and the loss of each, infinite where one failed."""
+    @property
+    def joins(self) -> bool:
+        """Whether its starts may run together with others, in one program."""
+        alone = self.callbacks or self.options.get("batches") is not None
+        return self.checkpoint is None and self.engine != "eager" and not alone
+
+    def best(self, ready: Sequence[Ready | ValueError] = ()) -> tuple[Attempt, tuple[float, ...]]:
+        """The best of all attempts, and the loss of each, infinite where one failed.
+
+        Starts that are ``ready``, and may have run, are gone on with.
+        """
+        if self.restarts > 1 and self.joins and not ready:
+            ready = self.ready()
+            run_joined(ready, self.engine, self.progress)
         for number in range(len(self._ended.losses), self.restarts):
             running, self._running = self._running, None
             try:
-                fitted: Attempt | None = self._attempt(number, running)
+                fitted: Attempt | None = self._attempt(ready[number] if ready else self._started(number, running), running)
             except ValueError as error:
                 if self.restarts == 1:
                     raise
                 self._warn(f"start {number + 1} of {self.restarts} failed: {error}")
                 fitted = None
             self._ended.add(fitted)
-            if fitted is not None and fitted.stop is not None and fitted.stop.interrupted:
-                self._warn(f"the fit {fitted.stop.how}; this is the posterior so far")
+            if fitted is not None and fitted.stop is not None and fitted.stop.interrupted and not ready:
                 break
         if self._ended.best is None:
             raise ValueError(f"all {self.restarts} starts failed; the warnings say at which step and site")
+        stop = self._ended.best.stop
+        if stop is not None and stop.interrupted:
+            self._warn(f"the fit {stop.how}; this is the posterior so far")
         return self._ended.best, tuple(self._ended.losses)
 
     def _program(self, number: int) -> tuple[Program, RandomStream]:
@@ -147,7 +163,25 @@ class Fitting:
         fitted.restore(saved)
         return fitted
 
-    def _attempt(self, number: int, running: dict[str, Any] | None) -> Attempt:
+    def ready(self) -> list[Ready | ValueError]:
+        """All starts, about to take their steps, or why one cannot."""
+        found: list[Ready | ValueError] = []
+        for number in range(self.restarts):
+            try:
+                found.append(self._started(number))
+            except ValueError as error:
+                if self.restarts == 1:
+                    raise
+                found.append(error)
+        return found
+
+    @property
+    def kin(self) -> Hashable:
+        """What fits share that may differ in their data, starts and random numbers alone."""
+        return id(self.model), id(self.guide), self.batch_size, id(self.options.get("feed"))
+
+    def _started(self, number: int, running: dict[str, Any] | None = None) -> Ready:
+        """A start with its way found, or with that of the steps so far."""
         program, stream = self._program(number)
         plain = Task.of(program, self.args, self.batch_size, **self.options)
         if running is not None:
@@ -155,56 +189,57 @@ class Fitting:
                 plain = replace(plain, theta=_like(running["theta"], plain.begin))
                 plan = None if running["plan"] is None else Plan.restored(running["plan"], plain.begin)
                 searched = int(running["searched"])
-            return self._tried(number, plain, plan, stream, searched, running)
+            return Ready(number, self.kin, plain, plan, stream, self.steps, searched)
         with tqdm(
             desc="start", bar_format="{desc} {elapsed}", disable=not (self.searches and self.progress), leave=False
         ):
             start = begin(program, self.args, stream, self.init, self.searches)
         plain = replace(plain, theta=plain.begin)
         if not self.finds:
-            return self._run(number, plain, None, stream, start.evaluations)
+            return Ready(number, self.kin, plain, None, stream, self.steps, start.evaluations)
         if not self.searches:
             start = NoStart("", start.evaluations)
         plan, searched = automatic(plain, start, self.steps, self.early, self._taken)
-        return self._tried(number, plain, plan, stream, searched)
+        return Ready(number, self.kin, plain, plan, stream, self.steps, searched)
 
-    def _tried(
-        self,
-        number: int,
-        plain: Task,
-        plan: Plan | None,
-        stream: RandomStream,
-        searched: int,
-        running: dict[str, Any] | None = None,
-    ) -> Attempt:
+    def _attempt(self, ready: Ready | ValueError, running: dict[str, Any] | None = None) -> Attempt:
         """By the plan, or where that fails and nobody asked for it by Adam."""
+        if isinstance(ready, ValueError):
+            raise ready
         try:
-            return self._run(number, plain, plan, stream, searched, running)
+            return self._run(ready, running) if ready.lane is None else self._joined(ready, ready.lane)
         except ValueError as error:
             refused = running is not None and not isinstance(error, NonFinite)  # it could not go on at all
-            if self.asked or plan is None or refused:
+            if self.asked or ready.plan is None or refused:
                 raise
             self._warn(f"the steps that were found failed, so this is Adam: {error}")
-            return self._run(number, plain, None, stream, searched)
+            return self._run(replace(ready, plan=None, lane=None))
 
-    def _run(
-        self,
-        number: int,
-        plain: Task,
-        plan: Plan | None,
-        stream: RandomStream,
-        searched: int,
-        running: dict[str, Any] | None = None,
-    ) -> Attempt:
-        task = plain if plan is None else plan.task(plain)
-        program, landing = task.program, task.landing
-        runner, state = choose(self._engine(running), task, stream, self.steps * self.restarts, self.progress)
-        used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
-        found = {"lr": "found", "optimizer": "auto"} if landing else {}
+    def _fitted(self, ready: Ready, task: Task, flat: Tensor, stream: RandomStream, used: str) -> Attempt:
+        found = {"lr": "found", "optimizer": "auto"} if task.landing else {}
         options = {**self.said, **found, "engine": used}
-        fitted = Attempt(
-            number, program, self.args, state.flat, state.stream, self.names, self.seed, options, searched=searched
+        return Attempt(
+            *(ready.number, task.program, self.args, flat, stream, self.names, self.seed, options),
+            searched=ready.searched,
         )
+
+    def _joined(self, ready: Ready, lane: Lane) -> Attempt:
+        """What a start found that ran together with others."""
+        fitted = self._fitted(ready, lane.task, lane.flat, lane.stream, "compiled")
+        fitted.curves = lane.curves
+        if lane.error is not None:
+            lane.error.posterior = self._so_far(fitted)
+            raise lane.error
+        why = ready.plan.why if ready.plan else ""
+        fitted.stop = self._stop(fitted, lane.task.landing, lane.interrupted, lane.steps, why)
+        return fitted
+
+    def _run(self, ready: Ready, running: dict[str, Any] | None = None) -> Attempt:
+        number, plain, plan, task = ready.number, ready.plain, ready.plan, ready.task
+        program, landing = task.program, task.landing
+        runner, state = choose(self._engine(running), task, ready.stream, self.steps * self.restarts, self.progress)
+        used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
+        fitted = self._fitted(ready, task, state.flat, state.stream, used)
         most = landing.steps if landing else self.steps
         watch = Watch(self.callbacks, most, program.params, fitted.posterior, (number + 1, self.restarts))
         if running is not None:

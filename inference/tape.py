@@ -73,7 +73,8 @@ class Tape(DispatchMode):
     and is a None in ``randoms``, which lists all of them in order. ``failures``
     holds the error codes of matrix factorisations, which eager torch raises on;
     ``largest`` is the size of the largest tensor, in numbers.
-    With ``folds_scalars`` numbers made on the way are written into the graph.
+    With ``folds_scalars`` numbers made on the way are written into the graph; without ``folds`` no number is, so
+    that graphs which differ in their constants alone are the same.
     """
 
     def __init__(
@@ -81,9 +82,11 @@ class Tape(DispatchMode):
         inputs: Mapping[str, Tensor],
         forbidden: Callable[[Tensor], str | None] | None = None,
         folds_scalars: bool = False,
+        folds: bool = True,
     ) -> None:
         super().__init__()
         self._folds_scalars = folds_scalars
+        self._folds = folds
         self.graph = fx.Graph()
         self.constants: list[Tensor] = []
         self.draws: list[Draw] = []
@@ -250,7 +253,7 @@ class Tape(DispatchMode):
             raise Untraceable(
                 f"{_where()} reads the parameter {name!r} where torch cannot see it (a scripted function?)"
             )
-        folded = _as_literal(value, any_scalar=self._folds_scalars) if fresh else None
+        folded = _as_literal(value, any_scalar=self._folds_scalars) if fresh and self._folds else None
         if folded is not None:
             options: dict[str, Any] = {"dtype": value.dtype, "device": value.device}
             node = self.graph.call_function(aten.full.default, (list(value.shape), folded), options)
