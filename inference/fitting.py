@@ -93,7 +93,7 @@ class Fitting:
         with self._believing():
             self._began -= saved["seconds"]
             self._running, losses, best = saved["running"], list(saved["losses"]), saved["best"]
-            self._ended = Ended(losses, None if best is None else self._again(best))
+            self._ended = Ended(losses, None if best is None else self.again(best))
             step = int(self._running["engine"]["step"])
         if step > self.steps:
             raise ValueError(f"{self.checkpoint.folder} has taken {step:,} steps: ask for as many, or for more")
@@ -154,7 +154,7 @@ class Fitting:
         )
         return program, stream
 
-    def _again(self, saved: dict[str, Any]) -> Attempt:
+    def again(self, saved: dict[str, Any]) -> Attempt:
         """A start that had ended."""
         program, stream = self._program(saved["number"])
         fitted = Attempt(

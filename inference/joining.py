@@ -67,6 +67,17 @@ class Group:
         operators = sum(node.op == "call_function" for node in step.module.graph.nodes)
         return engine == "compiled" or worth_compiling(operators, self.steps, step.batched or 1)
 
+    def unlike(self, other: Group) -> str:
+        """How the step of these fits differs from that of others, in words."""
+        mine, theirs = self.lanes[0], other.lanes[0]
+        if len(mine.task.begin) != len(theirs.task.begin):
+            return f"one has {len(theirs.task.begin):,} parameters and another {len(mine.task.begin):,}"
+        shapes = [[tuple(c.shape) for c in lane.recording.constants] for lane in (theirs, mine)]
+        found = [pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]]
+        if found:
+            return f"one has a constant of shape {found[0][0]} where another has {found[0][1]}"
+        return "they run other operators"
+
     def run(self, bar: tqdm[Any]) -> None:
         """Take all steps of all starts, which have run when this returns.
 

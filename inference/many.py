@@ -5,19 +5,18 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from joblib import Parallel, delayed
-from joblib.parallel import get_active_backend
+from tqdm.auto import tqdm
 
 from inference.attempt import Attempt
 from inference.compiled import NotCompilable, Untraceable
-from inference.failures import NonFinite
 from inference.fitting import Fitting
 from inference.joining import Group, Ready, bar_over, grouped
+from inference.parallel import jobs_at_once, spread
 from inference.posterior import Posterior
+from inference.program import parcel, unpacked
 from inference.svi import checked, fit
 
 __all__ = ["FitsFailed", "fit_many"]
@@ -119,6 +118,7 @@ class _Asked:
         except (TypeError, ValueError) as error:
             raise type(error)(f"fit number {number}: {error}") from error
         self.starts: list[Ready | ValueError] = []
+        self.best: tuple[Attempt, tuple[float, ...]] | None = None
         self.posterior: Posterior | None = None
         self.error: ValueError | None = None
 
@@ -129,11 +129,13 @@ class _Asked:
 
     def finish(self) -> None:
         """Take the steps that were not taken with others, and ask for the posterior."""
-        if self.error is None and self.posterior is None:
+        if self.error is None:
             self._try(self._finish)
 
     def _finish(self) -> None:
-        best, losses = self.fitting.best(self.starts)
+        if self.best is None:
+            self.best = self.fitting.best(self.starts)
+        best, losses = self.best
         self.posterior = best.posterior(best.flat, best.curves, self.fitting.seconds, losses)
 
     def _try(self, run: Callable[[], object]) -> None:
@@ -156,27 +158,72 @@ def _bound(call: Any, number: int, options: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _run(asked: Sequence[_Asked], n_jobs: int | None, progress: bool) -> None:
-    """Run what is of one form together."""
-    ready = {id(start): one for one in asked for start in one.starts if isinstance(start, Ready)}
+    """Run what is of one form together; several forms in several processes, if there are to be any."""
+    whose = {id(start): one for one in asked for start in one.starts if isinstance(start, Ready)}
     groups, reasons = grouped([start for one in asked for start in one.starts if isinstance(start, Ready)], progress)
-    chosen = [group for group in groups if len(group.lanes) > 1 and group.worth(_engine(asked, ready, group))]
+    if len(groups) > 1 or reasons:
+        warnings.warn(_apart(groups, reasons), UserWarning, stacklevel=3)
+    jobs = _jobs(asked, [[whose[id(ready)] for ready in group.ready] for group in groups])
+    if len(jobs) > 1 and jobs_at_once(n_jobs) > 1:
+        _send(jobs, n_jobs, progress)
+        return
+    chosen = [group for group in groups if len(group.lanes) > 1 and group.worth(_engine(whose, group))]
     with bar_over(chosen, progress) as bar:
         for group in chosen:
             try:
                 group.run(bar)
             except (Untraceable, NotCompilable) as error:
-                reasons[str(error)] = len(group.lanes)
-    if len(groups) > 1 or reasons:
-        warnings.warn(_apart(groups, reasons), UserWarning, stacklevel=3)
+                warnings.warn(f"{len(group.lanes)} fits run one by one: {error}", UserWarning, stacklevel=3)
 
 
-def _engine(asked: Sequence[_Asked], ready: Mapping[int, _Asked], group: Group) -> str:
-    return ready[id(group.ready[0])].fitting.engine
+def _engine(whose: Mapping[int, _Asked], group: Group) -> str:
+    return whose[id(group.ready[0])].fitting.engine
+
+
+def _jobs(asked: Sequence[_Asked], groups: Sequence[Sequence[_Asked]]) -> list[list[_Asked]]:
+    """The fits that are sent to one process: those of one form, and each that has none."""
+    seen: set[int] = set()
+    jobs = []
+    for group in [*groups, *([one] for one in asked if one.error is None)]:
+        jobs.append([one for one in dict.fromkeys(group) if one.number not in seen])
+        seen |= {one.number for one in group}
+    return [job for job in jobs if job]
+
+
+def _send(jobs: Sequence[Sequence[_Asked]], n_jobs: int | None, progress: bool) -> None:
+    """Run each job in a process of joblib's; what fails there is left to be done, and fail, here."""
+    parcels = [[(one.number, _packed(one.given)) for one in job] for job in jobs]
+    known = {one.number: one for job in jobs for one in job}
+    with tqdm(total=len(known), desc=f"{len(known)} fits", unit="fit", disable=not progress) as bar:
+        for found in spread(_elsewhere, parcels, n_jobs):
+            for number, best in found:
+                if best is not None:
+                    one, (saved, losses) = known[number], best
+                    one.best = one.fitting.again(saved), losses
+            bar.update(len(found))
+
+
+def _elsewhere(calls: Sequence[tuple[int, dict[str, Any]]]) -> list[tuple[int, Any]]:
+    """The best start of each fit as numbers and tensors, with the loss of each; None for a fit that fails."""
+    asked = [_Asked(number, {**given, "guide": unpacked(*given["guide"])}) for number, given in calls]
+    for one in asked:
+        one.start()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come again where the fits were asked for
+        _run(asked, 1, False)
+        for one in asked:
+            one.finish()
+    return [(one.number, None if one.best is None else (one.best[0].saved(), one.best[1])) for one in asked]
+
+
+def _packed(given: dict[str, Any]) -> dict[str, Any]:
+    return {**given, "guide": parcel(given["guide"])}
 
 
 def _apart(groups: Sequence[Group], reasons: Mapping[str, int]) -> str:
     """Which fits do not run together, and why."""
-    sizes = ", ".join(str(len(group.lanes)) for group in groups)
-    words = [f"the fits are of {len(groups)} forms, of {sizes} fits" if len(groups) > 1 else ""]
-    words += [f"{count} run one by one: {reason}" for reason, count in reasons.items()]
-    return "; ".join(word for word in words if word)
+    words = [f"{count} fits run one by one: {reason}" for reason, count in reasons.items()]
+    if len(groups) > 1:
+        sizes = ", ".join(str(len(group.lanes)) for group in groups)
+        words.insert(0, f"the fits are of {len(groups)} forms, {sizes} of each, as {groups[1].unlike(groups[0])}")
+    return "; ".join(words)

@@ -27,6 +27,7 @@ LEVELS = [
         "numpy_prediction",
         "numpy_random",
         "optimizers",
+        "parallel",
         "params",
         "pauses",
         "interrupts",

@@ -31,9 +31,7 @@ def scaled(x, y, *, weight=1.0, prior=1.0):
 
 def beside(fits, **options):
     """The posteriors made at once and those of each call alone."""
-    together = fit_many(fits, **OPTIONS, **options) if "progress" not in OPTIONS else fit_many(
-        fits, **{**OPTIONS, **options}
-    )
+    together = fit_many(fits, **{**OPTIONS, **options})
     return together, [call(**{**OPTIONS, **options}) for call in fits]
 
 
