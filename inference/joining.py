@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
@@ -95,7 +96,14 @@ class Group:
         stacked = stack([one.recording for one in self.lanes], inputs, state, fits)
         run_together(stacked, self.lanes, fits, bar)
         for ready, one in zip(self.ready, self.lanes, strict=True):
-            ready.lane = one
+            ready.lane = None if one.strayed else one
+        strayed = sum(one.strayed for one in self.lanes)
+        if strayed:
+            warnings.warn(
+                f"{strayed} fits run one by one: their guide keeps something of its data beside its parameters",
+                UserWarning,
+                stacklevel=2,
+            )
 
 
 def grouped(starts: Sequence[Ready], progress: bool) -> tuple[list[Group], dict[str, int]]:

@@ -50,7 +50,7 @@ class Recorder:
         for known in self._known.setdefault(key, []):
             constants = _at(known, task.args) if known.guide == guide else None
             if constants is not None:
-                return Recording(known.step, constants)
+                return Recording(known.step, constants, borrowed=True)
         data = [value for value in task.args if isinstance(value, Tensor)]
         with Origins(data) as origins:
             step = trace_step(task, update, stream, folds=False)

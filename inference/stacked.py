@@ -25,10 +25,15 @@ _SMALL = 2**11  # numbers in the largest tensor of a fit, up to which vectors ru
 
 @dataclass(frozen=True)
 class Recording:
-    """The step of one fit, recorded without folding, and the constants that are this fit's in it."""
+    """The step of one fit, recorded without folding, and the constants that are this fit's in it.
+
+    ``borrowed`` says that the step was recorded of another fit, with other data or
+    from another start.
+    """
 
     step: Step
     constants: Sequence[Tensor]
+    borrowed: bool = False
 
     @property
     def form(self) -> tuple[Any, ...]:

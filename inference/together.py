@@ -14,11 +14,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.compiled import apart, replayed_traces
+from inference.draws import Replay
 from inference.executable import Executable
 from inference.failures import NonFinite
 from inference.interrupts import interruptible
 from inference.isolation import RandomStream, environment
 from inference.non_finite import failure
+from inference.objective import loss
 from inference.programs import executable
 from inference.replayed import ReplayedStep
 from inference.stacked import Recording, Stacked
@@ -31,6 +33,7 @@ __all__ = ["Lane", "run_together"]
 _NUMBERS = 2**14  # in the largest tensor of the fits of one slab, about, so that it stays in the fastest memory
 _FEW, _MOST = 8, 32  # fits of a slab
 _CHUNK = 100  # steps between two looks
+_CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of two ways to compute a loss, relative
 _GLOBALS = threading.Lock()  # around what uses the process-wide random numbers, defaults or parameters
 
 
@@ -40,7 +43,9 @@ class Lane:
 
     It takes ``steps``, fewer where its rule says so. ``flat`` is θ, (P,), that it
     ended with, ``curves`` are its losses and KL, (2, steps taken), and ``error``,
-    or ``interrupted`` by a signal, why it ended before its time, if it did.
+    or ``interrupted`` by a signal, why it ended before its time, if it did. One
+    that ``strayed`` found another first loss than its own model and guide do: the
+    step that was recorded of another fit is not its own.
     """
 
     task: Task
@@ -52,8 +57,13 @@ class Lane:
     error: NonFinite | None = None
     ended: bool = False
     interrupted: str | None = None
+    strayed: bool = False
+    _begun: dict[str, Any] = field(default_factory=dict)
     _losses: list[Tensor] = field(default_factory=list)
     _points: list[Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._begun = dict(self.stream.state)
 
     @property
     def curves(self) -> Tensor:
@@ -80,6 +90,21 @@ class Lane:
         program = self.task.program
         with _GLOBALS, (stream or self.stream).drawing(), environment(program.device, program.dtype):
             return self.recording.step.noise(steps)
+
+    def check(self, first: Tensor, noise: list[Tensor]) -> None:
+        """Compare the first loss, (2,), with what model and guide themselves make of the same noise."""
+        task, program = self.task, self.task.program
+        beta = task.anneal(0) if task.anneal else None
+        own = []
+        with _GLOBALS, program.running(task.begin, RandomStream(dict(self.stream.state))), torch.no_grad():
+            for values in self.recording.step.replayed(noise, 0):
+                with Replay(values):
+                    own.append(loss(task.model, task.guide, task.args, 1, True, beta, task.sticking))
+        mean = torch.stack(own).mean(0).to(first.dtype)
+        close = _CLOSE[mean.dtype] * (1 + mean.abs().nan_to_num().max())
+        if mean.isfinite().all() and not torch.allclose(mean, first, rtol=0, atol=float(close)):
+            self.strayed = self.ended = True
+            self.stream.state = self._begun
 
     def take(self, losses: Tensor, step: int, state: list[Tensor]) -> None:
         """Count the losses and KL of the steps up to ``step``, (n, 2), after which θ and moments are ``state``."""
@@ -174,6 +199,8 @@ class _Slab:
         found = self._run(rows)
         flat = self.state[0].isfinite().all(0 if self.stacked.last else 1)
         good = found[..., 0].isfinite().all(0) & flat
+        if self.step == 0:
+            self._check(rows, found)
         bad = [i for i, lane in enumerate(self.lanes) if not (lane.ended or good[i])]
         if bad:
             self._explain(bad, before, rows, found)
@@ -213,6 +240,18 @@ class _Slab:
         named["rates"] = self._rates(step, count)
         return [named[name] for name in self.row_names]
 
+    def _check(self, rows: list[Tensor], found: Tensor) -> None:
+        """See for each fit that the step is its own."""
+        for place, lane in enumerate(self.lanes):
+            if lane.recording.borrowed:
+                lane.check(found[0, place], self._noise(place, rows, 0))
+
+    def _noise(self, place: int, rows: list[Tensor], row: int) -> list[Tensor]:
+        """The random numbers of one fit in one of these rows."""
+        named = dict(zip(self.row_names, rows, strict=True))
+        parts = [named[f"noise{g}"][row : row + 1] for g in range(len(self.noise))]
+        return [part[..., place] if self.stacked.last else part[:, place] for part in parts]
+
     def _explain(self, bad: list[int], before: list[Tensor], rows: list[Tensor], found: Tensor) -> None:
         """Take the steps again one by one, and say of these fits where each failed."""
         for part, value in zip(self.state, before, strict=True):
@@ -225,9 +264,8 @@ class _Slab:
                 if losses[place].isfinite() and after.isfinite().all():
                     continue
                 bad.remove(place)
-                lane, numbers = self.lanes[place], dict(zip(self.row_names, rows, strict=True))
-                noise = self.of(place, [numbers[f"noise{g}"][i : i + 1] for g in range(len(self.noise))])
-                self._fail(lane, found[:i, place], self.step + i, last[place], after.clone(), noise)
+                noise = self._noise(place, rows, i)
+                self._fail(self.lanes[place], found[:i, place], self.step + i, last[place], after.clone(), noise)
 
     def _fail(
         self, lane: Lane, losses: Tensor, step: int, state: list[Tensor], after: Tensor, noise: list[Tensor]

@@ -32,7 +32,7 @@ def scaled(x, y, *, weight=1.0, prior=1.0):
 def beside(fits, **options):
     """The posteriors made at once and those of each call alone."""
     together = fit_many(fits, **{**OPTIONS, **options})
-    return together, [call(**{**OPTIONS, **options}) for call in fits]
+    return together, [call(**{**OPTIONS, **options, **call.keywords}) for call in fits]
 
 
 def differ(together, alone):
@@ -51,3 +51,34 @@ def differ(together, alone):
 
 def splits(count):
     return [(X[i : i + 40], Y[i : i + 40]) for i in range(count)]
+
+
+MODELS = [partial(scaled, weight=weight, prior=prior) for weight, prior in ((1.0, 1.0), (0.3, 1.0), (1.0, 2.0))]
+
+
+@pytest.fixture
+def lanes(monkeypatch):
+    """The fits that ran together."""
+    seen = []
+    end = Lane.end
+    monkeypatch.setattr(Lane, "end", lambda lane, *args: (seen.append(lane), end(lane, *args)))
+    return seen
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_fits_made_at_once_find_what_each_finds_alone(lanes, found):
+    """Other seeds, data, constants, numbers in operators, step sizes and lengths; or steps and ends that are found."""
+    guides = [mean_field_normal(model) for model in MODELS]
+    places = [(m, i, {} if found else {"lr": 0.02 * (i + 1), "steps": 150 + 50 * i}) for m in range(3) for i in range(2)]
+    fits = [
+        partial(fit, MODELS[m], guides[m], *split, seed=m + i, **own)
+        for m, i, own in places
+        for split in [splits(2)[i]]
+    ]
+    together, alone = beside(fits, batch_size=7, steps=2500)
+    assert differ(together, alone) < 1e-9
+    assert len(lanes) == 6
+    assert len({one.losses[-1] for one in together}) == 6
+    if found:
+        assert [one.stop_reason for one in together] == [one.stop_reason for one in alone]
+        assert len({len(one.losses) for one in together}) > 1
