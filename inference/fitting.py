@@ -47,7 +47,8 @@ class Fitting:
 
     ``options`` are the task's, ``said`` what the record keeps of them; ``finds``
     says that steps are to be found, ``searches`` that a start is too, ``early``
-    an end, and ``asked`` that the user said so. ``identity`` is what a fit that
+    an end, and ``asked`` that the user said so; ``known`` that the same model, guide and
+    data were checked before. ``identity`` is what a fit that
     goes on has to share, ``longer`` whether it may take more steps.
     """
 
@@ -72,6 +73,7 @@ class Fitting:
     progress: bool
     said: dict[str, Any]
     checkpoint: Checkpoint | None = None
+    known: bool = False
     _ended: Ended = field(default_factory=Ended)
     _running: dict[str, Any] | None = None
     _began: float = field(default_factory=time.perf_counter)
@@ -149,8 +151,9 @@ class Fitting:
 
     def _program(self, number: int) -> tuple[Program, RandomStream]:
         stream = RandomStream.seeded(self.seed, number)
+        first = number == 0 and not self.known
         program = Program.start(
-            self.model, self.guide, self.args, stream, self.device, self.dtype, batch_size=self.batch_size
+            self.model, self.guide, self.args, stream, self.device, self.dtype, first, self.batch_size
         )
         return program, stream
 

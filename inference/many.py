@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -96,7 +96,11 @@ def fit_many(
     asked = [_Asked(number, _bound(call, number, options)) for number, call in enumerate(fits)]
     if not asked:
         raise ValueError("fits is empty: give partial(fit, model, guide, x, y), one for each fit")
-    for one in asked:
+    seen: set[Hashable] = set()
+    for one in tqdm(asked, desc="start", unit="fit", disable=not progress, leave=False):
+        mark = (one.fitting.kin, *map(id, one.given["data"]))
+        one.fitting.known = mark in seen
+        seen.add(mark)
         one.start()
     _run(asked, n_jobs, progress)
     for one in asked:

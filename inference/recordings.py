@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from inference.frozen import outside_values
 from inference.isolation import RandomStream
 from inference.origins import Origins, Unknown
 from inference.stacked import Recording
-from inference.step import Step, trace_step
+from inference.step import trace_step
 from inference.task import Task
 from inference.updates import Update
 
@@ -25,7 +25,7 @@ __all__ = ["Recorder"]
 class _Known:
     """A recorded step with the arguments of the fit that it was recorded from."""
 
-    step: Step
+    recording: Recording
     origins: Origins
     args: tuple[Any, ...]
     guide: dict[str, object]
@@ -50,28 +50,30 @@ class Recorder:
         for known in self._known.setdefault(key, []):
             constants = _at(known, task.args) if known.guide == guide else None
             if constants is not None:
-                return Recording(known.step, constants, borrowed=True)
+                return replace(known.recording, constants=constants, borrowed=True)
         data = [value for value in task.args if isinstance(value, Tensor)]
         with Origins(data) as origins:
             step = trace_step(task, update, stream, folds=False)
         if any(origins.knows(draw.args, draw.kwargs) for draw in step.draws):
             origins.refuse("it draws from a distribution of the data")
-        self._known[key].append(_Known(step, origins, task.args, guide))
-        return Recording(step, step.constants)
+        found = Recording.of(step)
+        self._known[key].append(_Known(found, origins, task.args, guide))
+        return found
 
 
-def _at(known: _Known, args: tuple[Any, ...]) -> list[Tensor] | None:
+def _at(known: _Known, args: tuple[Any, ...]) -> Sequence[Tensor] | None:
     """The constants of a known step for these arguments, None where they cannot be had."""
+    constants = known.recording.constants
     pairs = list(zip(known.args, args, strict=True))
     if any(mine is not other and not isinstance(mine, Tensor) and mine != other for mine, other in pairs):
         return None
     if all(mine is other or not isinstance(mine, Tensor) or torch.equal(mine, other) for mine, other in pairs):
-        return known.step.constants
+        return constants
     try:
-        found = known.origins.at([other for _, other in pairs if isinstance(other, Tensor)], known.step.constants)
+        found = known.origins.at([other for _, other in pairs if isinstance(other, Tensor)], constants)
     except Unknown:
         return None
-    same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(found, known.step.constants, strict=True))
+    same = all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(found, constants, strict=True))
     return found if same else None
 
 

@@ -27,26 +27,24 @@ _SMALL = 2**11  # numbers in the largest tensor of a fit, up to which vectors ru
 class Recording:
     """The step of one fit, recorded without folding, and the constants that are this fit's in it.
 
-    ``borrowed`` says that the step was recorded of another fit, with other data or
+    ``numbers`` are those that stand in its operators, in order. ``borrowed`` says that the step was recorded of another fit, with other data or
     from another start.
     """
 
     step: Step
     constants: Sequence[Tensor]
+    form: tuple[Any, ...]
+    numbers: list[float]
     borrowed: bool = False
 
-    @property
-    def form(self) -> tuple[Any, ...]:
-        """What fits must share to be steps of one graph."""
-        draws = tuple((str(d.func), d.shape, d.dtype, str(d.kwargs)) for d in self.step.draws)
-        kinds = tuple((tuple(c.shape), c.dtype) for c in self.constants)
-        groups = tuple(map(tuple, self.step.groups))
-        return _outline(self.step.module.graph)[0], draws, kinds, groups, self.step.batched, self.step.last
-
-    @property
-    def numbers(self) -> list[float]:
-        """The floating-point numbers that stand in its operators, in order."""
-        return _outline(self.step.module.graph)[1]
+    @classmethod
+    def of(cls, step: Step) -> Recording:
+        """What was recorded of a fit itself; ``form`` is what fits must share to be steps of one graph."""
+        text, numbers = _outline(step.module.graph)
+        draws = tuple((str(d.func), d.shape, d.dtype, str(d.kwargs)) for d in step.draws)
+        kinds = tuple((tuple(c.shape), c.dtype) for c in step.constants)
+        form = (text, draws, kinds, tuple(map(tuple, step.groups)), step.batched, step.last)
+        return cls(step, step.constants, form, numbers)
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,11 @@ def stack(recordings: Sequence[Recording], inputs: Mapping[str, Tensor], state: 
         if node.op == "call_function" and hasattr(node.target, "tags") and is_random(node.target):
             raise Untraceable(f"it draws with parameters that are learned ({node.target}), one fit after the other")
     own, shared = _constants(recordings)
-    graph, numbers = _with_inputs(first.step.module.graph, [one.numbers for one in recordings])
+    distinct = {id(one.step): one.numbers for one in recordings}
+    alike = len(distinct) == 1
+    graph, numbers = _with_inputs(
+        first.step.module.graph, [first.numbers] if alike else [one.numbers for one in recordings]
+    )
     dtype = inputs["theta"].dtype
     own |= {name: torch.tensor(values, dtype=dtype, device=inputs["theta"].device) for name, values in numbers.items()}
     examples = {**inputs, **shared, **{name: value[0] for name, value in own.items()}}
