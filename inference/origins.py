@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from inference.draws import is_random
 from inference.lowering import DispatchMode
+from inference.tape import shape_only
 
 __all__ = ["Origins", "Unknown"]
 
@@ -59,7 +60,7 @@ class Origins(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator, and remember it if data come in."""
         kwargs = kwargs or {}
-        known = self.knows(args, kwargs)
+        known = not shape_only(func) and self.knows(args, kwargs)
         out = func(*args, **kwargs)
         if not known:
             return out

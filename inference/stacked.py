@@ -92,7 +92,8 @@ def stack(recordings: Sequence[Recording], inputs: Mapping[str, Tensor], state: 
     dtype = inputs["theta"].dtype
     own |= {name: torch.tensor(values, dtype=dtype, device=inputs["theta"].device) for name, values in numbers.items()}
     examples = {**inputs, **shared, **{name: value[0] for name, value in own.items()}}
-    pure = _pure(graph, examples, state)
+    pure, made = _pure(graph, examples, state)
+    shared |= made
     many = {**inputs, **{name: value[0] for name, value in own.items()}}
     stacked = None
     if first.step.largest <= _SMALL:
@@ -231,8 +232,10 @@ def _put_in(graph: fx.Graph, node: fx.Node, inputs: Mapping[int, fx.Node]) -> No
         node.target, node.args, node.kwargs = target.overloadpacket, args, kwargs
 
 
-def _pure(graph: fx.Graph, examples: Mapping[str, Tensor], state: Sequence[str]) -> fx.GraphModule:
-    """Loss and new state as outputs of a graph that writes to nothing."""
+def _pure(
+    graph: fx.Graph, examples: Mapping[str, Tensor], state: Sequence[str]
+) -> tuple[fx.GraphModule, dict[str, Tensor]]:
+    """Loss and new state as outputs of a graph that writes to nothing, and its further inputs."""
     module = fx.GraphModule({}, graph)
     names = [str(node.target) for node in graph.nodes if node.op == "placeholder"]
     given = [examples[name].clone() for name in names]
@@ -241,7 +244,7 @@ def _pure(graph: fx.Graph, examples: Mapping[str, Tensor], state: Sequence[str])
         loss = module(*values)[0]
         return loss, *(values[names.index(name)] for name in state)
 
-    tape = Tape(dict(zip(names, given, strict=True)), folds=False)
+    tape = Tape(dict(zip(names, given, strict=True)))
     try:
         with tape, torch.no_grad():
             outputs = torch.func.functionalize(stepped)(*given)
@@ -257,4 +260,7 @@ def _pure(graph: fx.Graph, examples: Mapping[str, Tensor], state: Sequence[str])
         if node.op == "call_function" and hasattr(node.target, "_schema") and node.target._schema.is_mutable:
             raise Untraceable(f"it writes to memory by {node.target}, which many fits cannot")
     found.eliminate_dead_code()
-    return fx.GraphModule({}, found)
+    further = [node for node in found.nodes if node.op == "placeholder"][len(names) :]
+    for i, node in enumerate(further):
+        node.target = f"made{i}"
+    return fx.GraphModule({}, found), {f"made{i}": value for i, value in enumerate(tape.constants)}

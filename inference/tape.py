@@ -20,7 +20,7 @@ import inference
 from inference.draws import Draw, is_random
 from inference.lowering import DispatchMode
 
-__all__ = ["Substitute", "Tape", "Untraceable"]
+__all__ = ["Substitute", "Tape", "Untraceable", "shape_only"]
 
 aten = torch.ops.aten
 _SHAPE_ONLY = {
@@ -124,11 +124,11 @@ class Tape(DispatchMode):
             self.failures.append(args[0])
             return None
         if is_random(func):
-            values = args[1:] if func._schema.is_mutable or _shape_only(func) else args
+            values = args[1:] if func._schema.is_mutable or shape_only(func) else args
             if not self.depends(values, kwargs):
                 return self._record_draw(func, args, kwargs)
             self.randoms.append(None)
-        elif _shape_only(func) or not self.depends(args, kwargs):
+        elif shape_only(func) or not self.depends(args, kwargs):
             return self._run_now(func, args, kwargs)
         return self._record(func, args, kwargs)
 
@@ -287,7 +287,8 @@ def _has_effect(node: fx.Node) -> bool:
     return hasattr(target, "_schema") and (target._schema.is_mutable or target.namespace != "aten")
 
 
-def _shape_only(func: Any) -> bool:
+def shape_only(func: Any) -> bool:
+    """Whether the operator looks at the shape of its argument alone."""
     return func._schema.name.partition("::")[2] in _SHAPE_ONLY
 
 
