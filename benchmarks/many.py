@@ -56,7 +56,9 @@ def restarts(count: int, steps: int, repeats: int) -> None:
             times.setdefault(case, []).append(call(*case))
     medians = {case: statistics.median(values) for case, values in times.items()}
     one, many = medians[1, steps], medians[count, steps]
-    print(f"Edward's network, {steps:,} steps: one fit {one:.2f} s, {count} restarts {many:.2f} s: ratio {many / one:.1f}")
+    print(
+        f"Edward's network, {steps:,} steps: one fit {one:.2f} s, {count} restarts {many:.2f} s: ratio {many / one:.1f}"
+    )
     alone = [(medians[n, steps] - medians[n, short]) / (steps - short) * 1e6 for n in (1, count)]
     print(f"  steps alone: {alone[0]:.1f} and {alone[1]:.1f} µs: ratio {alone[1] / alone[0]:.1f}", flush=True)
 

@@ -215,4 +215,3 @@ def calibrate(
             outcomes.append(outcome)
             bar.update()
     return Calibration.of(simulation, outcomes, error_rate)
-

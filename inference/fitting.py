@@ -26,13 +26,13 @@ from inference.identity import Marks
 from inference.init import Init, begin
 from inference.isolation import RandomStream
 from inference.joining import Ready, run_joined
+from inference.lanes import Lane
 from inference.loop import Keeper, run_steps
 from inference.objective import Model
 from inference.posterior import Posterior
 from inference.program import Program
 from inference.start import NoStart
 from inference.task import Task
-from inference.together import Lane
 from inference.watch import Callback, Watch
 
 __all__ = ["Fitting"]
@@ -133,7 +133,9 @@ class Fitting:
         for number in range(len(self._ended.losses), self.restarts):
             running, self._running = self._running, None
             try:
-                fitted: Attempt | None = self._attempt(ready[number] if ready else self._started(number, running), running)
+                fitted: Attempt | None = self._attempt(
+                    ready[number] if ready else self._started(number, running), running
+                )
             except ValueError as error:
                 if self.restarts == 1:
                     raise

@@ -17,11 +17,12 @@ from inference.automatic import Plan
 from inference.compiled import NotCompilable, Untraceable, update_for
 from inference.engines import worth_compiling
 from inference.isolation import RandomStream
+from inference.lanes import Lane
 from inference.recordings import Recorder
 from inference.stacked import stack
 from inference.step import step_rates
 from inference.task import Task
-from inference.together import Lane, run_together, slab_size
+from inference.together import run_together, slab_size
 from inference.updates import Update
 
 __all__ = ["Group", "Ready", "bar_over", "grouped", "run_joined"]
@@ -88,7 +89,8 @@ class Group:
             If they cannot run together, with the reason.
         """
         lane, threads = self.lanes[0], torch.get_num_threads()
-        fits = slab_size(len(self.lanes), lane.recording.step.largest, threads)
+        step = lane.recording.step
+        fits = slab_size(len(self.lanes), step.largest, step.noise_bytes * step.block, threads)
         state = ("theta", *lane.update.moments)
         inputs = dict(zip(state, [lane.task.begin, *lane.update.begin(lane.task.begin)], strict=True))
         inputs["rates"] = lane.task.begin.new_tensor(step_rates(lane.task, lane.update, 0))
@@ -108,7 +110,8 @@ class Group:
 
 def grouped(starts: Sequence[Ready], progress: bool) -> tuple[list[Group], dict[str, int]]:
     """The starts by the form of their steps; and why others have none, with how many they are."""
-    recorder, groups, reasons = Recorder(), {}, Counter()
+    recorder, groups = Recorder(), dict[Hashable, Group]()
+    reasons = Counter[str]()
     updates: dict[Hashable, Update] = {}
     for ready in tqdm(starts, desc="record", unit="fit", disable=not progress, leave=False):
         task = ready.task

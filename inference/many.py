@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 
 from inference.attempt import Attempt
 from inference.compiled import NotCompilable, Untraceable
-from inference.fitting import Fitting
 from inference.joining import Group, Ready, bar_over, grouped
 from inference.parallel import jobs_at_once, spread
 from inference.posterior import Posterior

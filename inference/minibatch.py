@@ -33,7 +33,7 @@ def _subsets(count: int, rows: int, size: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(whole[:, :size]))
 
 
-torch.ops.kiln.subset.default.many = _subsets
+torch.ops.kiln.subset.default.many = _subsets  # type: ignore[attr-defined]
 
 
 class _Subset(_Subsample):

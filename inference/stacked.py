@@ -27,8 +27,9 @@ _SMALL = 2**11  # numbers in the largest tensor of a fit, up to which vectors ru
 class Recording:
     """The step of one fit, recorded without folding, and the constants that are this fit's in it.
 
-    ``numbers`` are those that stand in its operators, in order. ``borrowed`` says that the step was recorded of another fit, with other data or
-    from another start.
+    ``form`` is what fits must share to be steps of one graph, ``numbers`` are those
+    that stand in its operators, in order. ``borrowed`` says that the step was
+    recorded of another fit, with other data or from another start.
     """
 
     step: Step
@@ -39,7 +40,7 @@ class Recording:
 
     @classmethod
     def of(cls, step: Step) -> Recording:
-        """What was recorded of a fit itself; ``form`` is what fits must share to be steps of one graph."""
+        """What was recorded of a fit itself."""
         text, numbers = _outline(step.module.graph)
         draws = tuple((str(d.func), d.shape, d.dtype, str(d.kwargs)) for d in step.draws)
         kinds = tuple((tuple(c.shape), c.dtype) for c in step.constants)

@@ -191,8 +191,7 @@ class _Recorder:
             values = {**self._read(), **fixed, **draws}
             return torch.as_tensor(functional(*(values[name] for name in order))[0])
 
-        folded = {"folds_scalars": True, "folds": self.folds}  # vmap turns numbers into tensors
-        tape = Tape({**self._state(), **noise}, **folded)
+        tape = Tape({**self._state(), **noise}, None, True, self.folds)  # vmap turns numbers into tensors
         with tape:
             value = torch.vmap(one, randomness="different")(noise).mean(0)
             self._descend(value)

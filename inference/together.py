@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,123 +12,21 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.compiled import apart, replayed_traces
-from inference.draws import Replay
 from inference.executable import Executable
-from inference.failures import NonFinite
 from inference.interrupts import interruptible
-from inference.isolation import RandomStream, environment
+from inference.isolation import RandomStream
+from inference.lanes import CHUNK, GLOBALS, Lane
 from inference.non_finite import failure
-from inference.objective import loss
 from inference.programs import executable
 from inference.replayed import ReplayedStep
-from inference.stacked import Recording, Stacked
+from inference.stacked import Stacked
 from inference.step import step_rates
-from inference.task import Task
-from inference.updates import Update
 
-__all__ = ["Lane", "run_together"]
+__all__ = ["run_together", "slab_size"]
 
 _NUMBERS = 2**14  # in the largest tensor of the fits of one slab, about, so that it stays in the fastest memory
 _FEW, _MOST = 8, 32  # fits of a slab
-_CHUNK = 100  # steps between two looks
-_CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of two ways to compute a loss, relative
-_GLOBALS = threading.Lock()  # around what uses the process-wide random numbers, defaults or parameters
-
-
-@dataclass
-class Lane:
-    """One fit on its way among others: what it is to do, and what it has found so far.
-
-    It takes ``steps``, fewer where its rule says so. ``flat`` is θ, (P,), that it
-    ended with, ``curves`` are its losses and KL, (2, steps taken), and ``error``,
-    or ``interrupted`` by a signal, why it ended before its time, if it did. One
-    that ``strayed`` found another first loss than its own model and guide do: the
-    step that was recorded of another fit is not its own.
-    """
-
-    task: Task
-    update: Update
-    stream: RandomStream
-    recording: Recording
-    steps: int
-    flat: Tensor = field(default_factory=lambda: torch.empty(0))
-    error: NonFinite | None = None
-    ended: bool = False
-    interrupted: str | None = None
-    strayed: bool = False
-    _begun: dict[str, Any] = field(default_factory=dict)
-    _losses: list[Tensor] = field(default_factory=list)
-    _points: list[Tensor] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._begun = dict(self.stream.state)
-
-    @property
-    def curves(self) -> Tensor:
-        """Losses and KL of all steps so far, (2, steps)."""
-        if len(self._losses) > 1:
-            self._losses = [torch.cat(self._losses)]
-        return self._losses[0].T if self._losses else torch.empty(2, 0)
-
-    @property
-    def every(self) -> int | None:
-        """The steps between two points of the path that its rule looks at."""
-        return None if self.task.landing is None else self.task.landing.every
-
-    @property
-    def rates_key(self) -> Any:
-        """What fits share whose rates are the same at every step."""
-        landing = self.task.landing
-        if landing is None:
-            return id(self.update)
-        return type(landing), landing.settling, landing.steps, getattr(landing, "size", None)
-
-    def noise(self, steps: int, stream: RandomStream | None = None) -> list[Tensor]:
-        """Its next random numbers, of its own or of another stream."""
-        program = self.task.program
-        with _GLOBALS, (stream or self.stream).drawing(), environment(program.device, program.dtype):
-            return self.recording.step.noise(steps)
-
-    def check(self, first: Tensor, noise: list[Tensor]) -> None:
-        """Compare the first loss, (2,), with what model and guide themselves make of the same noise."""
-        task, program = self.task, self.task.program
-        beta = task.anneal(0) if task.anneal else None
-        own = []
-        with _GLOBALS, program.running(task.begin, RandomStream(dict(self.stream.state))), torch.no_grad():
-            for values in self.recording.step.replayed(noise, 0):
-                with Replay(values):
-                    own.append(loss(task.model, task.guide, task.args, 1, True, beta, task.sticking))
-        mean = torch.stack(own).mean(0).to(first.dtype)
-        close = _CLOSE[mean.dtype] * (1 + mean.abs().nan_to_num().max())
-        if mean.isfinite().all() and not torch.allclose(mean, first, rtol=0, atol=float(close)):
-            self.strayed = self.ended = True
-            self.stream.state = self._begun
-
-    def take(self, losses: Tensor, step: int, state: list[Tensor]) -> None:
-        """Count the losses and KL of the steps up to ``step``, (n, 2), after which θ and moments are ``state``."""
-        self._losses.append(losses.clone())
-        if self.every and step % self.every == 0:
-            self._points.append(state[0].clone())
-        if step % _CHUNK and step != self.steps:
-            return
-        landing = self.task.landing
-        if landing is not None:
-            with _GLOBALS:
-                landing.look(step, self._points, self.curves[0])
-            self._points, self.steps = [], landing.steps
-        if step >= self.steps:
-            self.end(state)
-
-    def lose(self, losses: Tensor) -> None:
-        """Count the losses of the good steps before one that failed, (n, 2)."""
-        self._losses.append(losses.clone())
-
-    def end(self, state: list[Tensor], error: NonFinite | None = None) -> None:
-        """Keep what θ and the moments say as the result."""
-        flat, *moments = state
-        landing = self.task.landing
-        self.flat = (flat if landing is None else landing.result(flat, moments)).clone()
-        self.error, self.ended = error, True
+_NOISE = 2**28  # bytes of random numbers of a slab
 
 
 class _Slab:
@@ -143,7 +39,9 @@ class _Slab:
         self.block = lanes[0].recording.step.block
         self.noise: list[Tensor] = []
         begun = [[lane.task.begin, *lane.update.begin(lane.task.begin)] for lane in self._filled(self.lanes)]
-        values = {name: self._joined(parts) for name, parts in zip(stacked.state, zip(*begun, strict=True), strict=True)}
+        values = {
+            name: self._joined(parts) for name, parts in zip(stacked.state, zip(*begun, strict=True), strict=True)
+        }
         places = self._filled(range(first, first + len(lanes)))
         values |= {name: self._joined([value[i] for i in places]) for name, value in stacked.own.items()}
         self._bind({**values, **stacked.shared})
@@ -186,10 +84,11 @@ class _Slab:
         while self.step < until and self.going:
             if self.step % self.block == 0:
                 self._draw()
-            stops = [min(lane.steps, self.step + (lane.every or _CHUNK)) for lane in self.going]
+            stops = [min(lane.steps, self.step + (lane.every or CHUNK)) for lane in self.going]
             stop = min(until, self.step + self.block - self.step % self.block, *stops)
             taken += (stop - self.step) * len(self.going)
             self._take(stop)
+        self.noise = []  # used up, and large
         return taken
 
     def _take(self, stop: int) -> None:
@@ -273,7 +172,7 @@ class _Slab:
         """End a fit that failed in ``step``, before which θ and moments were ``state``, and θ ``after`` it."""
         lane.lose(losses)
         task, program = lane.task, lane.task.program
-        with _GLOBALS, program.running(state[0].clone(), RandomStream(dict(lane.stream.state))):
+        with GLOBALS, program.running(state[0].clone(), RandomStream(dict(lane.stream.state))):
             seen = replayed_traces(task, lane.recording.step, noise, step)
             lane.end(state, failure(program.params, state[0], after, seen, step))
 
@@ -287,10 +186,13 @@ def run_together(stacked: Stacked, lanes: Sequence[Lane], fits: int, bar: tqdm[A
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with interruptible() as wish, ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with (
+            interruptible() as wish,
+            ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ):
             going, step = slabs, 0
             while going and wish.signal is None:
-                step += _CHUNK
+                step += CHUNK
                 bar.update(sum(pool.map(lambda slab, until=step: slab.advance(until), going)))
                 going = [slab for slab in going if slab.going]
         for slab in going:
@@ -302,9 +204,13 @@ def run_together(stacked: Stacked, lanes: Sequence[Lane], fits: int, bar: tqdm[A
         torch.set_num_threads(threads)
 
 
-def slab_size(lanes: int, largest: int, threads: int) -> int:
-    """How many fits of ``lanes`` run in one program, where the largest tensor of one has so many numbers."""
-    most = min(_MOST, max(_FEW, _NUMBERS // max(1, largest)))
+def slab_size(lanes: int, largest: int, noise: int, threads: int) -> int:
+    """How many fits of ``lanes`` run in one program.
+
+    ``largest`` are the numbers in the largest tensor of one fit, ``noise`` the bytes of
+    random numbers that it draws at once.
+    """
+    most = min(_MOST, max(_FEW, _NUMBERS // max(1, largest)), max(1, _NOISE // max(1, noise)))
     slabs = math.ceil(lanes / most)
     if lanes >= threads * _FEW:
         slabs = math.ceil(slabs / threads) * threads

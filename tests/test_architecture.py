@@ -76,6 +76,7 @@ LEVELS = [
         "compiled",
         "eager",
         "figures",
+        "lanes",
         "metrics",
         "onnx_export",
         "page",

@@ -1,6 +1,5 @@
 """Many fits in one program: each finds what it would find alone, and ends for its own reasons."""
 
-import math
 from functools import partial
 
 import cloudpickle
@@ -18,7 +17,8 @@ from guides import bernoulli_dropout, mean_field_normal
 from inference import FitsFailed, NonFinite, fit, fit_many
 from inference.draws import coins
 from inference.isolation import RandomStream
-from inference.together import Lane, slab_size
+from inference.lanes import Lane
+from inference.together import slab_size
 from ppl_models import DropoutNetwork
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -125,8 +125,8 @@ def test_fits_that_draw_the_same_noise_are_caught(interpreted, monkeypatch):
 def test_steps_and_ends_that_are_found_are_those_of_each_fit(lanes):
     """One program for all, compiled; each fit looks at its own losses, and they end at other steps."""
     guide = mean_field_normal(narrow)
-    fits = [partial(fit, narrow, guide, *splits(2)[i % 2], seed=i) for i in range(4)]
-    together, alone = beside(fits, optimizer="auto", init="prior", steps=6000)
+    fits = [partial(fit, narrow, guide, *splits(2)[i % 2], seed=i, steps=4000 + 1000 * i) for i in range(4)]
+    together, alone = beside(fits, optimizer="auto", init="prior")
     assert differ(together, alone) < 1e-9
     assert [one.stop_reason for one in together] == [one.stop_reason for one in alone]
     assert len(lanes) == 4
@@ -174,7 +174,7 @@ def narrow(x, y):
 def test_a_fit_that_fails_leaves_the_others_alone(lanes, interpreted):
     guide = mean_field_normal(narrow)
     fits = [partial(fit, narrow, guide, X, Y, seed=seed, lr=lr) for seed, lr in enumerate((0.01, 30.0, 0.01))]
-    with pytest.raises(FitsFailed, match="1 of 3 fits failed, the first, number 1, with: .*'edge'") as failed:
+    with pytest.raises(FitsFailed, match=r"1 of 3 fits failed, the first, number 1, with: .*'edge'") as failed:
         fit_many(fits, **OPTIONS, steps=120)
     with pytest.raises(NonFinite) as alone:
         fits[1](**OPTIONS, steps=120)
@@ -251,17 +251,17 @@ def test_what_is_unfit_is_said_with_its_number(fits, error, words):
 
 
 def test_coins_fall_as_often_as_they_should():
-    """Four standard errors of 400,000 each; p is not rounded to the bits that are drawn, which 0.3 · 2⁻¹⁶ would show."""
+    """Within four standard errors, at a p too that the 16 bits drawn first do not tell from 0."""
     torch.manual_seed(0)
     probs = torch.tensor([0.0, 0.3 / 2**16, 0.005, 0.5, 0.95, 1.0], dtype=torch.float64)
-    count = 400_000
+    count = 4_000_000
     heads = coins(probs, count).sum(0)
     assert ((heads - count * probs).abs() <= 4 * (count * probs * (1 - probs)).sqrt()).all()
-    assert heads[1] < 10 or math.isclose(float(heads[1]), count * float(probs[1]), rel_tol=2)
 
 
 def test_slabs_fill_the_threads_and_stay_small():
-    assert slab_size(lanes=32, largest=400, threads=1) == 32
-    assert slab_size(lanes=32, largest=400, threads=2) == 16
-    assert slab_size(lanes=240, largest=6400, threads=2) == 8
-    assert slab_size(lanes=3, largest=6400, threads=2) == 3
+    assert slab_size(lanes=32, largest=400, noise=10**5, threads=1) == 32
+    assert slab_size(lanes=32, largest=400, noise=10**5, threads=2) == 16
+    assert slab_size(lanes=240, largest=6400, noise=3 * 10**6, threads=2) == 8
+    assert slab_size(lanes=240, largest=6400, noise=10**8, threads=2) == 2
+    assert slab_size(lanes=3, largest=6400, noise=10**5, threads=2) == 3
