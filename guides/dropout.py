@@ -82,7 +82,9 @@ class BernoulliDropout(nn.Module):
 
     def _draw(self, args: tuple[Any, ...], rows: int) -> dict[str, Tensor]:
         self._look(args)
-        return {name: pyro.sample(name, self._units(name, mask, rows)) for name, mask in self._masks.items()}
+        exact = {"closed_form_kl": not self.learned}  # nothing, where q is the prior itself
+        units = {name: self._units(name, mask, rows) for name, mask in self._masks.items()}
+        return {name: pyro.sample(name, fn, infer=exact) for name, fn in units.items()}
 
     def _units(self, name: str, prior: Any, rows: int) -> Any:
         probs = prior.base_dist.probs

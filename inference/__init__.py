@@ -11,6 +11,7 @@ from inference.fresh import fresh
 from inference.gradients import GradientCheck, check_gradients
 from inference.json_lines import JsonLines
 from inference.live_plot import LivePlot
+from inference.many import FitsFailed, fit_many
 from inference.optimizers import cosine_decay
 from inference.parameter_trace import ParameterTrace
 from inference.posterior import Posterior, load
@@ -27,6 +28,7 @@ __all__ = [
     "Checkpoint",
     "ClassPrediction",
     "Diagnosis",
+    "FitsFailed",
     "GradientCheck",
     "JsonLines",
     "Labels",
@@ -47,6 +49,7 @@ __all__ = [
     "cosine_decay",
     "every",
     "fit",
+    "fit_many",
     "fresh",
     "load",
     "open_prediction",

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
-from joblib.parallel import get_active_backend
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
@@ -17,6 +15,7 @@ from inference.arguments import positive_integer, seed_number
 from inference.calibration_figures import rank_panels
 from inference.calibration_folder import CalibrationFolder
 from inference.objective import Model
+from inference.parallel import spread
 from inference.simulated import Outcome, Simulation, check_options
 from inference.uniformity import Shape, ecdf_p_value, holm, symmetry_p_value, thresholds
 
@@ -210,20 +209,9 @@ def calibrate(
     outcomes = [] if folder is None else folder.read(count)
     missing = sorted(set(range(count)) - {outcome.number for outcome in outcomes})
     with tqdm(total=count, initial=len(outcomes), desc="calibrate", unit="fit", disable=not progress) as bar:
-        for outcome in _spread(simulation, missing, n_jobs):
+        for outcome in spread(simulation.run, missing, n_jobs):
             if folder is not None:
                 folder.keep(outcome)
             outcomes.append(outcome)
             bar.update()
     return Calibration.of(simulation, outcomes, error_rate)
-
-
-def _spread(simulation: Simulation, numbers: list[int], n_jobs: int | None) -> Iterable[Outcome]:
-    """The fits with these numbers, as they are done, in the processes of joblib's backend."""
-    backend, configured = get_active_backend()
-    jobs = configured if n_jobs is None else n_jobs
-    if getattr(backend, "uses_threads", False) and backend.effective_n_jobs(jobs) > 1:
-        raise ValueError("joblib is set to run threads, which share torch's random numbers: use processes, or n_jobs=1")
-    order = "generator_unordered" if getattr(backend, "supports_return_generator", False) else "list"
-    found: Iterable[Outcome] = Parallel(n_jobs=n_jobs, return_as=order)(delayed(simulation.run)(n) for n in numbers)
-    return found

@@ -28,9 +28,16 @@ from inference.tape import Untraceable
 from inference.task import Task
 from inference.updates import Update, update_of
 
-__all__ = ["CompiledEngine", "CompiledState", "NotCompilable", "Untraceable"]
+__all__ = [
+    "CompiledEngine",
+    "CompiledState",
+    "NotCompilable",
+    "Untraceable",
+    "apart",
+    "replayed_traces",
+    "update_for",
+]
 
-_NOISE_BYTES = 2**25
 _WORTH_THREADS = 2**15  # numbers in a tensor from which a second thread gives more than its start costs
 
 
@@ -65,7 +72,7 @@ class CompiledEngine:
     def __init__(self, task: Task, stream: RandomStream) -> None:
         self.task = task
         self.program = task.program
-        self.update = _update(task)
+        self.update = update_for(task)
         self.stream = stream
         self.own = task.share is not None and task.share.own
         if task.share is not None and self.program.device.type != "cpu":
@@ -95,11 +102,8 @@ class CompiledEngine:
 
     @property
     def block(self) -> int:
-        """Steps whose noise is drawn together, a divisor of 100; drawn whole, so that chunks do not change numbers."""
-        if self.own and None in self.step.randoms:
-            return 1
-        most = _NOISE_BYTES // max(1, self.step.noise_bytes)
-        return next(size for size in (100, 50, 25, 20, 10, 5, 4, 2, 1) if size <= max(most, 1))
+        """Steps whose noise is drawn together."""
+        return 1 if self.own and None in self.step.randoms else self.step.block
 
     def init(self, stream: RandomStream) -> CompiledState:
         """The state before the first step; compiles, or finds what was compiled before.
@@ -210,7 +214,7 @@ class CompiledEngine:
         values.update(self.task.batch_inputs)
         with self._drawing(RandomStream(dict(state.stream.state))):
             values.update({f"noise{i}": noise[0] for i, noise in enumerate(self.step.noise(1))})
-        values.update({f"constant{i}": value for i, value in enumerate(_apart(self.step.constants))})
+        values.update({f"constant{i}": value for i, value in enumerate(apart(self.step.constants))})
         names = [str(node.target) for node in self.step.module.graph.nodes if node.op == "placeholder"]
         self.row_names = [name for name in names if name.startswith(("rates", "noise", "batch"))]
         inputs = [values[name] for name in names]
@@ -262,16 +266,24 @@ class CompiledEngine:
         """The traces of the model itself on the noise of a step, one for each particle."""
         named = dict(zip(self.row_names, rows, strict=True))
         noise = [named[f"noise{i}"] for i in range(len(self.step.groups))]
-        for values in self.step.replayed(noise, 0):
-            try:
-                with Replay(values):
-                    pair = traces(self.task.model, self.task.guide, self.task.args_at(step))
-            except Exception as error:
-                raise NonFinite(f"the model could not run at step {step}: {error}", step) from error
-            yield pair
+        return replayed_traces(self.task, self.step, noise, step)
 
 
-def _update(task: Task) -> Update:
+def replayed_traces(
+    task: Task, recorded: Step, noise: Sequence[Tensor], step: int
+) -> Iterator[tuple[poutine.Trace, poutine.Trace]]:
+    """The traces of the model itself on the first row of ``noise``, one for each particle."""
+    for values in recorded.replayed(noise, 0):
+        try:
+            with Replay(values):
+                pair = traces(task.model, task.guide, task.args_at(step))
+        except Exception as error:
+            raise NonFinite(f"the model could not run at step {step}: {error}", step) from error
+        yield pair
+
+
+def update_for(task: Task) -> Update:
+    """The update of a task, or :class:`Untraceable` where its optimiser has no compiled form."""
     update = task.landing or update_of(task.optimizer, task.lr)
     if update is None:
         name = getattr(task.optimizer, "__name__", task.optimizer)
@@ -279,7 +291,7 @@ def _update(task: Task) -> Update:
     return update
 
 
-def _apart(values: Sequence[Tensor]) -> list[Tensor]:
+def apart(values: Sequence[Tensor]) -> list[Tensor]:
     """The values, each in memory of its own."""
     seen: set[int] = set()
     apart = []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -15,6 +17,7 @@ from inference.lowering import DispatchMode
 __all__ = ["Count", "Draw", "Replay", "is_random", "pack"]
 
 aten = torch.ops.aten
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 _SIZED = (aten.rand.default, aten.randn.default)
 _ELEMENTWISE = (
     aten.bernoulli.default,
@@ -69,12 +72,41 @@ class Draw:
         if self.in_place:
             empty = torch.empty(count, *self.shape, dtype=self.dtype, device=self.device)
             return torch.as_tensor(self.func(empty, *self.args, **self.kwargs))
+        if hasattr(self.func, "many"):
+            return torch.as_tensor(self.func.many(count, *self.args, **self.kwargs))
+        if self.func is aten.bernoulli.default and self.args[0].device.type == "cpu" and self.dtype in _NUMPY:
+            return coins(self.args[0], count)
         if self.func in _SIZED:
             return torch.as_tensor(self.func([count, *self.args[0]], *self.args[1:], **self.kwargs))
         if self.func in _ELEMENTWISE:
             many = [a.expand(count, *a.shape) if isinstance(a, Tensor) else a for a in self.args]
             return torch.as_tensor(self.func(*many, **self.kwargs))
         return torch.stack([self.func(*self.args, **self.kwargs) for _ in range(count)])
+
+
+def coins(probs: Tensor, count: int) -> Tensor:
+    """``count`` draws of Bernoulli(p), (count, *shape), in a quarter of the time that torch takes; seeded by torch.
+
+    A draw is 1 if 16 random bits are below p · 2¹⁶, and where they are equal to its
+    whole part with the rest of p as the probability.
+
+    >>> _ = torch.manual_seed(0)
+    >>> coins(torch.tensor([0.0, 0.25, 1.0]), 100_000).mean(0)
+    tensor([0.0000, 0.2510, 1.0000])
+    """
+    generator = np.random.Generator(np.random.SFC64(int(torch.randint(2**63 - 1, (), device="cpu"))))
+    scaled = np.ldexp(probs.detach().double().numpy(), 16)
+    shape = (count, *scaled.shape)
+    size = math.prod(shape)
+    bits = generator.integers(0, 2**64, -(-size // 4), dtype=np.uint64).view(np.uint16)[:size].reshape(shape)
+    whole = np.minimum(scaled, 2**16 - 1).astype(np.uint16)
+    rest = scaled - whole
+    if scaled.size and (scaled == scaled.flat[0]).all():
+        whole, rest = whole.flat[0], rest.flat[0]
+    heads = bits < whole
+    ties = np.flatnonzero(bits == whole)
+    heads.reshape(-1)[ties] = generator.random(len(ties)) < np.broadcast_to(rest, shape).reshape(-1)[ties]
+    return torch.from_numpy(heads.astype(_NUMPY[probs.dtype]))
 
 
 def pack(draws: Sequence[Draw]) -> list[list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,6 +25,8 @@ from inference.finding import Finding, Stop
 from inference.identity import Marks
 from inference.init import Init, begin
 from inference.isolation import RandomStream
+from inference.joining import Ready, run_joined
+from inference.lanes import Lane
 from inference.loop import Keeper, run_steps
 from inference.objective import Model
 from inference.posterior import Posterior
@@ -46,7 +48,8 @@ class Fitting:
 
     ``options`` are the task's, ``said`` what the record keeps of them; ``finds``
     says that steps are to be found, ``searches`` that a start is too, ``early``
-    an end, and ``asked`` that the user said so. Of the processes of a ``group``
+    an end, and ``asked`` that the user said so; ``known`` that the same model, guide and
+    data were checked before. Of the processes of a ``group``
     the first searches the start, and reads and writes the checkpoint.
     """
 
@@ -72,6 +75,7 @@ class Fitting:
     said: dict[str, Any]
     checkpoint: Checkpoint | None = None
     group: Group | None = None
+    known: bool = False
     _ended: Ended = field(default_factory=Ended)
     _running: dict[str, Any] | None = None
     _began: float = field(default_factory=time.perf_counter)
@@ -102,7 +106,7 @@ class Fitting:
         with self._believing():
             self._began -= saved["seconds"]
             self._running, losses, best = saved["running"], list(saved["losses"]), saved["best"]
-            self._ended = Ended(losses, None if best is None else self._again(best))
+            self._ended = Ended(losses, None if best is None else self.again(best))
             step = int(self._running["engine"]["step"])
         if step > self.steps:
             raise ValueError(f"{kept.folder} has taken {step:,} steps: ask for as many, or for more")
@@ -123,33 +127,50 @@ class Fitting:
         """Since the fit began, without the time in which nothing ran."""
         return time.perf_counter() - self._began
 
-    def best(self) -> tuple[Attempt, tuple[float, ...]]:
-        """The best of all attempts, and the loss of each, infinite where one failed."""
+    @property
+    def joins(self) -> bool:
+        """Whether its starts may run together with others, in one program."""
+        alone = self.callbacks or self.group is not None or self.options.get("batches") is not None
+        return self.checkpoint is None and self.engine != "eager" and not alone
+
+    def best(self, ready: Sequence[Ready | ValueError] = ()) -> tuple[Attempt, tuple[float, ...]]:
+        """The best of all attempts, and the loss of each, infinite where one failed.
+
+        Starts that are ``ready``, and may have run, are gone on with.
+        """
+        if self.restarts > 1 and self.joins and not ready:
+            ready = self.ready()
+            run_joined(ready, self.engine, self.progress)
         for number in range(len(self._ended.losses), self.restarts):
             running, self._running = self._running, None
             try:
-                fitted: Attempt | None = self._attempt(number, running)
+                fitted: Attempt | None = self._attempt(
+                    ready[number] if ready else self._started(number, running), running
+                )
             except ValueError as error:
                 if self.restarts == 1 or self._is_alone:
                     raise
                 self._warn(f"start {number + 1} of {self.restarts} failed: {error}")
                 fitted = None
             self._ended.add(fitted)
-            if fitted is not None and fitted.stop is not None and fitted.stop.interrupted:
-                self._warn(f"the fit {fitted.stop.how}; this is the posterior so far")
+            if fitted is not None and fitted.stop is not None and fitted.stop.interrupted and not ready:
                 break
         if self._ended.best is None:
             raise ValueError(f"all {self.restarts} starts failed; the warnings say at which step and site")
+        stop = self._ended.best.stop
+        if stop is not None and stop.interrupted:
+            self._warn(f"the fit {stop.how}; this is the posterior so far")
         return self._ended.best, tuple(self._ended.losses)
 
     def _program(self, number: int) -> tuple[Program, RandomStream]:
         stream = RandomStream.seeded(self.seed, number)
+        first = number == 0 and not self.known
         program = Program.start(
-            self.model, self.guide, self.args, stream, self.device, self.dtype, batch_size=self.batch_size
+            self.model, self.guide, self.args, stream, self.device, self.dtype, first, self.batch_size
         )
         return program, stream
 
-    def _again(self, saved: dict[str, Any]) -> Attempt:
+    def again(self, saved: dict[str, Any]) -> Attempt:
         """A start that had ended."""
         program, stream = self._program(saved["number"])
         fitted = Attempt(
@@ -159,7 +180,25 @@ class Fitting:
         fitted.restore(saved)
         return fitted
 
-    def _attempt(self, number: int, running: dict[str, Any] | None) -> Attempt:
+    def ready(self) -> list[Ready | ValueError]:
+        """All starts, about to take their steps, or why one cannot."""
+        found: list[Ready | ValueError] = []
+        for number in range(self.restarts):
+            try:
+                found.append(self._started(number))
+            except ValueError as error:
+                if self.restarts == 1:
+                    raise
+                found.append(error)
+        return found
+
+    @property
+    def kin(self) -> Hashable:
+        """What fits share that may differ in their data, starts and random numbers alone."""
+        return id(self.model), id(self.guide), self.batch_size, id(self.options.get("feed"))
+
+    def _started(self, number: int, running: dict[str, Any] | None = None) -> Ready:
+        """A start with its way found, or with that of the steps so far."""
         program, stream = self._program(number)
         plain = Task.of(program, self.args, self.batch_size, self.group, **self.options)
         if running is not None:
@@ -167,17 +206,17 @@ class Fitting:
                 plain = replace(plain, theta=_like(running["theta"], plain.begin))
                 plan = None if running["plan"] is None else Plan.restored(running["plan"], plain.begin)
                 searched = int(running["searched"])
-            return self._tried(number, plain, plan, stream, searched, running)
+            return Ready(number, self.kin, plain, plan, stream, self.steps, searched)
         start = self._begun(program, stream)
         plain = replace(plain, theta=plain.begin)
         if not self.finds:
-            return self._run(number, plain, None, stream, start.evaluations)
+            return Ready(number, self.kin, plain, None, stream, self.steps, start.evaluations)
         if not self.searches:
             start = NoStart("", start.evaluations)
         plan, searched = automatic(plain, start, self.steps, self.early, self._taken)
         if self.group is not None:
             plan = Plan.restored(self.group.first(plan.saved), plain.begin)
-        return self._tried(number, plain, plan, stream, searched)
+        return Ready(number, self.kin, plain, plan, stream, self.steps, searched)
 
     def _begun(self, program: Program, stream: RandomStream) -> Start | NoStart:
         """The guide put where it begins, and the start: what the first process finds, at all."""
@@ -198,44 +237,45 @@ class Fitting:
         stream.state = RandomStream.restored(there["stream"]).state
         return start_again(there["start"], program.device)
 
-    def _tried(
-        self,
-        number: int,
-        plain: Task,
-        plan: Plan | None,
-        stream: RandomStream,
-        searched: int,
-        running: dict[str, Any] | None = None,
-    ) -> Attempt:
+    def _attempt(self, ready: Ready | ValueError, running: dict[str, Any] | None = None) -> Attempt:
         """By the plan, or where that fails and nobody asked for it by Adam."""
+        if isinstance(ready, ValueError):
+            raise ready
         try:
-            return self._run(number, plain, plan, stream, searched, running)
+            return self._run(ready, running) if ready.lane is None else self._joined(ready, ready.lane)
         except ValueError as error:
             refused = running is not None and not isinstance(error, NonFinite)  # it could not go on at all
-            if self.asked or plan is None or refused or self._is_alone:
+            if self.asked or ready.plan is None or refused or self._is_alone:
                 raise
             self._warn(f"the steps that were found failed, so this is Adam: {error}")
-            return self._run(number, plain, None, stream, searched)
+            return self._run(replace(ready, plan=None, lane=None))
 
-    def _run(
-        self,
-        number: int,
-        plain: Task,
-        plan: Plan | None,
-        stream: RandomStream,
-        searched: int,
-        running: dict[str, Any] | None = None,
-    ) -> Attempt:
-        task = plain if plan is None else plan.task(plain)
-        program, landing = task.program, task.landing
-        runner, state = choose(self._engine(running), task, stream, self.steps * self.restarts, self.progress)
-        used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
-        found = {"lr": "found", "optimizer": "auto"} if landing else {}
+    def _fitted(self, ready: Ready, task: Task, flat: Tensor, stream: RandomStream, used: str) -> Attempt:
+        found = {"lr": "found", "optimizer": "auto"} if task.landing else {}
         options = {**self.said, **found, "engine": used}
-        fitted = Attempt(
-            number, program, self.args, state.flat, state.stream, self.names, self.seed, options, searched=searched
+        return Attempt(
+            *(ready.number, task.program, self.args, flat, stream, self.names, self.seed, options),
+            searched=ready.searched,
+            batches=task.batches,
         )
-        fitted.batches = task.batches
+
+    def _joined(self, ready: Ready, lane: Lane) -> Attempt:
+        """What a start found that ran together with others."""
+        fitted = self._fitted(ready, lane.task, lane.flat, lane.stream, "compiled")
+        fitted.curves = lane.curves
+        if lane.error is not None:
+            lane.error.posterior = self._so_far(fitted)
+            raise lane.error
+        why = ready.plan.why if ready.plan else ""
+        fitted.stop = self._stop(fitted, lane.task.landing, lane.interrupted, lane.steps, why)
+        return fitted
+
+    def _run(self, ready: Ready, running: dict[str, Any] | None = None) -> Attempt:
+        number, plain, plan, task = ready.number, ready.plain, ready.plan, ready.task
+        program, landing = task.program, task.landing
+        runner, state = choose(self._engine(running), task, ready.stream, self.steps * self.restarts, self.progress)
+        used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
+        fitted = self._fitted(ready, task, state.flat, state.stream, used)
         most = landing.steps if landing else self.steps
         watch = Watch(self.callbacks, most, program.params, fitted.posterior, (number + 1, self.restarts))
         if running is not None:

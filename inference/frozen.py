@@ -17,17 +17,18 @@ _FOREIGN = ("torch", "pyro", "numpy", "builtins", "inference")
 _DEPTH = 6
 
 
-def outside_values(functions: Iterable[Any]) -> dict[str, Any]:
+def outside_values(functions: Iterable[Any], by_value: bool = False) -> dict[str, Any]:
     """Name → a mark of the value, for all that ``functions`` can reach beside their arguments.
 
     Two calls give different marks for a name exactly if its value was rebound
     or changed in between, as far as numbers, strings, arrays, tensors and plain
-    containers of them go. Parameters, which a fit changes, are left out.
+    containers of them go. Parameters, which a fit changes, are left out. The mark
+    of a tensor is of this one, or ``by_value`` of its numbers, as copies share it.
     """
     marks: dict[str, Any] = {}
     seen: set[int] = set()
     for function in functions:
-        _visit(function, getattr(function, "__name__", type(function).__name__), marks, seen, _DEPTH)
+        _visit(function, getattr(function, "__name__", type(function).__name__), marks, seen, _DEPTH, by_value)
     return marks
 
 
@@ -36,22 +37,30 @@ def changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
 
 
-def _visit(value: Any, name: str, marks: dict[str, Any], seen: set[int], depth: int) -> None:
+def _visit(value: Any, name: str, marks: dict[str, Any], seen: set[int], depth: int, by_value: bool) -> None:
     if isinstance(value, bool | int | float | str | bytes | complex | type(None)):
         marks[name] = value
         return
     if isinstance(value, Tensor):
         if not value.requires_grad:
-            marks[name] = (id(value), value._version)
+            marks[name] = _numbers(value) if by_value else (id(value), value._version)
         return
     if isinstance(value, np.ndarray):
-        marks[name] = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+        marks[name] = _digest(value)
         return
     if id(value) in seen or depth == 0:
         return
     seen.add(id(value))
     for part, inner in _parts(value):
-        _visit(inner, f"{name}.{part}", marks, seen, depth - 1)
+        _visit(inner, f"{name}.{part}", marks, seen, depth - 1, by_value)
+
+
+def _numbers(value: Tensor) -> tuple[Any, ...]:
+    return str(value.dtype), tuple(value.shape), _digest(value.detach().cpu().numpy())
+
+
+def _digest(value: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 __all__ = ["MiniBatch", "RowScale", "rows_from"]
 
 _NO_SHAPE = torch.Size()
+_SHUFFLED = 4096  # rows up to which all of them are shuffled for many steps at once
 _ROWS: ContextVar[torch.Generator | None] = ContextVar("kiln_rows", default=None)
 
 
@@ -35,6 +36,18 @@ def _subset(rows: int, size: int) -> Tensor:
     seed = int(torch.randint(2**63 - 1, (), device="cpu", generator=_ROWS.get()))
     chosen = np.random.default_rng(seed).choice(rows, size, replace=False, shuffle=False)
     return torch.from_numpy(chosen)
+
+
+def _subsets(count: int, rows: int, size: int) -> Tensor:
+    """The rows of ``count`` steps, (count, size)."""
+    if rows > _SHUFFLED:
+        return torch.stack([_subset(rows, size) for _ in range(count)])
+    generator = np.random.default_rng(int(torch.randint(2**63 - 1, (), device="cpu", generator=_ROWS.get())))
+    whole = generator.permuted(np.broadcast_to(np.arange(rows), (count, rows)), axis=1)
+    return torch.from_numpy(np.ascontiguousarray(whole[:, :size]))
+
+
+torch.ops.kiln.subset.default.many = _subsets  # type: ignore[attr-defined]
 
 
 class _Subset(_Subsample):

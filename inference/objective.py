@@ -15,7 +15,7 @@ from pyro.infer import Trace_ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution, Independent, kl_divergence
 
 __all__ = ["Model", "log_density", "log_weight", "loss", "traces", "traces_with_plates"]
 
@@ -92,10 +92,26 @@ def _closed_forms(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> dic
         name, prior = site["name"], model_trace.nodes.get(site["name"])
         if prior is None or not site["infer"].get("closed_form_kl"):
             continue
+        if _are_same(site["fn"], prior["fn"]):
+            found[name] = torch.zeros_like(site["value"].sum())
+            continue
         with suppress(NotImplementedError):
             divergence = kl_divergence(site["fn"], prior["fn"])
             found[name] = torch.as_tensor(scale_and_mask(divergence, site["scale"], site["mask"])).sum()
     return found
+
+
+def _are_same(one: Any, other: Any) -> bool:
+    """Whether two distributions are the same by numbers that nobody learns, up to the rows that they are for."""
+    while isinstance(one, Independent) and isinstance(other, Independent):
+        one, other = one.base_dist, other.base_dist
+    if type(one) is not type(other):
+        return False
+    names = [name for name in getattr(one, "arg_constraints", {}) if name in vars(one) or name in vars(other)]
+    pairs = [(getattr(one, name), getattr(other, name)) for name in names]
+    if not pairs or any(not isinstance(v, Tensor) or v.requires_grad for pair in pairs for v in pair):
+        return False
+    return all(torch.equal(*torch.broadcast_tensors(*pair)) for pair in pairs)
 
 
 def _samples(trace: poutine.Trace) -> list[Any]:

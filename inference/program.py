@@ -35,7 +35,7 @@ from inference.sites import (
     score_sites,
 )
 
-__all__ = ["Program", "clone", "device_for", "name_of", "named_failure", "set_training"]
+__all__ = ["Program", "clone", "device_for", "name_of", "named_failure", "parcel", "set_training", "unpacked"]
 
 T = TypeVar("T")
 _CALLER = 6  # frames up from a warning to the line that called fit
@@ -129,17 +129,33 @@ def clone(guide: Model) -> Model:
     if not isinstance(guide, nn.Module):
         return guide
     # An AutoGuide drops its reference to the model when it is copied, from the original too.
-    parts = [part for part in guide.modules() if isinstance(part, AutoGuide)]
+    parts = _autoguides(guide)
     references = [(part._model, part.master) for part in parts]
     try:
         twin = copy.deepcopy(guide)
     finally:
         for part, (model, master) in zip(parts, references, strict=True):
             part._model, part.master = model, master
-    copies = [part for part in twin.modules() if isinstance(part, AutoGuide)]
-    for part, (model, _) in zip(copies, references, strict=True):
+    for part, (model, _) in zip(_autoguides(twin), references, strict=True):
         part._model = model
     return twin
+
+
+def parcel(guide: Model) -> tuple[Model, list[Model]]:
+    """A guide for another process, and the models that its parts lose on the way; see :func:`unpacked`."""
+    return clone(guide), [part.model for part in _autoguides(guide)]
+
+
+def unpacked(guide: Model, models: list[Model]) -> Model:
+    """The guide of a :func:`parcel`, with its models again."""
+    for part, model in zip(_autoguides(guide), models, strict=True):
+        part._model = (model,)
+    return guide
+
+
+def _autoguides(guide: Model) -> list[AutoGuide]:
+    parts = guide.modules() if isinstance(guide, nn.Module) else []
+    return [part for part in parts if isinstance(part, AutoGuide)]
 
 
 def device_for(device: str | torch.device, *functions: Model) -> torch.device:

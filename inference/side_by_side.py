@@ -26,10 +26,14 @@ class NoRule(Exception):
     """An operator that is not known here."""
 
 
-def run_side_by_side(graph: fx.Graph, inputs: Mapping[str, Tensor], many: Mapping[str, Tensor]) -> Tensor:
-    """The first output of ``graph`` for every particle, shape (…, P).
+def run_side_by_side(
+    graph: fx.Graph, inputs: Mapping[str, Tensor], many: Mapping[str, Tensor], long_products: bool = False
+) -> list[Tensor]:
+    """The outputs of ``graph`` for every particle, each of shape (…, P).
 
     ``inputs`` are shared; each of ``many`` has the particles in its last dimension.
+    With ``long_products`` a product of matrices that all differ is a sum of
+    multiplications, however many.
 
     Raises
     ------
@@ -37,23 +41,24 @@ def run_side_by_side(graph: fx.Graph, inputs: Mapping[str, Tensor], many: Mappin
         At an operator that is not elementwise, a sum, a change of shape or a
         product of short vectors; also where memory is written to.
     """
-    return _Run(inputs, many).output(graph)
+    return _Run(inputs, many, long_products).outputs(graph)
 
 
 class _Run:
-    def __init__(self, inputs: Mapping[str, Tensor], many: Mapping[str, Tensor]) -> None:
+    def __init__(self, inputs: Mapping[str, Tensor], many: Mapping[str, Tensor], long_products: bool) -> None:
+        self.long_products = long_products
         self.inputs = inputs
         self.many = many
         self.count = next(iter(many.values())).shape[-1]
         self.values: dict[fx.Node, Any] = {}
         self.batched: set[fx.Node] = set()
 
-    def output(self, graph: fx.Graph) -> Tensor:
+    def outputs(self, graph: fx.Graph) -> list[Tensor]:
         for node in graph.nodes:
             if node.op == "placeholder":
                 self._read(node)
             elif node.op == "output":
-                return self._expanded(node.args[0][0])
+                return [self._expanded(part) for part in node.args[0]]
             else:
                 self._compute(node)
         raise NoRule("no output")
@@ -102,7 +107,8 @@ class _Run:
         """An argument of an elementwise operator, its last dimension the particles or one for them."""
         if not isinstance(value, fx.Node):
             return value
-        return self.values[value] if value in self.batched else self.values[value].unsqueeze(-1)
+        found = self.values[value]
+        return found if value in self.batched or found.dim() == 0 else found.unsqueeze(-1)
 
     def rank(self, node: fx.Node) -> int:
         """Dimensions without the particles."""
@@ -210,7 +216,31 @@ def _shared_product(run: _Run, left: fx.Node, right: fx.Node) -> Tensor:
     if right not in run.batched and run.rank(left) < 3 and run.rank(right) == 2:
         turned = torch.tensordot(run.values[right], run.values[left], ([0], [run.rank(left) - 1]))
         return turned.movedim(0, run.rank(left) - 1)
-    raise NoRule("a matrix product with a long inner dimension, of matrices that differ from particle to particle")
+    if not run.long_products:
+        raise NoRule("a matrix product with a long inner dimension, of matrices that differ from particle to particle")
+    a, b = run._expanded(left), run._expanded(right)
+    if run.rank(right) == 1:
+        return (a * b).sum(-2)
+    return (a.unsqueeze(-2) * b.unsqueeze(-4)).sum(-3)
+
+
+def _copied(run: _Run, to: fx.Node, value: fx.Node) -> Tensor:
+    return _expand(run, value, run.shape(to)).to(run.values[to].dtype)
+
+
+def _selected_back(run: _Run, grad: fx.Node, sizes: list[int], dim: int, index: int) -> Tensor:
+    return torch.as_tensor(aten.select_backward(run.values[grad], [*sizes, run.count], dim % len(sizes), index))
+
+
+def _sliced_back(run: _Run, grad: fx.Node, sizes: list[int], dim: int, *places: int) -> Tensor:
+    return torch.as_tensor(aten.slice_backward(run.values[grad], [*sizes, run.count], dim % len(sizes), *places))
+
+
+def _elementwise(function: Any) -> Any:
+    def rule(run: _Run, *args: Any, **kwargs: Any) -> Any:
+        return function(*map(run._aligned, args), **kwargs)
+
+    return rule
 
 
 def _same(run: _Run, x: fx.Node, **_: Any) -> Tensor:
@@ -250,4 +280,22 @@ _RULES: dict[Any, Any] = {
     aten._unsafe_view.default: _view,
     aten.unsqueeze.default: _unsqueeze,
     aten.view.default: _view,
+    aten.copy.default: _copied,
+    aten.select_backward.default: _selected_back,
+    aten.slice_backward.default: _sliced_back,
+    **{
+        function: _elementwise(function)
+        for function in (
+            aten.elu_backward.default,
+            aten.gelu_backward.default,
+            aten.hardtanh_backward.default,
+            aten.leaky_relu_backward.default,
+            aten.log_sigmoid_backward.default,
+            aten.sigmoid_backward.default,
+            aten.silu_backward.default,
+            aten.softplus_backward.default,
+            aten.tanh_backward.default,
+            aten.threshold_backward.default,
+        )
+    },
 }

@@ -24,6 +24,7 @@ from inference.updates import Update
 __all__ = ["Step", "graph_text", "step_rates", "trace_step"]
 
 aten = torch.ops.aten
+_NOISE_BYTES = 2**25
 _UNROLLED = 16  # particles that may be written out one by one
 _MANY, _FEW = 32, 8  # particles from which, and numbers a particle up to which, they lie side by side
 
@@ -87,14 +88,22 @@ class Step:
         """Bytes of noise that one step uses."""
         return sum(d.size * d.dtype.itemsize for d in self.draws) * (self.batched or 1)
 
+    @property
+    def block(self) -> int:
+        """Steps whose noise is drawn together, a divisor of 100; drawn whole, so that chunks do not change numbers."""
+        most = _NOISE_BYTES // max(1, self.noise_bytes)
+        return next(size for size in (100, 50, 25, 20, 10, 5, 4, 2, 1) if size <= max(most, 1))
+
 
 def step_rates(task: Task, update: Update, step: int) -> tuple[float, ...]:
     """The numbers that change from step to step: the optimiser's, then β where the target is annealed."""
     return (*update.rates(step), task.anneal(step)) if task.anneal else update.rates(step)
 
 
-def trace_step(task: Task, update: Update, stream: RandomStream) -> Step:
+def trace_step(task: Task, update: Update, stream: RandomStream, folds: bool = True) -> Step:
     """Record one step; model and guide run once (once a particle where they cannot be batched).
+
+    Without ``folds`` all constants are inputs, those of 0 and 1 too.
 
     Raises
     ------
@@ -112,7 +121,7 @@ def trace_step(task: Task, update: Update, stream: RandomStream) -> Step:
     theta = task.begin.to(program.device)
     with program.running(theta.clone(), RandomStream(dict(stream.state))):
         before = _other_randomness()
-        recorder = _Recorder(task, update, theta)
+        recorder = _Recorder(task, update, theta, folds)
         step = recorder.batched(task.particles) if task.particles > 1 else recorder.plain(1)
         if _other_randomness() != before:
             raise Untraceable("it draws from NumPy's or Python's random numbers, which a graph would fix: use torch's")
@@ -120,8 +129,9 @@ def trace_step(task: Task, update: Update, stream: RandomStream) -> Step:
 
 
 class _Recorder:
-    def __init__(self, task: Task, update: Update, theta: Tensor) -> None:
+    def __init__(self, task: Task, update: Update, theta: Tensor, folds: bool) -> None:
         self.task = task
+        self.folds = folds
         self.program = task.program
         self.update = update
         self.theta = theta.clone().requires_grad_(True)
@@ -130,7 +140,7 @@ class _Recorder:
 
     def plain(self, particles: int) -> Step:
         """Loss, gradient and update on one tape."""
-        tape = Tape(self._state(), self._parameter_at)
+        tape = Tape(self._state(), self._parameter_at, folds=self.folds)
         with tape:
             value = _or_nan(self._loss(particles, tape), tape.failures)
             value = self._descend(value)
@@ -138,7 +148,7 @@ class _Recorder:
 
     def batched(self, particles: int) -> Step:
         """The loss of one particle on a tape, then many of it at once by vmap; one after the other where that fails."""
-        single = Tape(self._read(), self._parameter_at)
+        single = Tape(self._read(), self._parameter_at, folds=self.folds)
         with single:
             value = _or_nan(self._loss(1, single), single.failures)
         if not single.draws or _has_custom_gradient(value):
@@ -163,10 +173,10 @@ class _Recorder:
     def _side_by_side(self, single: Tape, forward: fx.GraphModule, particles: int) -> Step:
         noise = {f"draw{i}": draw.many(particles).movedim(0, -1).contiguous() for i, draw in enumerate(single.draws)}
         fixed = {f"constant{i}": value for i, value in enumerate(single.constants)}
-        tape = Tape({**self._state(), **noise})
+        tape = Tape({**self._state(), **noise}, folds=self.folds)
         with tape:
-            value = run_side_by_side(forward.graph, {**self._read(), **fixed}, noise).mean(-1)
-            value = self._descend(value)
+            (value,) = run_side_by_side(forward.graph, {**self._read(), **fixed}, noise)
+            value = self._descend(value.mean(-1))
         return self._step(tape, value, particles, single.draws, single.randoms, last=True)
 
     def _vectorised(self, single: Tape, forward: fx.GraphModule, particles: int) -> Step:
@@ -180,7 +190,7 @@ class _Recorder:
             values = {**self._read(), **fixed, **draws}
             return torch.as_tensor(functional(*(values[name] for name in order))[0])
 
-        tape = Tape({**self._state(), **noise}, folds_scalars=True)  # vmap turns numbers into tensors
+        tape = Tape({**self._state(), **noise}, None, True, self.folds)  # vmap turns numbers into tensors
         with tape:
             value = torch.vmap(one, randomness="different")(noise).mean(0)
             value = self._descend(value)

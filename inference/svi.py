@@ -35,7 +35,7 @@ from inference.processes import Group, gathered, spoken
 from inference.program import device_for
 from inference.watch import Callback, as_callbacks, opened
 
-__all__ = ["fit"]
+__all__ = ["checked", "fit"]
 
 USUAL_LR = 0.01
 LONG = 1_000  # steps from which a fit is worth the search of its start
@@ -132,7 +132,9 @@ def fit(
         Fits from this many starts, with random numbers of their own, of which
         the one with the best ELBO is kept (the mean over the last tenth of its
         steps); ``posterior.record.starts`` has −ELBO of each. The first is what
-        the same engine would make without restarts.
+        the same engine would make without restarts. Compiled, they run as one
+        program, unless there are callbacks or a checkpoint. For all of them ask
+        :func:`~inference.fit_many` for as many seeds.
     checkpoint
         A folder in which the fit keeps its state every half minute, when it ends, and
         when it is interrupted or fails; or :class:`Checkpoint`, which says how often.
@@ -200,6 +202,64 @@ def fit(
     >>> sorted(posterior.sample(10))
     ['bias', 'noise', 'weights']
     """
+    fitting = checked(
+        model,
+        guide,
+        data,
+        steps=steps,
+        lr=lr,
+        optimizer=optimizer,
+        init=init,
+        stop=stop,
+        particles=particles,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        engine=engine,
+        anneal=anneal,
+        restarts=restarts,
+        checkpoint=checkpoint,
+        progress=progress,
+        callbacks=callbacks,
+    )
+    resume = _resumes(resume, checkpoint)
+    feed, read = fitting.options.get("feed"), fitting.options.get("batches")
+    with ExitStack() as stack:
+        group = fitting.group = stack.enter_context(gathered(fitting.device))
+        if read is not None:
+            stack.callback(read.close)
+        if group is not None:
+            _meet(fitting, feed, group)
+        resumed = fitting.resume(stack, lambda: _identity(fitting, feed), resume)
+        stack.enter_context(opened(fitting.callbacks, resumed))
+        best, starts = fitting.best()
+    return best.posterior(best.flat, best.curves, fitting.seconds, starts)
+
+
+def checked(
+    model: Model,
+    guide: Model,
+    data: tuple[Any, ...],
+    *,
+    steps: int,
+    lr: LearningRate | None,
+    optimizer: str | Callable[..., Optimizer] | None,
+    init: Init,
+    stop: str,
+    particles: int,
+    batch_size: int | None,
+    seed: int,
+    device: str | torch.device,
+    dtype: torch.dtype | str | None,
+    engine: str,
+    anneal: int | Power | None,
+    restarts: int,
+    checkpoint: str | Path | Checkpoint | None,
+    progress: bool,
+    callbacks: Sequence[Callback],
+) -> Fitting:
+    """What :func:`fit` was asked to do, or an error that names what is unfit."""
     steps = positive_integer(steps, "steps")
     own = lr is not None or anneal is not None
     auto = isinstance(optimizer, str) and optimizer == "auto"
@@ -234,8 +294,7 @@ def fit(
         "anneal": _name(anneal),
         "init": init if isinstance(init, str) else sorted(init),
     } | ({} if read is None else {"num_data": read.num_data})
-    resume = _resumes(resume, checkpoint)
-    fitting = Fitting(
+    return Fitting(
         model=model,
         guide=guide,
         args=args,
@@ -258,16 +317,6 @@ def fit(
         said=said,
         checkpoint=Checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint,
     )
-    with ExitStack() as stack:
-        group = fitting.group = stack.enter_context(gathered(where))
-        if read is not None:
-            stack.callback(read.close)
-        if group is not None:
-            _meet(fitting, drawn.get("feed"), group)
-        resumed = fitting.resume(stack, lambda: _identity(fitting, drawn.get("feed")), resume)
-        stack.enter_context(opened(fitting.callbacks, resumed))
-        best, starts = fitting.best()
-    return best.posterior(best.flat, best.curves, fitting.seconds, starts)
 
 
 def _resumes(resume: Any, checkpoint: Any) -> bool:

@@ -20,7 +20,7 @@ import inference
 from inference.draws import Draw, is_random
 from inference.lowering import DispatchMode
 
-__all__ = ["Substitute", "Tape", "Untraceable"]
+__all__ = ["Substitute", "Tape", "Untraceable", "shape_only"]
 
 aten = torch.ops.aten
 _SHAPE_ONLY = {
@@ -73,7 +73,8 @@ class Tape(DispatchMode):
     and is a None in ``randoms``, which lists all of them in order. ``failures``
     holds the error codes of matrix factorisations, which eager torch raises on;
     ``largest`` is the size of the largest tensor, in numbers.
-    With ``folds_scalars`` numbers made on the way are written into the graph.
+    With ``folds_scalars`` numbers made on the way are written into the graph; without ``folds`` no number is, so
+    that graphs which differ in their constants alone are the same.
     """
 
     def __init__(
@@ -81,9 +82,11 @@ class Tape(DispatchMode):
         inputs: Mapping[str, Tensor],
         forbidden: Callable[[Tensor], str | None] | None = None,
         folds_scalars: bool = False,
+        folds: bool = True,
     ) -> None:
         super().__init__()
         self._folds_scalars = folds_scalars
+        self._folds = folds
         self.graph = fx.Graph()
         self.constants: list[Tensor] = []
         self.draws: list[Draw] = []
@@ -121,11 +124,11 @@ class Tape(DispatchMode):
             self.failures.append(args[0])
             return None
         if is_random(func):
-            values = args[1:] if func._schema.is_mutable or _shape_only(func) else args
+            values = args[1:] if func._schema.is_mutable or shape_only(func) else args
             if not self.depends(values, kwargs):
                 return self._record_draw(func, args, kwargs)
             self.randoms.append(None)
-        elif _shape_only(func) or not self.depends(args, kwargs):
+        elif shape_only(func) or not self.depends(args, kwargs):
             return self._run_now(func, args, kwargs)
         return self._record(func, args, kwargs)
 
@@ -250,7 +253,7 @@ class Tape(DispatchMode):
             raise Untraceable(
                 f"{_where()} reads the parameter {name!r} where torch cannot see it (a scripted function?)"
             )
-        folded = _as_literal(value, any_scalar=self._folds_scalars) if fresh else None
+        folded = _as_literal(value, any_scalar=self._folds_scalars) if fresh and self._folds else None
         if folded is not None:
             options: dict[str, Any] = {"dtype": value.dtype, "device": value.device}
             node = self.graph.call_function(aten.full.default, (list(value.shape), folded), options)
@@ -284,7 +287,8 @@ def _has_effect(node: fx.Node) -> bool:
     return hasattr(target, "_schema") and (target._schema.is_mutable or target.namespace != "aten")
 
 
-def _shape_only(func: Any) -> bool:
+def shape_only(func: Any) -> bool:
+    """Whether the operator looks at the shape of its argument alone."""
     return func._schema.name.partition("::")[2] in _SHAPE_ONLY
 
 

@@ -48,6 +48,8 @@ def test_many_at_once_are_distributed_as_one_at_a_time(name):
     assert many.dtype == draw.dtype
     empty = [torch.empty(draw.shape)] if draw.in_place else []
     single = torch.stack([draw.func(*(e.clone() for e in empty), *draw.args, **draw.kwargs) for _ in range(COUNT)])
+    if name == "subset":  # whose order means nothing
+        many, single = many.sort().values, single.sort().values
     for power in (1, 2):
         a, b = many.double() ** power, single.double() ** power
         error = ((a.var(0) + b.var(0)) / COUNT).sqrt()
