@@ -24,11 +24,19 @@ def _is_first_generation() -> bool:
 
 
 def group_container(groups: Mapping[str, xr.Dataset]) -> Any:
-    """The datasets as InferenceData (0.x) or DataTree (1.x)."""
+    """The datasets as InferenceData (0.x) or DataTree (1.x).
+
+    Raises
+    ------
+    ValueError
+        If a site's name has a slash, which a DataTree has for its groups.
+    """
     if _is_first_generation():
         import arviz as az
 
         return az.InferenceData(**groups)
+    if slashed := sorted({str(name) for dataset in groups.values() for name in dataset.variables if "/" in str(name)}):
+        raise ValueError(f"the names {slashed} have a '/', which ArviZ 1.x keeps for groups: rename the sites")
     return xr.DataTree.from_dict({f"/{name}": dataset for name, dataset in groups.items()})
 
 

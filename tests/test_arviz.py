@@ -105,3 +105,15 @@ def test_without_data_there_are_the_groups_that_need_none(posterior, tmp_path):
     posterior.save(tmp_path)
     loaded = load(tmp_path, linear_regression, mean_field_normal(linear_regression))
     assert set(loaded.to_arviz(draws=3)) == {"posterior", "optimization"}
+
+
+def test_a_slash_in_a_name_is_kept_or_refused_by_name():
+    def model(x):
+        pyro.sample("rate/day", dist.Normal(0.0, 1.0))
+
+    found = fit(model, AutoNormal(model), torch.zeros(1), steps=20, progress=False)
+    if az.__version__.startswith("0."):
+        assert found.to_arviz(draws=3).posterior["rate/day"].shape == (1, 3)
+    else:
+        with pytest.raises(ValueError, match=r"'rate/day'.* have a '/'.*rename"):
+            found.to_arviz(draws=3)
