@@ -16,7 +16,8 @@ from inference.joining import Group, Ready, bar_over, grouped
 from inference.parallel import jobs_at_once, spread
 from inference.posterior import Posterior
 from inference.program import parcel, unpacked
-from inference.svi import checked, fit
+from inference.request import checked
+from inference.svi import fit
 
 __all__ = ["FitsFailed", "fit_many"]
 

@@ -10,35 +10,21 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from inference.annealing import Power, as_power
-from inference.arguments import (
-    argument_names,
-    as_dtype,
-    as_tensors,
-    flag,
-    one_of,
-    positive_integer,
-    positive_number,
-    seed_number,
-)
-from inference.batch_stream import BatchStream
-from inference.batches import Batches, batches, on_disk
+from inference.annealing import Power
+from inference.arguments import flag
 from inference.checkpoint import Checkpoint
 from inference.fitting import Fitting
-from inference.fresh import Feed, Fresh
+from inference.fresh import Feed
 from inference.identity import Marks, data_marks, differences, marks
-from inference.init import Init, as_init
+from inference.init import Init
 from inference.objective import Model
-from inference.optimizers import LearningRate, as_schedule, optimizer_class
+from inference.optimizers import LearningRate
 from inference.posterior import Posterior
 from inference.processes import Group, gathered, spoken
-from inference.program import device_for
-from inference.watch import Callback, as_callbacks, opened
+from inference.request import checked
+from inference.watch import Callback, opened
 
-__all__ = ["checked", "fit"]
-
-USUAL_LR = 0.01
-LONG = 1_000  # steps from which a fit is worth the search of its start
+__all__ = ["fit"]
 
 
 def fit(
@@ -237,88 +223,6 @@ def fit(
     return best.posterior(best.flat, best.curves, fitting.seconds, starts)
 
 
-def checked(
-    model: Model,
-    guide: Model,
-    data: tuple[Any, ...],
-    *,
-    steps: int,
-    lr: LearningRate | None,
-    optimizer: str | Callable[..., Optimizer] | None,
-    init: Init,
-    stop: str,
-    particles: int,
-    batch_size: int | None,
-    seed: int,
-    device: str | torch.device,
-    dtype: torch.dtype | str | None,
-    engine: str,
-    anneal: int | Power | None,
-    restarts: int,
-    checkpoint: str | Path | Checkpoint | None,
-    progress: bool,
-    callbacks: Sequence[Callback],
-) -> Fitting:
-    """What :func:`fit` was asked to do, or an error that names what is unfit."""
-    steps = positive_integer(steps, "steps")
-    own = lr is not None or anneal is not None
-    auto = isinstance(optimizer, str) and optimizer == "auto"
-    if own and auto:
-        raise ValueError("optimizer='auto' finds its own steps: leave lr and anneal out")
-    kind_of_step = "adam" if auto or optimizer is None else optimizer
-    optimizer_class(kind_of_step)
-    finds = auto or (optimizer is None and not own and steps >= LONG)
-    init, early = as_init(init), _early(stop, finds)
-    if lr is None:
-        lr = USUAL_LR
-    elif callable(lr):
-        lr = as_schedule(lr, steps)
-    else:
-        lr = positive_number(lr, "lr")
-    particles = positive_integer(particles, "particles")
-    restarts = positive_integer(restarts, "restarts")
-    power = as_power(anneal, steps)
-    batch_size = None if batch_size is None else positive_integer(batch_size, "batch_size")
-    engine = one_of(engine, "engine", ("auto", "eager", "compiled"))
-    progress, callbacks = flag(progress, "progress"), as_callbacks(callbacks)
-    where, kind = device_for(device, model, guide), as_dtype(dtype)
-    args, names, drawn = _data(model, data, where, kind, seed_number(seed), batch_size)
-    whole = batch_size is None and not drawn
-    read = drawn.get("batches")
-    said = {
-        "steps": steps,
-        "lr": f"{_name(lr)} from {lr(0):g}" if callable(lr) else lr,
-        "optimizer": _name("adam" if optimizer is None else optimizer),
-        "particles": particles,
-        "batch_size": batch_size if read is None else read.batch_size,
-        "anneal": _name(anneal),
-        "init": init if isinstance(init, str) else sorted(init),
-    } | ({} if read is None else {"num_data": read.num_data})
-    return Fitting(
-        model=model,
-        guide=guide,
-        args=args,
-        names=names,
-        device=where,
-        dtype=kind,
-        batch_size=batch_size if read is None else None,
-        options={"optimizer": kind_of_step, "lr": lr, "particles": particles, "anneal": power, **drawn},
-        steps=steps,
-        seed=seed_number(seed),
-        engine=engine,
-        init=init,
-        finds=finds,
-        searches=whole and finds,
-        asked=optimizer is not None,
-        early=early,
-        restarts=restarts,
-        callbacks=callbacks,
-        progress=progress,
-        said=said,
-        checkpoint=Checkpoint(checkpoint) if isinstance(checkpoint, str | Path) else checkpoint,
-    )
-
-
 def _resumes(resume: Any, checkpoint: Any) -> bool:
     resume = flag(resume, "resume")
     if resume and checkpoint is None:
@@ -360,39 +264,3 @@ def _meet(fitting: Fitting, feed: Feed | None, group: Group) -> None:
         )
     if not group.leads:
         fitting.callbacks, fitting.progress = (), False
-
-
-def _early(stop: str, finds: bool) -> bool:
-    one_of(stop, "stop", ("auto", "converged", "steps"))
-    if stop == "converged" and not finds:
-        raise ValueError("stop='converged' goes with steps that are found: pass optimizer='auto', and leave lr out")
-    return stop != "steps"
-
-
-def _data(
-    model: Model,
-    data: tuple[Any, ...],
-    device: torch.device,
-    dtype: torch.dtype,
-    seed: int,
-    batch_size: int | None,
-) -> tuple[tuple[Any, ...], list[str], dict[str, Any]]:
-    """The arguments of the model, what it calls them, and what gives others at each step, if anything does."""
-    if batch_size is not None and on_disk(data):
-        data = (batches(*data),)
-    if not any(isinstance(value, Fresh | Batches) for value in data):
-        names = argument_names(model, len(data))
-        return as_tensors(data, names, device, dtype), names, {}
-    if len(data) > 1:
-        kind = "fresh data stand" if any(isinstance(value, Fresh) for value in data) else "batches stand"
-        raise ValueError(f"{kind} alone, found {len(data)} arguments: let them give all of them")
-    names = argument_names(model, 100)
-    if isinstance(data[0], Fresh):
-        feed = Feed(data[0], names, device, dtype, seed)
-        return feed.first, names[: len(feed.first)], {"feed": feed}
-    read = BatchStream(data[0], names, device, dtype, batch_size, seed)
-    return read.first, names[: len(read.first)], {"batches": read}
-
-
-def _name(option: Any) -> Any:
-    return getattr(option, "__name__", type(option).__name__) if callable(option) else option

@@ -105,6 +105,7 @@ LEVELS = [
     {"watch"},
     {"attempt", "contour", "json_lines", "live_plot", "loop", "parameter_trace", "snapshots", "tensorboard"},
     {"fitting"},
+    {"request"},
     {"svi"},
     {"many", "registry", "runs", "simulated"},
     {"calibration_folder", "prediction_files", "run_reports"},
