@@ -96,7 +96,8 @@ def _closed_forms(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> dic
             found[name] = torch.zeros_like(site["value"].sum())
             continue
         with suppress(NotImplementedError):
-            divergence = kl_divergence(site["fn"], prior["fn"])
+            rows = torch.broadcast_shapes(site["fn"].batch_shape, prior["fn"].batch_shape)
+            divergence = kl_divergence(site["fn"].expand(rows), prior["fn"].expand(rows))
             found[name] = torch.as_tensor(scale_and_mask(divergence, site["scale"], site["mask"])).sum()
     return found
 
