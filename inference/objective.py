@@ -95,9 +95,10 @@ def _closed_forms(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> dic
         if _are_same(site["fn"], prior["fn"]):
             found[name] = torch.zeros_like(site["value"].sum())
             continue
+        if site["fn"].shape() != prior["fn"].shape():  # torch's formulas do not all broadcast
+            continue
         with suppress(NotImplementedError):
-            rows = torch.broadcast_shapes(site["fn"].batch_shape, prior["fn"].batch_shape)
-            divergence = kl_divergence(site["fn"].expand(rows), prior["fn"].expand(rows))
+            divergence = kl_divergence(site["fn"], prior["fn"])
             found[name] = torch.as_tensor(scale_and_mask(divergence, site["scale"], site["mask"])).sum()
     return found
 
