@@ -97,6 +97,7 @@ def two_modes():
     pyro.factor("modes", each.logsumexp(-1))
 
 
+@pytest.mark.slow
 def test_the_best_of_several_starts_is_kept():
     guide = mean_field_normal(two_modes, init_loc=pyro.infer.autoguide.init_to_uniform(radius=8.0))
     options = {"steps": 900, "lr": 0.05, "progress": False, "engine": "eager"}

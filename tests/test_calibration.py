@@ -112,6 +112,7 @@ def test_symmetry_says_nothing_of_width_and_holm_is_what_it_should_be():
     np.testing.assert_allclose(holm(np.array([0.04, 0.01, 0.03, 0.9])), [0.09, 0.04, 0.09, 0.9])
 
 
+@pytest.mark.slow
 def test_numbers_depend_on_seed_and_number_alone():
     before = torch.get_rng_state(), torch.get_num_threads()
     pyro.param("mine", torch.tensor(3.0))

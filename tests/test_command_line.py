@@ -355,6 +355,7 @@ def test_a_model_and_a_guide_of_ones_own(here, capsys, monkeypatch):
     np.testing.assert_allclose(found["mean"], frame()[["size", "age"]].to_numpy() @ slope, atol=0.2)
 
 
+@pytest.mark.slow
 def test_a_network_with_dropout_has_its_usual_guide_and_starts_at_the_seed(here, capsys):
     losses = []
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):

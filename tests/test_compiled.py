@@ -294,7 +294,21 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow if k == "splines" else ()) for k in KINDS])
+SLOW = (
+    "splines",
+    "stacked planar layers, particles side by side",
+    "stacked planar layers, particles by vmap",
+    "low rank",
+    "momentum",
+    "ClippedAdam",
+    "annealed",
+    "PyroModule, full rank",
+    "inverse autoregressive flow",
+    "eight schools",
+)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow if k in SLOW else ()) for k in KINDS])
 def test_same_noise_same_losses(kind):
     build, options = KINDS[kind]
     check(*build(), **options)

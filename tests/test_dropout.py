@@ -214,6 +214,7 @@ def test_it_learns_in_both_engines_and_with_mini_batches():
         assert posterior.losses[-100:].mean() < posterior.losses[:20].mean() - 15, options
 
 
+@pytest.mark.slow
 def test_both_engines_learn_the_same_keep_probabilities():
     """The two draw other numbers; over the last steps the probabilities move by about 0.02."""
     one, two = (fitted(learned=True, steps=1000, lr=0.01, engine=engine) for engine in ("eager", "compiled"))

@@ -95,6 +95,7 @@ def test_the_network_of_the_tutorial_learns_the_exponential(tmp_path, seed):
     assert function_approximation.by_hand(learned.posterior, 0.2) == pytest.approx(float(mean[40]), abs=2e-5)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_script_runs_on_digits_where_there_is_no_mnist(tmp_path):
     command = [sys.executable, ROOT / "examples" / "vae.py", "--digits", "--epochs", "3", "--out", tmp_path]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -103,6 +103,7 @@ def test_rows_in_columns_of_any_scale_are_learned():
     assert posterior.losses[-100:].mean() < 0.05 * posterior.losses[:20].mean()
 
 
+@pytest.mark.slow
 def test_guides_without_a_start_are_fitted_by_default():
     """A guide by hand, a point with a parameter of the model, and data that never come again."""
 

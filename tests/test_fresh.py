@@ -48,7 +48,7 @@ def test_a_line_is_learned_from_points_that_never_come_again(engine):
     assert posterior.predict(torch.rand(7, 1), draws=10).mean.shape == (7,)
 
 
-@pytest.mark.parametrize("particles", [1, 4])
+@pytest.mark.parametrize("particles", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_same_noise_same_losses_on_both_engines(particles):
     feed = Feed(fresh(points), ["x", "y"], torch.device("cpu"), torch.float64, 0)
     case = (linear_regression, mean_field_normal(linear_regression), feed.first)

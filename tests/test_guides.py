@@ -256,6 +256,7 @@ def test_a_triangle_there_and_back_and_its_determinant():
     assert triangle.log_abs_det_jacobian(x, y).shape == (3,)
 
 
+@pytest.mark.slow
 def test_a_funnel_is_in_the_family_and_in_no_normals():
     """KL(q‖p) in nats of 20,000 draws, whose own error is some hundredths for a Normal, thousandths for a flow.
 

@@ -68,7 +68,7 @@ def test_the_users_guide_is_not_moved():
     assert torch.equal(guide.locs.weights.detach(), before)
 
 
-@pytest.mark.parametrize("mode", [-4.0, 4.0])
+@pytest.mark.parametrize("mode", [-4.0, pytest.param(4.0, marks=pytest.mark.slow)])
 def test_found_steps_begin_at_the_values_and_end_in_their_mode(mode):
     posterior = fit(
         two_modes, full_rank_normal(two_modes), init={"z": mode + 0.3}, optimizer="auto", steps=2000, progress=False
@@ -153,6 +153,7 @@ def test_why_a_fit_began_where_its_guide_does_is_said():
     assert "it began" not in fit(MODEL, by_hand, X, Y, batch_size=10, **options).stop_reason
 
 
+@pytest.mark.slow
 def test_all_steps_are_taken_where_that_is_asked():
     """Where an end would have been found after 2,000, as a test of landing has it."""
     options = {"optimizer": "auto", "steps": 2500, "dtype": torch.float64, "progress": False}

@@ -56,7 +56,7 @@ def flat_line(x, y=None):
         (full_rank_normal, "eager"),
         (full_rank_normal, "compiled"),
         pytest.param(planar_flow, "eager", marks=pytest.mark.slow),
-        (planar_flow, "compiled"),
+        pytest.param(planar_flow, "compiled", marks=pytest.mark.slow),
         pytest.param(funnel_flow, "compiled", marks=pytest.mark.slow),
         pytest.param(spline_flow, "compiled", marks=pytest.mark.slow),
     ],
@@ -97,6 +97,7 @@ def test_flat_priors_and_columns_of_any_scale(guide):
     assert ((ratio - 1).abs() < 0.1).all()
 
 
+@pytest.mark.slow
 def test_where_it_does_not_land_it_does_not_say_so():
     """The funnel of eight schools, and a fit that is too short to tell."""
     sigma, effects = (value.double() for value in SCHOOLS)
@@ -273,6 +274,7 @@ def test_what_it_cannot_do_is_said():
             landed(**options)
 
 
+@pytest.mark.slow
 def test_a_flow_goes_that_way_where_nothing_else_is_asked():
     posterior = fit(MODEL, planar_flow(MODEL), X, Y, steps=1000, engine="eager", progress=False)
     assert posterior.record.options["optimizer"] == "auto"

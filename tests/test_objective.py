@@ -136,6 +136,7 @@ def test_a_kl_in_closed_form_has_the_same_mean_and_gradient_as_its_estimate():
     assert float(closed[:, 1].var()) < float(estimated[:, 1].var())
 
 
+@pytest.mark.slow
 def test_the_two_parts_of_the_loss_are_those_of_each_step():
     """With a guide that does not move, the mean KL of the steps is the known one, on both engines."""
     x = torch.tensor([1.0, -0.5, 2.0])

@@ -82,6 +82,7 @@ def test_a_guide_that_was_asked_goes_on_being_fitted(engine):
     assert set(kept) == {(2, 1, 8)}
 
 
+@pytest.mark.slow
 def test_the_laplace_guide_is_finished_wherever_it_is_asked():
     spread = []
     fit(
