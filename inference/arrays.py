@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from typing import Any
 
@@ -144,7 +145,9 @@ def _refuse_unsigned(name: str) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return all(bool(torch.isfinite(part).all()) for part in tensor.reshape(-1).split(_CHECKED))
+    """Whether all numbers are finite: those whose sum is are, and a sum is many times as fast."""
+    parts = tensor.reshape(-1).split(_CHECKED)
+    return all(math.isfinite(float(part.sum())) or bool(torch.isfinite(part).all()) for part in parts)
 
 
 def _refuse_non_finite(given: Tensor, converted: Tensor, name: str, first_row: int) -> None:

@@ -161,7 +161,7 @@ def _converting(names: list[str], dtype: torch.dtype) -> Convert:
     def convert(values: tuple[Any, ...], first_row: int) -> tuple[Any, ...]:
         pairs = zip(values, names, strict=False)
         return tuple(
-            plain_tensor(value, name, dtype, shared=True, first_row=first_row) if is_array(value) else value
+            plain_tensor(value, name, dtype, shared=True, first_row=first_row).cpu() if is_array(value) else value
             for value, name in pairs
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -84,18 +84,32 @@ class Pools:
             begin = end
 
     def _pool(self, numbers: np.ndarray, key: tuple[int, int], skipped: int) -> tuple[Any, ...]:
-        """The rows of some blocks, each put where it belongs as soon as it is read, so that there is no second copy."""
-        count = int(self.blocks.sizes[numbers].sum())
-        places = np.random.default_rng([self.seed, *key]).permutation(count) if self.shuffle else np.arange(count)
-        whole: list[Any] = []
-        begin = 0
-        for i in numbers:
-            block = self.convert(self.blocks.read(int(i)), int(self.blocks.begins[i]))
-            end = begin + int(self.blocks.sizes[i])
-            whole = whole or [v.new_empty(count, *v.shape[1:]) if isinstance(v, Tensor) else v for v in block]
-            index = torch.from_numpy(places[begin:end])
-            for rows, value in zip(whole, block, strict=True):
-                if isinstance(value, Tensor):
-                    rows[index] = value
-            begin = end
+        whole: Sequence[Any] = self._read(numbers)
+        if self.shuffle:
+            count = int(self.blocks.sizes[numbers].sum())
+            places = np.random.default_rng([self.seed, *key]).permutation(count)
+            whole = [_taken(value, places) if isinstance(value, Tensor) else value for value in whole]
         return tuple(value[skipped:] if isinstance(value, Tensor) else value for value in whole)
+
+    def _read(self, numbers: np.ndarray) -> tuple[Any, ...]:
+        """Some blocks, converted together; one by one where that fails, so that the row at fault is known."""
+        raw = [self.blocks.read(int(i)) for i in numbers]
+        try:
+            return self.convert(tuple(map(_joined, zip(*raw, strict=True))), 0)
+        except ValueError:
+            for i, block in zip(numbers, raw, strict=True):
+                self.convert(block, int(self.blocks.begins[i]))
+            raise
+
+
+def _joined(parts: tuple[Any, ...]) -> Any:
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else parts[0]
+
+
+def _taken(rows: Tensor, places: np.ndarray) -> Tensor:
+    """``rows[places]``, by NumPy, which takes narrow rows several times as fast as torch."""
+    out = torch.empty_like(rows)
+    np.take(rows.numpy(), places, 0, out=out.numpy(), mode="clip")
+    return out
