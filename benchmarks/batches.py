@@ -6,8 +6,9 @@ First N rows of ten columns on disk, 512 a step, Edward's network widened to ten
 engines: µs a step after the first thousand, the memory that the fit adds to the process at its peak, and the same in
 memory with ``batch_size`` for as long as that fits. The address space is limited (RLIMIT_AS) to 512 MiB more than
 the process had before, which is less than the largest file, so that it could be neither loaded nor mapped. Then a
-source that waits, or works, for each batch: µs a step of fit alone, source alone and both, and the share of the
-smaller that is hidden, (fit + source − both) / min(fit, source).
+source that waits, or works, for each batch: µs a step of fit alone, of the source alone, of both in turn (as where a
+source draws from the process's random numbers, which costs a change of their state too), and of the source read ahead,
+beside the slower of fit and source, below which nothing can get.
 """
 
 from __future__ import annotations
@@ -75,9 +76,13 @@ def growing(folder: Path, rows: int, engine: str, where: str) -> dict[str, float
 
 
 class Source:
-    """Batches that take a while: ``wait`` seconds of waiting, and unpacking where they are ``packed``."""
+    """Batches that take a while: ``wait`` seconds of waiting, and unpacking where they are ``packed``.
 
-    def __init__(self, wait: float, packed: int) -> None:
+    Those ``in_turn`` draw a number of the process's, so that they are not read ahead.
+    """
+
+    def __init__(self, wait: float, packed: int, in_turn: bool = False) -> None:
+        self.in_turn = in_turn
         rng = np.random.default_rng(0)
         x = rng.integers(0, 9, (BATCH, COLUMNS)).astype(np.float32)
         self.rows = x, np.sin(x[:, 0])
@@ -85,6 +90,8 @@ class Source:
 
     def __iter__(self) -> Iterator[Rows]:
         for _ in range(1000):
+            if self.in_turn:
+                np.random.random()  # noqa: NPY002 - as a source of somebody may
             if self.packed:
                 zlib.decompress(self.packed)
             if self.wait:
@@ -93,7 +100,7 @@ class Source:
 
 
 def hidden(wait: float, packed: int, engine: str) -> dict[str, float]:
-    """µs a step of fit alone, source alone, and both."""
+    """µs a step of fit alone, source alone, both in turn, and the source read ahead."""
     source, steps = Source(wait, packed), 3_000 if engine == "compiled" else 1_000
     begun, count = time.perf_counter(), 0
     for _ in source:
@@ -101,7 +108,8 @@ def hidden(wait: float, packed: int, engine: str) -> dict[str, float]:
     alone = (time.perf_counter() - begun) / count * 1e6
     given = partial(batches, num_data=10**6)
     fitted = step_cost((given([source.rows] * 1000),), steps, engine, None)
-    return {"fit": fitted, "source": alone, "both": step_cost((given(source),), steps, engine, None)}
+    ahead, turn = (step_cost((given(s),), steps, engine, None) for s in (source, Source(wait, packed, True)))
+    return {"fit": fitted, "source": alone, "turn": turn, "ahead": ahead}
 
 
 def apart(kind: str, *arguments: Any) -> dict[str, Any]:
@@ -143,16 +151,17 @@ def main() -> None:
                     found = apart("growing", folder, rows, engine, where, options.threads)
                     figures = found.get("words") or f"{found['us']:9.1f} {found['MiB']:11.0f}"
                     print(f"{engine:<9} {where:<7} {rows:>10,} {size:10.1f}   {figures}", flush=True)
-    print("engine    source                    fit   source     both   hidden")
+    print("engine    source                    fit   source  in turn    ahead   ahead/slower")
     for engine in ("compiled", "eager"):
         for label, wait, packed in (
             *((f"waits {ms} ms", ms / 1000, 0) for ms in (0.2, 1, 5)),
             *((f"unpacks {n * BATCH * COLUMNS * 4 // 1000} kB", 0.0, n) for n in (10, 100)),
         ):
             found = apart("hidden", wait, packed, engine, options.threads)
-            fitted, alone, both = (found[name] for name in ("fit", "source", "both"))
-            share = (fitted + alone - both) / min(fitted, alone)
-            print(f"{engine:<9} {label:<20} {fitted:8.0f} {alone:8.0f} {both:8.0f} {share:8.0%}", flush=True)
+            fitted, alone, turn, ahead = (found[name] for name in ("fit", "source", "turn", "ahead"))
+            ratio = ahead / max(fitted, alone)
+            figures = f"{fitted:8.0f} {alone:8.0f} {turn:8.0f} {ahead:8.0f} {ratio:14.2f}"
+            print(f"{engine:<9} {label:<20} {figures}", flush=True)
 
 
 if __name__ == "__main__":

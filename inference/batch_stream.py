@@ -54,7 +54,7 @@ class BatchStream:
         self.first = as_tensors(_at(first, 0), names[: len(first)], device, dtype)
         batch = sum(value[0].nbytes for value in first if isinstance(value, Tensor))
         self.most = min(_MOST, max(1, _HELD_BYTES // max(1, batch)))
-        self._held, self._begin = [first], 0
+        self._held, self._begin, self._end = [first], 0, _rows(first)
         self._depth = max(1, min(self.most, _HELD_BYTES // sum(v.nbytes for v in first if isinstance(v, Tensor))))
         self._read_ahead()
 
@@ -74,12 +74,13 @@ class BatchStream:
         if not self._begin <= step <= self._end:
             self.close()
             self._slabs = self._from(step * self.batch_size, self.batch_size)
-            self._held, self._begin = [], step
+            self._held, self._begin, self._end = [], step, step
             self._read_ahead()
         while self._held and self._begin + _rows(self._held[0]) <= step:
             self._begin += _rows(self._held.pop(0))
         while self._end < step + count:
             self._held.append(self._read())
+            self._end += _rows(self._held[-1])
 
     def rows(self, step: int, count: int) -> list[Tensor]:
         """Of each argument that is a tensor, the batches of ``count`` steps that are held, (count, B, …)."""
@@ -106,10 +107,6 @@ class BatchStream:
         """End the reading ahead."""
         if isinstance(self._slabs, ReadAhead):
             self._slabs.close()
-
-    @property
-    def _end(self) -> int:
-        return self._begin + sum(map(_rows, self._held))
 
     def _from(self, row: int, size: int | None) -> Iterator[Slab]:
         return _slabs(self._source.rows(row), size)
