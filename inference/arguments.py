@@ -78,7 +78,8 @@ def refuse_uneven(rows: Sequence[tuple[str, int]]) -> None:
     for name, count in rows[1:]:
         if count != rows[0][1]:
             raise ValueError(
-                f"{rows[0][0]} has {rows[0][1]} rows but {name} has {count}: give every argument one row an observation"
+                f"{rows[0][0]} has {rows[0][1]:,} rows but {name} has {count:,}: "
+                "give every argument one row an observation"
             )
 
 

@@ -38,7 +38,6 @@ class BatchStream:
         batch_size: int | None,
         seed: int,
     ) -> None:
-        self.declared = declared
         self._device = device
         self._source = declared.opened(names, dtype, seed)
         if batch_size is not None:

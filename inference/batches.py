@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from inference.arguments import flag, positive_integer
+from inference.arguments import flag, positive_integer, refuse_uneven
 from inference.arrays import is_array, plain_tensor
 from inference.loaders import Loader, rows_in
 from inference.parquet import is_parquet, parquet_blocks
@@ -132,17 +132,11 @@ def _array_blocks(sources: tuple[Any, ...], names: list[str]) -> Blocks:
     rows = [part for part in parts if isinstance(part, Rows)]
     if not rows:
         raise ValueError("none of the arguments has rows")
-    first = rows[0]
-    for other in rows[1:]:
-        if other.count != first.count:
-            raise ValueError(
-                f"{first.name} has {first.count:,} rows but {other.name} has {other.count:,}: give every argument one "
-                "row an observation"
-            )
+    refuse_uneven([(part.name, part.count) for part in rows])
     width = sum(part.row_bytes for part in rows)
     run = max([RUN_BYTES // width, 1, *(part.run for part in rows if part.run)])
-    begins = np.arange(0, first.count, run)
-    sizes = np.minimum(run, first.count - begins)
+    begins = np.arange(0, rows[0].count, run)
+    sizes = np.minimum(run, rows[0].count - begins)
 
     def read(number: int) -> tuple[Any, ...]:
         begin, end = int(begins[number]), int(begins[number] + sizes[number])

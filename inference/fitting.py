@@ -174,9 +174,9 @@ class Fitting:
         """A start that had ended."""
         program, stream = self._program(saved["number"])
         fitted = Attempt(
-            saved["number"], program, self.args, program.params.flatten(), stream, self.names, self.seed, {}
+            *(saved["number"], program, self.args, program.params.flatten(), stream, self.names, self.seed, {}),
+            batches=self.options.get("batches"),
         )
-        fitted.batches = self.options.get("batches")
         fitted.restore(saved)
         return fitted
 
