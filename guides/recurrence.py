@@ -10,8 +10,8 @@ from torch import Tensor
 __all__ = ["tanh_recurrence"]
 
 # Kiln's compiled engine writes an operator's ``cpp`` into its program and calls
-# it with the pointers of its arguments and results, then the rows of the first
-# argument and the numbers in a row.
+# it with the pointers of its arguments and results, then for each argument its
+# rows and the numbers in a row.
 _FORWARD = r"""
 // Blocks of columns, four vectors at a time where there are as many, so that their sums run side by side.
 template <typename T, int B>
@@ -25,11 +25,11 @@ static inline void tanh_recurrence_block(const T* a, const T* m, T* h, long rows
             for (int b = 0; b < B; ++b)
                 sum[b] = at::vec::fmadd(factor, V::loadu(h + j * columns + b * V::size(), count), sum[b]);
         }
-        for (int b = 0; b < B; ++b) sum[b].tanh().store(h + k * columns + b * V::size(), count);
+        for (int b = 0; b < B; ++b) tanh_of(sum[b]).store(h + k * columns + b * V::size(), count);
     }
 }
 template <typename T>
-static void tanh_recurrence(const T* a, const T* m, T* h, long rows, long columns) {
+static void tanh_recurrence(const T* a, const T* m, T* h, long rows, long columns, long, long) {
     constexpr int W = at::vec::Vectorized<T>::size();
     long p = 0;
     for (; p + 4 * W <= columns; p += 4 * W) tanh_recurrence_block<T, 4>(a + p, m, h + p, rows, columns, W);
@@ -57,7 +57,8 @@ static inline void tanh_recurrence_backward_block(
     }
 }
 template <typename T>
-static void tanh_recurrence_backward(const T* g, const T* h, const T* m, T* s, long rows, long columns) {
+static void tanh_recurrence_backward(
+    const T* g, const T* h, const T* m, T* s, long rows, long columns, long, long, long, long) {
     constexpr int W = at::vec::Vectorized<T>::size();
     long p = 0;
     for (; p + 4 * W <= columns; p += 4 * W)

@@ -102,10 +102,10 @@ def coins(probs: Tensor, count: int) -> Tensor:
     whole = np.minimum(scaled, 2**16 - 1).astype(np.uint16)
     rest = scaled - whole
     if scaled.size and (scaled == scaled.flat[0]).all():
-        whole, rest = whole.flat[0], rest.flat[0]
+        whole, rest = whole.flat[0], rest.reshape(-1)[:1]
     heads = bits < whole
     ties = np.flatnonzero(bits == whole)
-    heads.reshape(-1)[ties] = generator.random(len(ties)) < np.broadcast_to(rest, shape).reshape(-1)[ties]
+    heads.reshape(-1)[ties] = generator.random(len(ties)) < rest.reshape(-1)[ties % max(rest.size, 1)]
     return torch.from_numpy(heads.astype(_NUMPY[probs.dtype]))
 
 

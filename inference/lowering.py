@@ -262,8 +262,8 @@ class _Planner(DispatchMode):
 def native_code(func: Any) -> str | None:
     """The C++ that an operator carries as its attribute ``cpp``: a template of the operator's own name.
 
-    It is called with the pointers of its arguments and results, then the rows
-    of its first argument and the numbers in a row.
+    It is called with the pointers of its arguments and results, then for each
+    argument its rows and the numbers in a row.
     """
     return getattr(func, "cpp", None)
 

@@ -7,6 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from torch import Tensor
 
 from inference.found_steps import FoundSteps
@@ -19,6 +26,9 @@ from inference.task import Task
 from inference.updates import Update
 
 __all__ = ["Recorder"]
+
+# Guides of Pyro's that, for given data, are what their parameters say and nothing else.
+_OF_PARAMETERS = (AutoDelta, AutoDiagonalNormal, AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal)
 
 
 @dataclass
@@ -50,7 +60,8 @@ class Recorder:
         for known in self._known.setdefault(key, []):
             constants = _at(known, task.args) if known.guide == guide else None
             if constants is not None:
-                return replace(known.recording, constants=constants, borrowed=True)
+                sure = constants is known.recording.constants and type(task.program.guide) in _OF_PARAMETERS
+                return replace(known.recording, constants=constants, borrowed=not sure)
         data = [value for value in task.args if isinstance(value, Tensor)]
         with Origins(data) as origins:
             step = trace_step(task, update, stream, folds=False)

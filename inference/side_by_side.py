@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
+from inference.beside import products_beside
 from inference.lowering import native_code
 
 __all__ = ["NoRule", "run_side_by_side"]
@@ -219,6 +220,8 @@ def _shared_product(run: _Run, left: fx.Node, right: fx.Node) -> Tensor:
     if not run.long_products:
         raise NoRule("a matrix product with a long inner dimension, of matrices that differ from particle to particle")
     a, b = run._expanded(left), run._expanded(right)
+    if run.rank(left) == 2 == run.rank(right):
+        return products_beside(a.contiguous(), b.contiguous())
     if run.rank(right) == 1:
         return (a * b).sum(-2)
     return (a.unsqueeze(-2) * b.unsqueeze(-4)).sum(-3)

@@ -29,7 +29,7 @@ class Recording:
 
     ``form`` is what fits must share to be steps of one graph, ``numbers`` are those
     that stand in its operators, in order. ``borrowed`` says that the step was
-    recorded of another fit, with other data or from another start.
+    recorded of another fit, with other data or from another start, and may not be this one's.
     """
 
     step: Step

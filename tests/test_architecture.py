@@ -13,6 +13,7 @@ LEVELS = [
         "arguments",
         "arviz_compat",
         "background",
+        "beside",
         "convergence",
         "double",
         "failures",

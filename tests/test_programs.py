@@ -245,6 +245,25 @@ def test_matrix_products_of_every_layout(cache, dtype, add):
     torch.testing.assert_close(losses, (sum(expected) + 1).expand(2), rtol=tolerance, atol=tolerance * 10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tanh(cache, dtype):
+    magnitudes = torch.cat([torch.logspace(-30, 1, 40_000), torch.linspace(0, 20, 40_001), torch.tensor([torch.inf])])
+    x = torch.cat([magnitudes, -magnitudes]).to(dtype)
+    graph = fx.Graph()
+    row, given, out = (graph.placeholder(name) for name in ("row", "given", "out"))
+    graph.call_function(aten.copy_.default, (out, graph.call_function(aten.tanh.default, (given,))))
+    graph.output((graph.call_function(aten.sum.default, (row,)),))
+    found = torch.zeros_like(x)
+    program = programs.executable(fx.GraphModule({}, graph), [torch.zeros(1, dtype=dtype), x, found], [0])
+    program.run([torch.zeros(1, 1, dtype=dtype)])
+    torch.testing.assert_close(found.double(), x.double().tanh(), rtol=3 * torch.finfo(dtype).eps, atol=0)
+    assert (found.abs() <= 1).all()
+    assert (found.sign() == x.sign()).all()
+    x.fill_(torch.nan)
+    program.run([torch.zeros(1, 1, dtype=dtype)])
+    assert found.isnan().all()
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("size", [4, 70])
 def test_batched_products(cache, batch, size):
