@@ -54,7 +54,6 @@ class BatchStream:
         batch = sum(value[0].nbytes for value in first if isinstance(value, Tensor))
         self.most = min(_MOST, max(1, _HELD_BYTES // max(1, batch)))
         self._held, self._begin, self._end = [first], 0, _rows(first)
-        self._depth = max(1, min(self.most, _HELD_BYTES // sum(v.nbytes for v in first if isinstance(v, Tensor))))
         self._read_ahead()
 
     @property
@@ -112,7 +111,7 @@ class BatchStream:
 
     def _read_ahead(self) -> None:
         if self._ahead:
-            self._slabs = ReadAhead(self._slabs, self._depth)
+            self._slabs = ReadAhead(self._slabs, self.most, _rows)
 
     def _read(self) -> Slab:
         """The next batches; those of an iterator that uses the process's random numbers at numbers of its own."""

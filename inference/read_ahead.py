@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from queue import Empty, Full, Queue
-from threading import Event, Thread
-from typing import Generic, TypeVar
+from collections import deque
+from collections.abc import Callable, Iterator
+from threading import Condition, Thread
+from typing import Any, Generic, TypeVar
 
 __all__ = ["ReadAhead"]
 
 T = TypeVar("T")
 
-_LOOK = 0.1  # seconds between two looks whether anybody still wants items
+
+def _one(_: Any) -> int:
+    return 1
 
 
 class ReadAhead(Generic[T]):
-    """The items of ``items``, up to ``most`` of which are read before they are asked for.
+    """The items of ``items``, read before they are asked for, until together they have the ``size`` of ``most``.
 
     An error of the iterator is raised where its item would have been.
 
@@ -25,10 +27,13 @@ class ReadAhead(Generic[T]):
     >>> numbers.close()
     """
 
-    def __init__(self, items: Iterator[T], most: int) -> None:
-        self._items = items
-        self._queue: Queue[tuple[T | None, BaseException | None]] = Queue(most)
-        self._closed = Event()
+    def __init__(self, items: Iterator[T], most: int, size: Callable[[T], int] = _one) -> None:
+        self._items, self._most, self._size = items, most, size
+        self._read: deque[T] = deque()
+        self._held = 0
+        self._error: BaseException | None = None
+        self._closed = False
+        self._changed = Condition()
         self._thread = Thread(target=self._work, name="kiln-read-ahead", daemon=True)
         self._thread.start()
 
@@ -37,38 +42,43 @@ class ReadAhead(Generic[T]):
 
     def __next__(self) -> T:
         """The next item; waits until it has been read."""
-        item, error = self._queue.get()
-        if error is not None:
-            self._queue.put((None, error))
-            raise error
-        return item  # type: ignore[return-value]
+        with self._changed:
+            self._changed.wait_for(lambda: self._read or self._error)
+            if not self._read and self._error is not None:
+                raise self._error
+            item = self._read.popleft()
+            self._held -= self._size(item)
+            self._changed.notify_all()
+            return item
 
     def close(self) -> None:
         """End the thread, after the item that it is reading."""
-        self._closed.set()
-        while self._thread.is_alive():
-            try:
-                self._queue.get(timeout=_LOOK)
-            except Empty:
-                continue
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         self._thread.join()
 
     def _work(self) -> None:
         try:
             for item in self._items:
-                if not self._put((item, None)):
+                if not self._put(item):
                     return
-            self._put((None, StopIteration()))
+            self._fail(StopIteration())
         except BaseException as error:  # whatever it is, the one who waits has to hear of it
-            self._put((None, error))
+            self._fail(error)
         finally:
             getattr(self._items, "close", lambda: None)()
 
-    def _put(self, entry: tuple[T | None, BaseException | None]) -> bool:
-        while not self._closed.is_set():
-            try:
-                self._queue.put(entry, timeout=_LOOK)
-            except Full:
-                continue
-            return True
-        return False
+    def _put(self, item: T) -> bool:
+        """Whether more is wanted, once it is."""
+        with self._changed:
+            self._read.append(item)
+            self._held += self._size(item)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._held < self._most or self._closed)
+            return not self._closed
+
+    def _fail(self, error: BaseException) -> None:
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()

@@ -2,6 +2,7 @@ import os
 import subprocess
 import sys
 from functools import partial
+from itertools import pairwise
 
 import h5py
 import numpy as np
@@ -14,6 +15,7 @@ import zarr
 from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_value
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+import inference.loaders
 from guides import amortized_encoder, mean_field_normal
 from inference import NonFinite, batches, fit, load
 from inference.batch_stream import BatchStream
@@ -236,6 +238,54 @@ def test_a_source_that_draws_from_the_process_s_random_numbers_has_its_own(data)
     fits = [fit(model, mean_field_normal(model), source, steps=25, lr=0.01, progress=False) for _ in range(2)]
     assert np.array_equal(fits[0].losses, fits[1].losses)
     assert np.array_equal(np.random.get_state()[1], state)
+
+
+def test_a_source_may_fill_the_same_memory_again(data):
+    x, y = (part.astype(np.float32) for part in data)
+
+    def reusing():
+        rows, values = np.empty_like(x[:50]), np.empty_like(y[:50])
+        for begin in range(0, ROWS, 50):
+            rows[:], values[:] = x[begin : begin + 50], y[begin : begin + 50]
+            yield rows, values
+
+    fresh = [(x[begin : begin + 50], y[begin : begin + 50]) for begin in range(0, ROWS, 50)]
+    runs = [
+        fit(model, mean_field_normal(model), batches(source, num_data=ROWS), steps=60, lr=0.01, progress=False)
+        for source in (reusing, fresh)
+    ]
+    assert np.array_equal(runs[0].losses, runs[1].losses)
+
+
+def test_batches_are_handed_on_together_where_they_are_alike(data, monkeypatch):
+    """All rows come in order, whatever their batches are, and the first batch at once."""
+    monkeypatch.setattr(inference.loaders, "_GROUP_SECONDS", torch.inf)
+    x, y = data
+    cuts = [0, 50, 100, 101, 160, 400, 460, 600, 700, ROWS]
+    pieces = [(x[a:b], y[a:b]) for a, b in pairwise(cuts)]
+    pieces[1] = tuple(part.astype(np.float32) for part in pieces[1])
+    pieces[3] = tuple(map(torch.from_numpy, pieces[3]))
+    pieces[5] = pd.DataFrame(pieces[5][0]), pieces[5][1]
+    opened = batches(lambda: iter(pieces), num_data=ROWS).opened(["x", "y"], torch.float64, 0)
+    for start in (0, 70, ROWS + 3):
+        rows, found = opened.rows(start), []
+        while sum(len(piece[0]) for piece in found) < 2 * ROWS:
+            found.append(next(rows))
+        for part, whole in zip(zip(*found, strict=True), data, strict=True):
+            expected = np.concatenate([whole] * 4)[start:][: sum(map(len, part))]
+            np.testing.assert_allclose(torch.cat(part).numpy(), expected, rtol=1e-6)
+        if start == 0:
+            assert [len(piece[0]) for piece in found] == 2 * [50, 50, 1, 59, 240, 60, 540]
+
+
+@pytest.mark.parametrize("row", [0, 130, 260])
+def test_a_bad_number_of_a_later_batch_is_named_by_its_row(data, row):
+    x, y = (part.copy() for part in data)
+    x[row, 1] = np.inf
+    pieces = [(x[begin : begin + 20], y[begin : begin + 20]) for begin in range(0, ROWS, 20)]
+    source = batches(lambda: iter(pieces), num_data=ROWS)
+    with pytest.raises(ValueError, match=rf"x .*{row}"):
+        fit(model, mean_field_normal(model), source, steps=60, lr=0.01, progress=False)
 
 
 @pytest.mark.parametrize("engine", ["eager", "compiled"])
