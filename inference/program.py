@@ -7,10 +7,11 @@ import functools
 import reprlib
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
@@ -76,8 +77,8 @@ class Program:
         The caller's guide is copied first, so that a guide can be fitted any
         number of times from the same start. ``check_values=False`` is for
         placeholder data: it leaves out the checks of values and densities. With
-        a ``batch_size`` no more rows than that are looked at together, but for
-        Pyro's autoguides, which lay out their latents by all rows.
+        a ``batch_size`` no more rows than that are looked at together, but where
+        one of Pyro's autoguides has to lay out latents of each row.
 
         Raises
         ------
@@ -88,11 +89,12 @@ class Program:
         guide = clone(guide)
         let_flat_priors_start(guide)
         set_training(guide, False)
-        few = _few_rows(guide, args, batch_size)
         with stream.active(), environment(device, dtype, validate=check_values):
-            params = Params.discover(lambda: _first_run(model, guide, args, few))
+            with _few_rows(model, guide, args, batch_size):
+                params = Params.discover(lambda: _first_run(model, guide, args))
+                with params.bound(params.flatten()):
+                    model_trace, guide_trace = _first_run(model, guide, args)
             with params.bound(params.flatten()):
-                model_trace, guide_trace = _first_run(model, guide, args, few)
                 for name, node in observed_nodes(model_trace).items():
                     refuse_broadcast(name, node)
                 given = observed_arguments(model_trace, args)
@@ -189,20 +191,41 @@ def set_training(guide: Model, training: bool) -> None:
         guide.train(training)
 
 
-def _few_rows(guide: Model, args: tuple[Any, ...], batch_size: int | None) -> AbstractContextManager[Any]:
+@contextmanager
+def _few_rows(model: Model, guide: Model, args: tuple[Any, ...], batch_size: int | None) -> Iterator[None]:
     rows = row_count(args)
-    if batch_size is None or rows is None or isinstance(guide, AutoGuide):
-        return nullcontext()
-    return MiniBatch(rows, batch_size)
+    if batch_size is None or rows is None:
+        yield
+        return
+    few, parts = MiniBatch(rows, batch_size), _autoguides(guide)
+    whole = bool(parts) and _has_latents_of_rows(model, args, few)
+    models = [part._model for part in parts]
+    if not whole:  # an autoguide hides its own run of the model
+        for part in parts:
+            part._model = (MiniBatch(rows, batch_size)(part.model),)
+    try:
+        with nullcontext() if whole and isinstance(guide, AutoGuide) else few:
+            yield
+    finally:
+        for part, own in zip(parts, models, strict=True):
+            part._model = own
 
 
-def _first_run(
-    model: Model, guide: Model, args: tuple[Any, ...], few: AbstractContextManager[Any]
-) -> tuple[poutine.Trace, poutine.Trace]:
-    with few:
-        if not isinstance(poutine.unwrap(guide), AutoGuide | Messenger):  # those run the model themselves
-            named_failure("guide", guide, args, lambda: poutine.trace(guide).get_trace(*args))
-        pair = named_failure("model", model, args, lambda: traces_with_plates(model, guide, args))
+def _has_latents_of_rows(model: Model, args: tuple[Any, ...], few: MiniBatch) -> bool:
+    """Whether a latent lies in a plate over the rows; True where the model cannot be asked."""
+    try:
+        with pyro.get_param_store().scope(), few, torch.no_grad():
+            trace = poutine.trace(model).get_trace(*args)
+    except Exception:  # the first run itself will say what is wrong
+        return True
+    latents = [trace.nodes[name] for name in latent_values(trace)]
+    return any(frame.name in few.plates for site in latents for frame in site["cond_indep_stack"])
+
+
+def _first_run(model: Model, guide: Model, args: tuple[Any, ...]) -> tuple[poutine.Trace, poutine.Trace]:
+    if not isinstance(poutine.unwrap(guide), AutoGuide | Messenger):  # those run the model themselves
+        named_failure("guide", guide, args, lambda: poutine.trace(guide).get_trace(*args))
+    pair = named_failure("model", model, args, lambda: traces_with_plates(model, guide, args))
     _check_sites(*pair)
     return pair
 

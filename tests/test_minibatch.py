@@ -2,6 +2,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.poutine.subsample_messenger import _Subsample
 
 from guides import mean_field_normal
@@ -123,6 +124,35 @@ def test_no_more_rows_than_a_batch_are_ever_looked_at_together_and_shapes_are_th
     assert list(posterior.inputs()) == ["x"]
     posterior.predict(x, draws=10, progress=False)
     assert max(seen) == 20
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_autoguide_looks_at_all_rows_only_where_they_have_latents(local, nested):
+    seen = []
+
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            rows = pyro.subsample(x, event_dim=1)
+            observed = pyro.subsample(y, event_dim=0) if y is not None else None
+            seen.append(len(rows))
+            shift = pyro.sample("shift", dist.Normal(0.0, 1.0)) if local else 0.0
+            pyro.sample("y", dist.Normal(rows @ w + shift, 1.0), obs=observed)
+
+    guide = mean_field_normal(model)
+    if nested:
+        guide = AutoGuideList(model)
+        guide.append(AutoNormal(pyro.poutine.block(model, expose=["w"])))
+        if local:
+            guide.append(AutoNormal(pyro.poutine.block(model, hide=["w"])))
+    x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    posterior = fit(model, guide, x, x.sum(1), steps=3, batch_size=20, lr=0.01, engine="eager", progress=False)
+    if not nested:  # block() hides the plate of the parts of a list
+        assert max(seen) == (200 if local else 20)
+    shapes = {site.name: site.shape for site in posterior.program.latents}
+    assert shapes == {"w": (2,), "shift": (200,)} if local else shapes == {"w": (2,)}
+    assert posterior.program.guide.model is guide.model
 
 
 @pytest.mark.parametrize("batch_size", [None, 5])
