@@ -33,18 +33,34 @@ def rows_from(generator: torch.Generator) -> Iterator[None]:
 @torch.library.custom_op("kiln::subset", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _subset(rows: int, size: int) -> Tensor:
     """``size`` distinct rows of ``rows``, in a time that does not grow with ``rows``; seeded by torch's generator."""
-    seed = int(torch.randint(2**63 - 1, (), device="cpu", generator=_ROWS.get()))
-    chosen = np.random.default_rng(seed).choice(rows, size, replace=False, shuffle=False)
-    return torch.from_numpy(chosen)
+    return _subsets(1, rows, size)[0]
 
 
 def _subsets(count: int, rows: int, size: int) -> Tensor:
     """The rows of ``count`` steps, (count, size)."""
-    if rows > _SHUFFLED:
-        return torch.stack([_subset(rows, size) for _ in range(count)])
     generator = np.random.default_rng(int(torch.randint(2**63 - 1, (), device="cpu", generator=_ROWS.get())))
-    whole = generator.permuted(np.broadcast_to(np.arange(rows), (count, rows)), axis=1)
-    return torch.from_numpy(np.ascontiguousarray(whole[:, :size]))
+    if rows <= _SHUFFLED:
+        whole = generator.permuted(np.broadcast_to(np.arange(rows), (count, rows)), axis=1)
+        return torch.from_numpy(np.ascontiguousarray(whole[:, :size]))
+    if size > rows // 4:
+        chosen = [generator.choice(rows, size, replace=False, shuffle=False) for _ in range(count)]
+        return torch.from_numpy(np.stack(chosen))
+    return torch.from_numpy(_distinct(generator, count, rows, size))
+
+
+def _distinct(generator: np.random.Generator, count: int, rows: int, size: int) -> np.ndarray:
+    """Rows drawn with replacement, those that came twice drawn again until none has: every subset is as likely."""
+    chosen = np.sort(generator.integers(0, rows, (count, size)), axis=1)
+    steps = np.arange(count)
+    while len(steps):
+        some = chosen[steps]
+        twice = np.zeros(some.shape, bool)
+        np.equal(some[:, 1:], some[:, :-1], out=twice[:, 1:])
+        left = twice.any(1)
+        steps, some, twice = steps[left], some[left], twice[left]
+        some[twice] = generator.integers(0, rows, np.count_nonzero(twice))
+        chosen[steps] = np.sort(some, axis=1)
+    return chosen
 
 
 torch.ops.kiln.subset.default.many = _subsets  # type: ignore[attr-defined]

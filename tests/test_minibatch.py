@@ -1,10 +1,15 @@
+import math
+
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.poutine.subsample_messenger import _Subsample
+from scipy import stats
 
+import inference.minibatch
 from guides import mean_field_normal
 from inference import cosine_decay, fit
 from inference.eager import EagerEngine
@@ -76,6 +81,36 @@ def test_each_step_sees_the_asked_number_of_fresh_rows(line):
     counts = torch.cat(seen).bincount(minlength=40)
     # 1,600 rows drawn evenly from 40: a count has mean 40 and sd at most 6.3.
     assert ((counts > 10) & (counts < 70)).all()
+
+
+def evenness(subsets, rows):
+    """The p-value of a χ² test that every subset is as likely."""
+    codes = (rows ** np.arange(subsets.shape[1]) * np.sort(subsets, axis=1)).sum(1)
+    counts = np.unique(codes, return_counts=True)[1]
+    kinds = math.comb(rows, subsets.shape[1])
+    return stats.chisquare(np.pad(counts, (0, kinds - len(counts)))).pvalue
+
+
+@pytest.mark.parametrize("size", [3, 2])
+def test_every_subset_of_many_rows_is_as_likely(monkeypatch, size):
+    """By both ways for rows that are too many to shuffle: 3 of 11 is more than a quarter, 2 less."""
+    monkeypatch.setattr(inference.minibatch, "_SHUFFLED", 0)
+    torch.manual_seed(0)
+    subsets = inference.minibatch._subsets(20_000, 11, size).numpy()
+    assert (np.diff(np.sort(subsets, axis=1), axis=1) > 0).all()
+    assert evenness(subsets, 11) > 1e-4
+    shifted = np.random.default_rng(0).integers(0, 11, subsets.shape)
+    shifted[:, 1:] = np.where(shifted[:, 1:] == shifted[:, :-1], (shifted[:, 1:] + 1) % 11, shifted[:, 1:])
+    assert evenness(shifted[(np.diff(np.sort(shifted, axis=1), axis=1) > 0).all(1)], 11) < 1e-4
+
+
+def test_subsets_of_very_many_rows():
+    torch.manual_seed(0)
+    subsets = inference.minibatch._subsets(50, 10**9, 1000).numpy()
+    assert all(len(set(rows)) == 1000 for rows in subsets)
+    assert len(set(inference.minibatch._subsets(1, 5000, 1200).numpy()[0])) == 1200
+    # 50,000 even draws: the mean of a fraction has sd 0.0013.
+    assert abs((subsets / 10**9).mean() - 0.5) < 0.006
 
 
 @pytest.mark.slow
