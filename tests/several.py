@@ -1,4 +1,4 @@
-"""Several processes for a test: forked with a process group, or started by torchrun."""
+"""Processes for a test: forked, alone or with a process group, or started by torchrun."""
 
 import os
 import signal
@@ -13,6 +13,19 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).parents[1]
+
+
+def forked(work):
+    """A process that does ``work()`` and ends with status 0 if nothing was raised; its number."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        work()
+        status = 0
+    finally:
+        os._exit(status)
 
 
 def together(count, folder, work, seconds=120):

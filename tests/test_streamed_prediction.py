@@ -20,6 +20,7 @@ import xarray as xr
 import zarr
 from filelock import FileLock
 from pyro.infer.autoguide import AutoNormal
+from several import forked
 
 from guides import bernoulli_dropout
 from inference import StoredClassPrediction, StoredPrediction, fit, load, open_prediction, storage
@@ -193,19 +194,6 @@ def test_it_goes_on_from_a_saved_posterior(network, tmp_path, monkeypatch):
     again = load(network.save(tmp_path / "run"), NETWORK, AutoNormal(NETWORK))
     in_batches(again, tmp_path / "p.zarr", resume=True)
     assert content(tmp_path / "p.zarr") == whole
-
-
-def forked(work):
-    """A process that does ``work()`` and ends with status 0 if nothing was raised; its number."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        work()
-        status = 0
-    finally:
-        os._exit(status)
 
 
 def test_killed_processes_go_on(network, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from several import forked
 
 from guides import mean_field_normal
 from inference import Checkpoint, fit
@@ -30,19 +31,6 @@ def numbers(engine, folder, resume=False):
     posterior = fit(linear_regression, guide, X, X[:, 0].cos(), checkpoint=kept, resume=resume, **options)
     draws = [value.numpy().tobytes() for _, value in sorted(posterior.sample(3).items())]
     return b"".join([posterior.losses.tobytes(), posterior.kl.tobytes(), *draws])
-
-
-def forked(work):
-    """A process that does ``work()`` and ends with status 0 if nothing was raised; its number."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        work()
-        status = 0
-    finally:
-        os._exit(status)
 
 
 @pytest.mark.parametrize("engine", WAYS)
