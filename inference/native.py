@@ -14,7 +14,8 @@ from inference.lowering import PREFIX, Call, Lowered, View
 __all__ = ["source"]
 
 _TYPES = {torch.float32: "float", torch.float64: "double"}
-_SMALL = 32_768  # multiplications up to which a call of BLAS costs more than the product
+_SMALL = 2**17  # multiplications up to which BLAS, called, is not quicker
+_PACKED = 2**15  # numbers that a product copies at most
 _PRODUCTS = {"aten.mm.out": 0, "aten.addmm.out": 1, "aten.bmm.out": 0, "aten.baddbmm.out": 1}
 
 _PRELUDE = r"""
@@ -54,54 +55,96 @@ static inline void copy_matrix(const T* from, T* to) {
         else for (int n = 0; n < N; ++n) to[m * R + n * C] = from[m * SR + n * SC];
     }
 }
-// One block of rows of c (+)= a b with vectors along n; the rows of b are whole vectors.
-template <typename T, bool ADD, int ROWS, int K, int AR, int AC, int BR, int CR, int CC>
-static inline void rows_of_product(const T* a, const T* b, T* c, int count) {
+// c (+)= a b for ROWS rows and COLS vectors of columns, whose sums stay in registers; of the last vector LAST columns.
+template <typename T, bool ADD, bool WHOLE, int ROWS, int COLS, int LAST, int K, int AR, int AC, int BR, int CR, int CC>
+static inline void tile_of_product(const T* a, const T* b, T* c) {
     using V = at::vec::Vectorized<T>;
-    V sum[ROWS];
-    T line[V::size()];
-    for (int r = 0; r < ROWS; ++r) {
-        if constexpr (!ADD) sum[r] = V(0);
-        else if constexpr (CC == 1) sum[r] = V::loadu(c + r * CR, count);
-        else {
-            for (int j = 0; j < V::size(); ++j) line[j] = j < count ? c[r * CR + j * CC] : T(0);
-            sum[r] = V::loadu(line);
+    constexpr int W = V::size();
+    V sum[ROWS][COLS], right[COLS];
+    T line[W];
+    for (int r = 0; r < ROWS; ++r)
+        for (int j = 0; j < COLS; ++j) {
+            const int here = j == COLS - 1 ? LAST : W;
+            T* to = c + r * CR + j * W * CC;
+            if constexpr (!ADD) sum[r][j] = V(0);
+            else if constexpr (CC == 1) sum[r][j] = here == W ? V::loadu(to) : V::loadu(to, here);
+            else {
+                for (int i = 0; i < W; ++i) line[i] = i < here ? to[i * CC] : T(0);
+                sum[r][j] = V::loadu(line);
+            }
         }
-    }
     for (int k = 0; k < K; ++k) {
-        const V factor = V::loadu(b + k * BR);
-        for (int r = 0; r < ROWS; ++r) sum[r] = at::vec::fmadd(V(a[r * AR + k * AC]), factor, sum[r]);
-    }
-    for (int r = 0; r < ROWS; ++r) {
-        if constexpr (CC == 1) sum[r].store(c + r * CR, count);
-        else {
-            sum[r].store(line);
-            for (int j = 0; j < count; ++j) c[r * CR + j * CC] = line[j];
+        for (int j = 0; j < COLS; ++j) {
+            const T* from = b + k * BR + j * W;
+            right[j] = WHOLE || j < COLS - 1 || LAST == W ? V::loadu(from) : V::loadu(from, LAST);
+        }
+        for (int r = 0; r < ROWS; ++r) {
+            const V left(a[r * AR + k * AC]);
+            for (int j = 0; j < COLS; ++j) sum[r][j] = at::vec::fmadd(left, right[j], sum[r][j]);
         }
     }
+    for (int r = 0; r < ROWS; ++r)
+        for (int j = 0; j < COLS; ++j) {
+            const int here = j == COLS - 1 ? LAST : W;
+            T* to = c + r * CR + j * W * CC;
+            if constexpr (CC == 1) here == W ? sum[r][j].store(to) : sum[r][j].store(to, here);
+            else {
+                sum[r][j].store(line);
+                for (int i = 0; i < here; ++i) to[i * CC] = line[i];
+            }
+        }
+}
+template <typename T, bool ADD, bool WHOLE, int COLS, int LAST, int M, int K, int AR, int AC, int BR, int CR, int CC>
+static inline void columns_of_product(const T* a, const T* b, T* c) {
+    int m = 0;
+    for (; m + 4 <= M; m += 4)
+        tile_of_product<T, ADD, WHOLE, 4, COLS, LAST, K, AR, AC, BR, CR, CC>(a + m * AR, b, c + m * CR);
+    for (; m < M; ++m)
+        tile_of_product<T, ADD, WHOLE, 1, COLS, LAST, K, AR, AC, BR, CR, CC>(a + m * AR, b, c + m * CR);
+}
+// The same where the columns of b and the rows of a are contiguous, and rows are few: vectors run along k.
+template <typename T, bool ADD, int M, int N, int K, int AR, int BC, int CR, int CC>
+static inline void dots(const T* a, const T* b, T* c) {
+    using V = at::vec::Vectorized<T>;
+    constexpr int W = V::size();
+    for (int m = 0; m < M; ++m)
+        for (int n = 0; n < N; ++n) {
+            const T *left = a + m * AR, *right = b + n * BC;
+            V sum(0), other(0);
+            int k = 0;
+            for (; k + 2 * W <= K; k += 2 * W) {
+                sum = at::vec::fmadd(V::loadu(left + k), V::loadu(right + k), sum);
+                other = at::vec::fmadd(V::loadu(left + k + W), V::loadu(right + k + W), other);
+            }
+            for (; k + W <= K; k += W) sum = at::vec::fmadd(V::loadu(left + k), V::loadu(right + k), sum);
+            T total = at::vec::vec_reduce_all<T>([](V& x, V& y) { return x + y; }, sum + other);
+            for (; k < K; ++k) total += left[k] * right[k];
+            T* to = c + m * CR + n * CC;
+            *to = ADD ? *to + total : total;
+        }
 }
 // c (M, N) (+)= a (M, K) b (K, N), strides in elements.
 template <typename T, bool ADD, int M, int N, int K, int AR, int AC, int BR, int BC, int CR, int CC>
 static inline void small_product(const T* a, const T* b, T* c) {
     constexpr int W = at::vec::Vectorized<T>::size();
-    constexpr int BLOCKS = (N + W - 1) / W;
-    constexpr bool PACK = BC != 1 || N % W != 0;
+    constexpr int BLOCKS = (N + W - 1) / W, LAST = N - (BLOCKS - 1) * W;
+    if constexpr (M < 4 && BR == 1 && BC != 1 && AC == 1) return dots<T, ADD, M, N, K, AR, BC, CR, CC>(a, b, c);
+    constexpr bool PACK = BC != 1 || (LAST != W && M >= 4);
     constexpr int ROW = PACK ? BLOCKS * W : BR;
     T packed[PACK ? K * BLOCKS * W : 1];
     if constexpr (PACK) {
-        for (int k = 0; k < K; ++k)
-            for (int n = 0; n < BLOCKS * W; ++n) packed[k * BLOCKS * W + n] = n < N ? b[k * BR + n * BC] : T(0);
+        for (int k = 0; k < K; ++k) {
+            T* to = packed + k * ROW;
+            for (int n = 0; n < N; ++n) to[n] = b[k * BR + n * BC];
+            for (int n = N; n < ROW; ++n) to[n] = T(0);
+        }
+        b = packed;
     }
-    for (int block = 0; block < BLOCKS; ++block) {
-        const int count = N - block * W < W ? N - block * W : W;
-        const T* part = (PACK ? packed : b) + block * W;
-        T* out = c + block * W * CC;
-        int m = 0;
-        for (; m + 4 <= M; m += 4)
-            rows_of_product<T, ADD, 4, K, AR, AC, ROW, CR, CC>(a + m * AR, part, out + m * CR, count);
-        for (; m < M; ++m)
-            rows_of_product<T, ADD, 1, K, AR, AC, ROW, CR, CC>(a + m * AR, part, out + m * CR, count);
-    }
+    constexpr int TILES = (BLOCKS - 1) / 3;
+    for (int i = 0; i < TILES; ++i)
+        columns_of_product<T, ADD, PACK, 3, W, M, K, AR, AC, ROW, CR, CC>(a, b + i * 3 * W, c + i * 3 * W * CC);
+    columns_of_product<T, ADD, PACK, BLOCKS - 3 * TILES, LAST, M, K, AR, AC, ROW, CR, CC>(
+        a, b + TILES * 3 * W, c + TILES * 3 * W * CC);
 }
 """
 
@@ -255,7 +298,7 @@ def _small(left: _Matrix, right: _Matrix, out: _Matrix, add: bool) -> str | None
     if out.columns < 8 and out.rows > out.columns:  # vectors run along the columns
         left, right, out = right.turned(), left.turned(), out.turned()
     inner = left.columns
-    if out.rows * out.columns * inner > _SMALL or inner * max(out.columns, 16) > _SMALL:
+    if out.rows * out.columns * inner > _SMALL or inner * max(out.columns, 16) > _PACKED:
         return None
     sizes = [out.rows, out.columns, inner, left.row, left.column, right.row, right.column, out.row, out.column]
     options = ", ".join([out.kind, str(add).lower(), *map(str, sizes)])
