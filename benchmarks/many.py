@@ -6,7 +6,8 @@
 (a) 32 restarts of Edward's network, and one fit of it, by Adam at 0.01, from a warm cache: seconds of the call, and
 µs a step alone, which is what the call takes beyond a tenth of its steps. (b) The grid of Gal, Ghahramani (2016) on
 the UCI set yacht, 20 splits by 12 settings, by ``fit_many``; one after the other is measured on some of the fits,
-spread over splits and settings, and scaled by their number, on one by the eager engine too. The data come from the folder named by KILN_DATA.
+spread over splits and settings, and scaled by their number, on one by the eager engine too. The data come from the
+folder named by KILN_DATA.
 """
 
 from __future__ import annotations
