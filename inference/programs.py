@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, fx
 
-from inference import headers, lowering, native
+from inference import headers, lowering, native, prelude
 from inference.executable import Executable, Plan
 from inference.files import read_bytes
 from inference.lowering import Call, NotCompilable, View
@@ -113,7 +113,7 @@ def _build(
 
 def _key(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], threads: int) -> str:
     shapes = [f"{tuple(v.shape)} {v.stride()} {v.dtype}" for v in inputs]
-    ours = [Path(m.__file__ or "").read_text() for m in (lowering, native)]
+    ours = [Path(m.__file__ or "").read_text() for m in (lowering, native, prelude)]
     brought = [lowering.native_code(node.target) or "" for node in module.graph.nodes]
     parts = [lowering.machine(), f"{threads} threads", graph_text(module.graph), *shapes, str(list(rows)), *ours]
     parts += [text for text in brought if text]

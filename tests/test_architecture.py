@@ -34,6 +34,7 @@ LEVELS = [
         "interrupts",
         "places",
         "plain",
+        "prelude",
         "pools",
         "printable",
         "private_files",
