@@ -73,6 +73,12 @@ def few_draws():
         yield
 
 
+@pytest.fixture
+def blank_figures(monkeypatch):
+    """Figures are made but not drawn, which is most of the time of a report, where its words are tested."""
+    monkeypatch.setattr("inference.figures.Figure.savefig", lambda _, file, **options: file.write("<svg></svg>"))
+
+
 @pytest.fixture(scope="session")
 def line():
     """Forty rows on y = 1 + 2x, noise sd 0.3."""
