@@ -284,7 +284,7 @@ def test_diagnose_says_that_sixty_steps_are_too_few(run, capsys):
 
 def test_diagnose_trusts_a_fit_that_lands(here, capsys):
     guide = "pyro.infer.autoguide:AutoMultivariateNormal"
-    arguments = fit_arguments("houses.csv", "run", steps=400, guide=guide, set="noise=0.3")
+    arguments = fit_arguments("houses.csv", "run", steps=1000, guide=guide, set="noise=0.3")
     assert main(arguments) == 0
     capsys.readouterr()
     assert main(["diagnose", "run"]) == 0
@@ -700,9 +700,9 @@ def test_an_autoencoder_is_fitted_on_rows_alone_scored_and_asked_for_codes(here,
 
 
 def test_a_fit_that_finds_its_own_steps_says_why_it_stopped(here, capsys, monkeypatch):
-    monkeypatch.setattr("inference.landing._FIRST", 100)
+    monkeypatch.setattr("inference.landing._FIRST", 400)
     monkeypatch.setattr("inference.landing._SETTLE", 100)
-    status = main(fit_arguments("houses.csv", "run", optimizer="auto", steps=400, engine="eager"))
+    status = main(fit_arguments("houses.csv", "run", optimizer="auto", steps=600, engine="eager"))
     printed = capsys.readouterr()
     assert status == 0, printed.err
     assert re.search("converged after|settled after|ceiling of steps", printed.out)
