@@ -177,6 +177,7 @@ class Classifier(torch.nn.Module):
     ],
 )
 @pytest.mark.parametrize("held_out", [True, False])
+@pytest.mark.usefixtures("blank_figures")
 def test_a_classifier_of_images_shows_the_surest_and_the_least_sure(tmp_path, shape, image_shape, shown, held_out):
     x = torch.randn(40, *shape) + torch.arange(40).reshape(-1, *[1] * len(shape)) % 2
     y = torch.arange(40) % 2
@@ -198,6 +199,7 @@ def test_the_grids_are_ordered_by_entropy_and_frame_what_is_wrong():
     framed = [sheet[0, 16 * i, 2] < 0.5 for sheet in (surest, least) for i in range(2)]
     assert framed == [False, False, False, True]
     assert "0.056 to 0.33 nats" in figure.axes[0].get_title()
+    assert figures.as_svg(figure).count("<image ") == 2
 
 
 @pytest.mark.parametrize("image_shape", [None, (8, 8)])
