@@ -51,13 +51,23 @@ def test_a_line_is_learned_from_points_that_never_come_again(engine):
     assert posterior.predict(torch.rand(7, 1), draws=10).mean.shape == (7,)
 
 
-@pytest.mark.parametrize("particles", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_same_noise_same_losses_on_both_engines(particles):
+def same_losses(particles):
     feed = Feed(fresh(points), ["x", "y"], torch.device("cpu"), torch.float64, 0)
     case = (LINE, mean_field_normal(LINE), feed.first)
     ours, theirs, theta, reference = losses_of_both(*case, feed=feed, particles=particles)
     torch.testing.assert_close(ours[:, 0], theirs[:, 0], rtol=1e-10, atol=0)
     torch.testing.assert_close(theta, reference, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("particles", [1, 4])
+def test_same_noise_same_losses_on_both_engines(particles):
+    same_losses(particles)
+
+
+@pytest.mark.parametrize("particles", [1, 4])
+def test_the_recorded_step_has_the_same_losses(interpreted, particles):
+    same_losses(particles)
 
 
 @pytest.mark.parametrize("engine", ["eager", "compiled"])

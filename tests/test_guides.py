@@ -315,7 +315,7 @@ def test_a_flow_of_one_latent(build):
     def model():
         pyro.sample("z", dist.Gamma(3.0, 1.0))
 
-    posterior = fit(model, build(model), steps=300, lr=0.02, progress=False)
+    posterior = fit(model, build(model), steps=100, lr=0.05, progress=False)
     edge = torch.linspace(0.005, 40, 4000)
     density = posterior.log_prob({"z": edge}).exp()
     assert abs(float(torch.trapezoid(density, edge)) - 1) < 0.01

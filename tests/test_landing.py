@@ -53,7 +53,7 @@ def flat_line(x, y=None):
 @pytest.mark.parametrize(
     ("guide", "engine"),
     [
-        (full_rank_normal, "eager"),
+        pytest.param(full_rank_normal, "eager", marks=pytest.mark.slow),
         (full_rank_normal, "compiled"),
         pytest.param(planar_flow, "eager", marks=pytest.mark.slow),
         pytest.param(planar_flow, "compiled", marks=pytest.mark.slow),
@@ -84,7 +84,7 @@ def test_mean_field_has_the_means_though_latents_are_correlated():
     assert ((found.mean(0) - exact.mean).abs() < 0.1 * exact.covariance.diagonal().sqrt()).all()
 
 
-@pytest.mark.parametrize("guide", [AutoNormal, AutoMultivariateNormal])
+@pytest.mark.parametrize("guide", [pytest.param(AutoNormal, marks=pytest.mark.slow), AutoMultivariateNormal])
 def test_flat_priors_and_columns_of_any_scale(guide):
     """The slopes of columns at 1e-4 and 1e+4 are those of the columns in units, in other units."""
     scale = torch.tensor([1e-4, 1e4], dtype=torch.float64)
