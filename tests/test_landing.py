@@ -154,7 +154,7 @@ def test_same_noise_same_losses_on_both_engines(guide, particles):
     same_losses(guide, particles)
 
 
-@pytest.mark.parametrize(("guide", "particles"), FLOWS)
+@pytest.mark.parametrize(("guide", "particles"), [FLOWS[0], pytest.param(*FLOWS[1], marks=pytest.mark.slow), FLOWS[2]])
 def test_the_recorded_step_of_a_flow_has_the_same_losses(interpreted, guide, particles):
     same_losses(guide, particles)
 

@@ -123,7 +123,7 @@ def test_names_that_no_file_may_hold_leave_it_whole(line, tmp_path):
     assert all(ElementTree.fromstring(base64.b64decode(picture)).tag.endswith("svg") for picture in pictures)
 
 
-def test_classes_rows_and_several_sites(tmp_path):
+def test_classes_rows_and_several_sites(tmp_path, blank_figures):
     def model(x, y=None, counts=None):
         w = pyro.sample("w", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
         with pyro.plate("data", len(x)):
@@ -143,7 +143,7 @@ def test_classes_rows_and_several_sites(tmp_path):
     assert "Does the model make data like count?" in page
 
 
-def test_a_report_is_whole_or_not_there(posterior, tmp_path, monkeypatch):
+def test_a_report_is_whole_or_not_there(posterior, tmp_path, monkeypatch, blank_figures):
     (tmp_path / "r.html").write_text("old")
     monkeypatch.setattr("inference.page.versions", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
