@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import threading
 from functools import partial
 
 import h5py
@@ -276,6 +277,7 @@ def test_weights_on_all_rows(data, tmp_path):
     found.save(tmp_path / "run")
     loaded = load(tmp_path / "run", model, mean_field_normal(model), source)
     assert torch.allclose(loaded.log_weights(40), log_weights)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("kiln")]
 
 
 def test_what_asks_about_all_rows(data, tmp_path, blank_figures):
