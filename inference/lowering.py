@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator, Sequence
@@ -350,9 +351,11 @@ def _command(
         try:
             options = CppTorchOptions(vec_isa=pick_vec_isa(), warning_all=False, precompiling=precompiling)
             builder = CppBuilder(name=name, sources=str(source), output_dir=str(folder), BuildOption=options)
+            command = shlex.split(builder.get_command_line())
+            if shutil.which(command[0]) is None:
+                raise FileNotFoundError(command[0])
         except (InvalidCxxCompiler, OSError) as error:
             raise _no_compiler(error) from error
-        command = shlex.split(builder.get_command_line())
     return [*map(_torch_openmp, command), "-w", "-g0"]
 
 

@@ -414,6 +414,7 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
     if data and isinstance(data[0], Batches):
         size = manifest["options"]["batch_size"]
         read = BatchStream(data[0], argument_names(model, 100), where, kind, size, manifest["seed"])
+        read.close()  # no step is taken
     raw = data or storage.placeholders(manifest["arguments"], folder)
     args = as_tensors(raw, argument_names(model, len(raw)), where, kind) if read is None else read.first
     stream = RandomStream.seeded(manifest["seed"])

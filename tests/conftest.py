@@ -15,7 +15,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     import arviz  # noqa: F401 - its own announcement on import must not fail a test
 
-    from inference import headers
+    from inference import compiled, headers, together
     from inference.posterior import Posterior
     from inference.report import write_report
     from inference.sealed import write_json
@@ -71,6 +71,34 @@ def few_draws():
         patch.setitem(Posterior.diagnose.__kwdefaults__, "repeats", 2)
         patch.setitem(write_report.__kwdefaults__, "draws", 50)
         yield
+
+
+class Interpreted:
+    """A program that torch runs operator by operator: what the graph says, without the seconds of a compiler."""
+
+    def __init__(self, module, inputs, rows, threads):
+        self.module, self.inputs, self.rows = module, inputs, rows
+
+    def run(self, rows):
+        losses = []
+        with torch.no_grad():
+            for i in range(len(rows[0])):
+                for place, row in zip(self.rows, rows, strict=True):
+                    self.inputs[place].copy_(row[i].reshape(self.inputs[place].shape))
+                losses.append(self.module(*self.inputs)[0].clone())
+        return torch.stack(losses)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    for engine in (compiled, together):
+        monkeypatch.setattr(engine, "executable", Interpreted)
+
+
+@pytest.fixture
+def blank_figures(monkeypatch):
+    """Figures are made but not drawn, which is most of the time of a report, where its words are tested."""
+    monkeypatch.setattr("inference.figures.Figure.savefig", lambda _, file, **options: file.write("<svg></svg>"))
 
 
 @pytest.fixture(scope="session")

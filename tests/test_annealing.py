@@ -54,15 +54,15 @@ def test_under_a_constant_power_the_guide_fits_the_flattened_target():
         pyro.sample("z", dist.Normal(0.0, 1.0))
 
     def power(step):
-        return 1.0 if step >= 1999 else 0.25
+        return 1.0 if step >= 999 else 0.25
 
     for anneal, expected in ((power, 2.0), (None, 1.0)):
         posterior = fit(
-            model, mean_field_normal(model), steps=2000, lr=cosine_decay(0.1, 2000), anneal=anneal, engine="eager",
+            model, mean_field_normal(model), steps=1000, lr=cosine_decay(0.1, 1000), anneal=anneal, engine="eager",
             progress=False,
         )  # fmt: skip
         assert posterior.params["AutoNormal.scales.z"] == pytest.approx(expected, rel=0.1)
-    assert as_power(power, 2000) is power
+    assert as_power(power, 1000) is power
 
 
 @pytest.mark.parametrize(

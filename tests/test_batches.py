@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import threading
 from functools import partial
 from itertools import pairwise
 
@@ -190,7 +191,7 @@ def test_both_engines_take_the_steps_of_a_loop_by_hand(data, tmp_path):
         assert np.allclose(found.losses, losses, rtol=1e-9)
 
 
-@pytest.mark.parametrize("engine", ["eager", "compiled"])
+@pytest.mark.parametrize("engine", [pytest.param("eager", marks=pytest.mark.slow), "compiled"])
 def test_a_fit_lands_where_the_one_in_memory_does(data, tmp_path, engine):
     source = npy(tmp_path, *data)
     found = fit(model, mean_field_normal(model), source, steps=1500, seed=2, engine=engine, **OPTIONS)
@@ -315,7 +316,7 @@ def test_a_fit_goes_on_from_its_checkpoint_with_the_batches_that_were_next(data,
 
 def test_weights_on_all_rows(data, tmp_path):
     source = npy(tmp_path, *data)
-    found = fit(model, mean_field_normal(model), source, steps=800, **OPTIONS)
+    found = fit(model, mean_field_normal(model), source, steps=100, **OPTIONS)
     drawn, log_weights = found._weighted(40, 0)
     x, y = map(torch.from_numpy, data)
     mean = drawn["weights"] @ x.T + drawn["bias"][:, None]
@@ -326,10 +327,11 @@ def test_weights_on_all_rows(data, tmp_path):
     found.save(tmp_path / "run")
     loaded = load(tmp_path / "run", model, mean_field_normal(model), source)
     assert torch.allclose(loaded.log_weights(40), log_weights)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("kiln")]
 
 
-def test_what_asks_about_all_rows(data, tmp_path):
-    found = fit(model, mean_field_normal(model), npy(tmp_path, *data), steps=300, **OPTIONS)
+def test_what_asks_about_all_rows(data, tmp_path, blank_figures):
+    found = fit(model, mean_field_normal(model), npy(tmp_path, *data), steps=100, **OPTIONS)
     diagnosis = found.diagnose(draws=200)
     assert diagnosis.khat is not None
     assert diagnosis.draws == 200

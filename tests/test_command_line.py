@@ -47,7 +47,7 @@ number = 3
 """
 
 
-pytestmark = pytest.mark.usefixtures("few_draws")
+pytestmark = pytest.mark.usefixtures("few_draws", "blank_figures")
 
 
 @pytest.fixture(autouse=True)
@@ -238,6 +238,10 @@ def test_predict_replaces_an_older_file(fitted, tmp_path):
     assert len(predict(fitted.folder, fitted.table, tmp_path / "p.csv")) == 40
 
 
+def without_figures(page):
+    return re.sub('base64,[^"]+', "", page)
+
+
 def test_report_writes_a_lost_report_again(run, capsys):
     before = (run / "report.html").read_text()
     (run / "report.html").unlink()
@@ -245,7 +249,7 @@ def test_report_writes_a_lost_report_again(run, capsys):
     assert capsys.readouterr().out == f"{run / 'report.html'}\n"
     after = (run / "report.html").read_text()
     assert "price by linear_regression" in after
-    assert len(after) == pytest.approx(len(before), rel=0.02)
+    assert without_figures(after) == without_figures(before)
     assert names_in(run) == RUN_FILES
 
 
@@ -280,7 +284,7 @@ def test_diagnose_says_that_sixty_steps_are_too_few(run, capsys):
 
 def test_diagnose_trusts_a_fit_that_lands(here, capsys):
     guide = "pyro.infer.autoguide:AutoMultivariateNormal"
-    arguments = fit_arguments("houses.csv", "run", steps=3000, guide=guide, set="noise=0.3")
+    arguments = fit_arguments("houses.csv", "run", steps=1000, guide=guide, set="noise=0.3")
     assert main(arguments) == 0
     capsys.readouterr()
     assert main(["diagnose", "run"]) == 0
@@ -695,8 +699,10 @@ def test_an_autoencoder_is_fitted_on_rows_alone_scored_and_asked_for_codes(here,
     assert max(abs(np.corrcoef(codes[f"z{i}"], kind)[0, 1]) for i in range(3)) > 0.8
 
 
-def test_a_fit_that_finds_its_own_steps_says_why_it_stopped(here, capsys):
-    status = main(fit_arguments("houses.csv", "run", optimizer="auto", steps=2500, engine="eager"))
+def test_a_fit_that_finds_its_own_steps_says_why_it_stopped(here, capsys, monkeypatch):
+    monkeypatch.setattr("inference.landing._FIRST", 400)
+    monkeypatch.setattr("inference.landing._SETTLE", 100)
+    status = main(fit_arguments("houses.csv", "run", optimizer="auto", steps=600, engine="eager"))
     printed = capsys.readouterr()
     assert status == 0, printed.err
     assert re.search("converged after|settled after|ceiling of steps", printed.out)

@@ -107,7 +107,7 @@ def test_shared_unknowns_have_mean_and_interval_of_each(page, two):
         assert cell == f"{draws.mean():.3g} [{low:.3g}, {high:.3g}]"
 
 
-def test_fits_of_different_data_are_not_compared_as_if_equal(two, line, tmp_path):
+def test_fits_of_different_data_are_not_compared_as_if_equal(two, line, tmp_path, blank_figures):
     other = fit(linear_regression, AutoNormal(linear_regression), line.x, 2 * line.y, steps=60, progress=False)
     fits = {"one": two["whole"], "other": other}
     tested = {
@@ -121,7 +121,7 @@ def test_fits_of_different_data_are_not_compared_as_if_equal(two, line, tmp_path
     assert "Each on held-out rows of its own" in page
 
 
-def test_a_precision_is_no_difference_of_data(two, line, tmp_path):
+def test_a_precision_is_no_difference_of_data(two, line, tmp_path, blank_figures):
     double = fit(
         linear_regression, AutoNormal(linear_regression), line.x.double(), line.y.double(), steps=60, progress=False
     )

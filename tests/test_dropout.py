@@ -58,7 +58,7 @@ def test_the_elbo_is_the_papers_objective(per_row):
 
 
 def test_masks_of_each_row_estimate_the_same_elbo_with_less_noise():
-    """Over 2,000 draws the two means agree within 5 standard errors of their difference."""
+    """Over 1,000 draws the two means agree within 5 standard errors of their difference."""
     values = {}
     model = DropoutNetwork(network(), noise=0.2)
     for per_row in (True, False):
@@ -66,8 +66,8 @@ def test_masks_of_each_row_estimate_the_same_elbo_with_less_noise():
         program = Program.start(model, guide, (X, Y), RandomStream.seeded(0), torch.device("cpu"), torch.float32)
         set_training(program.guide, True)
         with torch.no_grad(), program.running(program.params.flatten(), RandomStream.seeded(1)):
-            values[per_row] = torch.stack([loss(model, program.guide, (X, Y), 1, True)[0] for _ in range(2000)])
-    error = math.sqrt(sum(v.var() / 2000 for v in values.values()))
+            values[per_row] = torch.stack([loss(model, program.guide, (X, Y), 1, True)[0] for _ in range(1000)])
+    error = math.sqrt(sum(v.var() / 1000 for v in values.values()))
     assert abs(values[True].mean() - values[False].mean()) < 5 * error
     assert values[True].var() < values[False].var() / 4
 
@@ -171,7 +171,7 @@ def test_more_data_makes_it_keep_more():
         net = nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Dropout(0.5), nn.Linear(20, 1))
         model = DropoutNetwork(net, noise=0.3)
         guide = bernoulli_dropout(model, learned=True)
-        posterior = fit(model, guide, x, y, steps=800, lr=0.03, engine="eager", progress=False)
+        posterior = fit(model, guide, x, y, steps=500, lr=0.05, engine="eager", progress=False)
         keep[rows] = float(posterior.params["keep.mask.2"])
         drawn = posterior.sample(2000)["mask.2"]
         assert set(drawn.unique().tolist()) == {0.0, 1.0}

@@ -44,7 +44,7 @@ def test_planar_flows_reach_the_energies_and_more_layers_come_closer():
 
 
 def test_the_flows_script_runs_and_saves_its_figures(tmp_path):
-    command = [sys.executable, ROOT / "examples" / "planar_flow.py", "--steps", "60", "--energies", "u1", "u4"]
+    command = [sys.executable, ROOT / "examples" / "planar_flow.py", "--steps", "20", "--energies", "u1", "u4"]
     command += ["--layers", "2", "4", "--particles", "2", "--out", tmp_path]
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert said.count("u1 ") == said.count("u4 ") == 2

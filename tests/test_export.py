@@ -326,10 +326,10 @@ def test_draws_one_by_one_with_random_numbers_of_rows(tmp_path):
             pyro.sample("y", dist.Normal(level, 0.1), obs=y)
 
     posterior = fitted(both, AutoNormal(both), X, Y)
-    predictor = load(posterior.export(tmp_path / "predictor.npz", draws=500))
+    predictor = load(posterior.export(tmp_path / "predictor.npz", draws=200))
     assert predictor._graph.each
-    found, expected = predictor.predict(X[:4]), posterior.predict(X[:4], draws=500)
-    assert (np.abs(found.mean - expected.mean.numpy()) < 5 * expected.draws.std(0).numpy() * np.sqrt(2 / 500)).all()
+    found, expected = predictor.predict(X[:4]), posterior.predict(X[:4], draws=200)
+    assert (np.abs(found.mean - expected.mean.numpy()) < 5 * expected.draws.std(0).numpy() * np.sqrt(2 / 200)).all()
 
 
 def test_of_several_observed_sites_one_is_named(tmp_path):

@@ -1,5 +1,7 @@
 """Data drawn anew at each step: on both engines, by torch and by NumPy, and what is refused."""
 
+from functools import partial
+
 import numpy as np
 import pyro
 import pytest
@@ -12,6 +14,8 @@ from inference import fit, fresh
 from inference.fresh import Feed
 from ppl_models import linear_regression
 
+LINE = partial(linear_regression, noise=0.1)
+
 
 def points():
     x = torch.rand(50, 1)
@@ -19,8 +23,7 @@ def points():
 
 
 def fitted(source=points, steps=600, **options):
-    guide = mean_field_normal(linear_regression)
-    return fit(linear_regression, guide, fresh(source), steps=steps, **{"progress": False, "lr": 0.03, **options})
+    return fit(LINE, mean_field_normal(LINE), fresh(source), steps=steps, **{"progress": False, "lr": 0.03, **options})
 
 
 @pytest.mark.parametrize("engine", ["eager", "compiled"])
@@ -37,7 +40,7 @@ def test_each_step_sees_new_data(engine):
     assert posterior.losses.std() == pytest.approx(sd, rel=5 / np.sqrt(2000))
 
 
-@pytest.mark.parametrize("engine", ["eager", "compiled"])
+@pytest.mark.parametrize("engine", [pytest.param("eager", marks=pytest.mark.slow), "compiled"])
 def test_a_line_is_learned_from_points_that_never_come_again(engine):
     posterior = fitted(engine=engine, steps=1500)
     found = {name: float(value.mean()) for name, value in posterior.sample(500).items()}
@@ -48,13 +51,23 @@ def test_a_line_is_learned_from_points_that_never_come_again(engine):
     assert posterior.predict(torch.rand(7, 1), draws=10).mean.shape == (7,)
 
 
-@pytest.mark.parametrize("particles", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_same_noise_same_losses_on_both_engines(particles):
+def same_losses(particles):
     feed = Feed(fresh(points), ["x", "y"], torch.device("cpu"), torch.float64, 0)
-    case = (linear_regression, mean_field_normal(linear_regression), feed.first)
+    case = (LINE, mean_field_normal(LINE), feed.first)
     ours, theirs, theta, reference = losses_of_both(*case, feed=feed, particles=particles)
     torch.testing.assert_close(ours[:, 0], theirs[:, 0], rtol=1e-10, atol=0)
     torch.testing.assert_close(theta, reference, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("particles", [1, 4])
+def test_same_noise_same_losses_on_both_engines(particles):
+    same_losses(particles)
+
+
+@pytest.mark.parametrize("particles", [1, 4])
+def test_the_recorded_step_has_the_same_losses(interpreted, particles):
+    same_losses(particles)
 
 
 @pytest.mark.parametrize("engine", ["eager", "compiled"])
@@ -103,6 +116,6 @@ def test_what_cannot_be_fed_is_refused():
 
 def test_a_point_estimate_by_autodelta():
     posterior = fit(
-        *(linear_regression, AutoDelta(linear_regression), fresh(points)), steps=1500, lr=0.03, progress=False
+        *(linear_regression, AutoDelta(linear_regression), fresh(points)), steps=800, lr=0.05, progress=False
     )
     assert float(posterior.params["AutoDelta.weights"][0]) == pytest.approx(3, abs=0.15)

@@ -88,20 +88,25 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("guide", GUIDES)
-@pytest.mark.parametrize("model", CONTINUOUS)
+def pairs():
+    """Every guide with three kinds of models, and every model with a point, a spread and a flow."""
+    wide, usual = ("linear", "bnn", "u1"), ("AutoDelta", "mean_field", "planar")
+    return [(model, guide) for model in CONTINUOUS for guide in GUIDES if model in wide or guide in usual]
+
+
+@pytest.mark.parametrize(("model", "guide"), pairs())
 def test_every_guide_of_continuous_latents(model, guide):
     function, *data = CONTINUOUS[model]
-    check = check_gradients(function, GUIDES[guide](function), *data, most=30)
+    check = check_gradients(function, GUIDES[guide](function), *data, most=16)
     assert check.passed, check.reasons
-    assert check.checked == min(30, check.size)
+    assert check.checked == min(16, check.size)
 
 
 @pytest.mark.parametrize("pair", NETWORKS)
 @pytest.mark.parametrize("batch_size", [None, 4])
 def test_every_guide_of_a_network(pair, batch_size):
     model, guide, *data = NETWORKS[pair]()
-    check = check_gradients(model, guide, *data, most=30, batch_size=batch_size, particles=2)
+    check = check_gradients(model, guide, *data, most=16, batch_size=batch_size, particles=2)
     assert check.passed, check.reasons
 
 
@@ -199,12 +204,12 @@ def test_it_can_be_asked_at_a_fitted_posterior():
 
 def test_of_many_parameters_some_of_each_are_looked_at():
     model = partial(bnn_regression, hidden=(10, 10))
-    check = check_gradients(model, AutoNormal(model), X, Y, most=40, seed=3)
-    assert check.checked == 40 < check.size
+    check = check_gradients(model, AutoNormal(model), X, Y, most=20, seed=3)
+    assert check.checked == 20 < check.size
     assert len(check.errors) == 12
-    again = check_gradients(model, AutoNormal(model), X, Y, most=40, seed=3)
+    again = check_gradients(model, AutoNormal(model), X, Y, most=20, seed=3)
     assert again == check
-    assert check_gradients(model, AutoNormal(model), X, Y, most=40, seed=4) != check
+    assert check_gradients(model, AutoNormal(model), X, Y, most=20, seed=4) != check
 
 
 def test_nothing_outside_is_touched():

@@ -1,6 +1,7 @@
 """Fits do not touch each other, nor anything of the process."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pyro
@@ -17,13 +18,15 @@ from inference.program import Program
 from inference.task import Task
 from ppl_models import linear_regression
 
+MODEL = partial(linear_regression, noise=0.3)
+
 QUIET = {"steps": 150, "progress": False}
 
 
 def fitted(line, seed, guide=None, **options):
     return fit(
-        linear_regression,
-        guide or mean_field_normal(linear_regression),
+        MODEL,
+        guide or mean_field_normal(MODEL),
         line.x,
         line.y,
         seed=seed,
@@ -42,7 +45,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(line):
 
 
 def test_one_guide_object_fitted_twice_starts_afresh(line):
-    guide = mean_field_normal(linear_regression)
+    guide = mean_field_normal(MODEL)
     alone = fitted(line, 1)
     first, second = fitted(line, 0, guide), fitted(line, 1, guide)
     assert same(second, alone)
@@ -61,8 +64,8 @@ def test_a_fit_inside_a_callback_changes_neither(line):
 def test_two_engines_advanced_in_turn_give_what_each_gives_alone(line):
     def start(seed):
         stream = RandomStream.seeded(seed)
-        guide = mean_field_normal(linear_regression)
-        program = Program.start(linear_regression, guide, (line.x, line.y), stream, torch.device("cpu"), torch.float32)
+        guide = mean_field_normal(MODEL)
+        program = Program.start(MODEL, guide, (line.x, line.y), stream, torch.device("cpu"), torch.float32)
         engine = EagerEngine(Task.of(program, (line.x, line.y)))
         return engine, engine.init(stream)
 

@@ -53,7 +53,7 @@ def flat_line(x, y=None):
 @pytest.mark.parametrize(
     ("guide", "engine"),
     [
-        (full_rank_normal, "eager"),
+        pytest.param(full_rank_normal, "eager", marks=pytest.mark.slow),
         (full_rank_normal, "compiled"),
         pytest.param(planar_flow, "eager", marks=pytest.mark.slow),
         pytest.param(planar_flow, "compiled", marks=pytest.mark.slow),
@@ -84,7 +84,7 @@ def test_mean_field_has_the_means_though_latents_are_correlated():
     assert ((found.mean(0) - exact.mean).abs() < 0.1 * exact.covariance.diagonal().sqrt()).all()
 
 
-@pytest.mark.parametrize("guide", [AutoNormal, AutoMultivariateNormal])
+@pytest.mark.parametrize("guide", [pytest.param(AutoNormal, marks=pytest.mark.slow), AutoMultivariateNormal])
 def test_flat_priors_and_columns_of_any_scale(guide):
     """The slopes of columns at 1e-4 and 1e+4 are those of the columns in units, in other units."""
     scale = torch.tensor([1e-4, 1e4], dtype=torch.float64)
@@ -130,17 +130,7 @@ def test_callbacks_see_the_end_that_was_found(full_rank, often):
     np.testing.assert_array_equal(posterior.losses, full_rank.losses)
 
 
-@pytest.mark.parametrize(
-    ("guide", "particles"),
-    [
-        (full_rank_normal, 1),
-        (mean_field_normal, 1),
-        (planar_flow, 1),
-        pytest.param(planar_flow, 3, marks=pytest.mark.slow),
-        pytest.param(funnel_flow, 1, marks=pytest.mark.slow),
-    ],
-)
-def test_same_noise_same_losses_on_both_engines(guide, particles):
+def same_losses(guide, particles=1):
     stream = RandomStream.seeded(0)
     program = Program.start(MODEL, guide(MODEL), (X, Y), stream, CPU, torch.float64)
     start = find_start(program, (X, Y), stream)
@@ -151,6 +141,22 @@ def test_same_noise_same_losses_on_both_engines(guide, particles):
     ours, theirs, mine, other = losses_of_both(MODEL, guide(MODEL), (X, Y), **options)
     torch.testing.assert_close(ours[:, 0], theirs[:, 0], rtol=1e-10, atol=0)
     torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-10)
+
+
+FLOWS = [(planar_flow, 1), (planar_flow, 3), (funnel_flow, 1)]
+
+
+@pytest.mark.parametrize(
+    ("guide", "particles"),
+    [(full_rank_normal, 1), (mean_field_normal, 1), *(pytest.param(*flow, marks=pytest.mark.slow) for flow in FLOWS)],
+)
+def test_same_noise_same_losses_on_both_engines(guide, particles):
+    same_losses(guide, particles)
+
+
+@pytest.mark.parametrize(("guide", "particles"), [FLOWS[0], pytest.param(*FLOWS[1], marks=pytest.mark.slow), FLOWS[2]])
+def test_the_recorded_step_of_a_flow_has_the_same_losses(interpreted, guide, particles):
+    same_losses(guide, particles)
 
 
 def test_sticking_the_landing_has_the_same_mean_gradient_and_no_variance_at_the_posterior():
@@ -245,18 +251,19 @@ def test_in_whitened_coordinates_the_hessian_is_the_identity():
     theta = apply_start(program, start)
     white = whitening(program, start, theta)
 
-    def gradient(phi):
+    def gradient(phi, draws):
         total = torch.zeros_like(theta)
-        for seed in range(200):
+        for seed in range(draws):
             with program.running(theta + white.move(phi), RandomStream.seeded(seed), total):
                 loss(program.model, program.guide, (X, Y), 1, True, None, True)[0].backward()
-        return white.pull(total) / 200
+        return white.pull(total) / draws
 
-    for place in (0, 1, 4, 6 + 3):  # two locations, a spread, and one below the diagonal
+    # Two locations, whose slope is that of every draw; a spread, and one below the diagonal: 1 ± 1.2/√200.
+    for place, draws, error in ((0, 1, 1e-9), (1, 1, 1e-9), (4, 200, 0.3), (6 + 3, 200, 0.3)):
         phi = torch.zeros_like(theta)
         phi[place] = 0.02
-        slope = (gradient(phi) - gradient(-phi)) / 0.04
-        assert float(slope[place]) == pytest.approx(1, abs=0.3)  # of 200 draws, the same at both sides
+        slope = (gradient(phi, draws) - gradient(-phi, draws)) / 0.04
+        assert float(slope[place]) == pytest.approx(1, abs=error)
     change = white.move(torch.randn(len(theta), dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
     torch.testing.assert_close(white.move(white.coordinates(change[None])[0]), change)
 

@@ -10,9 +10,7 @@ import torch
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
-import inference.compiled
 import inference.many
-import inference.together
 from guides import bernoulli_dropout, mean_field_normal
 from inference import FitsFailed, NonFinite, fit, fit_many
 from inference.draws import coins
@@ -74,28 +72,6 @@ def lanes(monkeypatch):
 
     monkeypatch.setattr(Lane, "end", ending)
     return seen
-
-
-class Interpreted:
-    """A program that torch runs operator by operator: what the graph says, without the seconds of a compiler."""
-
-    def __init__(self, module, inputs, rows, threads):
-        self.module, self.inputs, self.rows = module, inputs, rows
-
-    def run(self, rows):
-        losses = []
-        with torch.no_grad():
-            for i in range(len(rows[0])):
-                for place, row in zip(self.rows, rows, strict=True):
-                    self.inputs[place].copy_(row[i].reshape(self.inputs[place].shape))
-                losses.append(self.module(*self.inputs)[0].clone())
-        return torch.stack(losses)
-
-
-@pytest.fixture
-def interpreted(monkeypatch):
-    for engine in (inference.compiled, inference.together):
-        monkeypatch.setattr(engine, "executable", Interpreted)
 
 
 def test_fits_of_other_data_seeds_numbers_and_steps_find_what_each_finds_alone(lanes, interpreted):

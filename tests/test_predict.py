@@ -115,13 +115,16 @@ def local(x, y=None):
         pyro.sample("y", dist.Normal(z, 0.1), obs=y)
 
 
-def test_latents_of_rows_are_drawn_from_the_model_at_new_rows():
-    x, y = torch.zeros(30), torch.linspace(2, 4, 30)
-    posterior = fit(local, AutoNormal(local), x, y, steps=1500, lr=0.03, progress=False)
-    seen = posterior.predict_data(draws=200).mean
+@pytest.fixture(scope="module")
+def of_rows():
+    return fit(local, AutoNormal(local), torch.zeros(30), torch.linspace(2, 4, 30), steps=1500, lr=0.03, progress=False)
+
+
+def test_latents_of_rows_are_drawn_from_the_model_at_new_rows(of_rows):
+    seen = of_rows.predict_data(draws=200).mean
     assert (seen[-1] - seen[0]) > 1
     for rows in (5, 30, 80):
-        fresh = posterior.predict(torch.ones(rows), draws=400)
+        fresh = of_rows.predict(torch.ones(rows), draws=400)
         assert fresh.mean.shape == (rows,)
         assert (fresh.mean - 3).abs().max() < 0.1
 
@@ -159,11 +162,9 @@ def test_batches_of_rows_with_latents_of_their_own_share_the_others(rows):
     assert shared.std(0).min() > 0.2
 
 
-def test_batches_of_the_rows_of_the_fit_keep_their_latents():
-    x, y = torch.zeros(30), torch.linspace(2, 4, 30)
-    posterior = fit(local, AutoNormal(local), x, y, steps=1500, lr=0.03, progress=False)
-    whole = posterior.predict_data(draws=50)
-    torch.testing.assert_close(posterior.predict_data(draws=50, batch_size=8).draws, whole.draws)
+def test_batches_of_the_rows_of_the_fit_keep_their_latents(of_rows):
+    whole = of_rows.predict_data(draws=50)
+    torch.testing.assert_close(of_rows.predict_data(draws=50, batch_size=8).draws, whole.draws)
 
 
 def test_a_likelihood_without_a_mean_is_described_by_its_draws():

@@ -123,7 +123,7 @@ def test_names_that_no_file_may_hold_leave_it_whole(line, tmp_path):
     assert all(ElementTree.fromstring(base64.b64decode(picture)).tag.endswith("svg") for picture in pictures)
 
 
-def test_classes_rows_and_several_sites(tmp_path):
+def test_classes_rows_and_several_sites(tmp_path, blank_figures):
     def model(x, y=None, counts=None):
         w = pyro.sample("w", dist.Normal(torch.zeros(2, 3), 1.0).to_event(2))
         with pyro.plate("data", len(x)):
@@ -143,7 +143,7 @@ def test_classes_rows_and_several_sites(tmp_path):
     assert "Does the model make data like count?" in page
 
 
-def test_a_report_is_whole_or_not_there(posterior, tmp_path, monkeypatch):
+def test_a_report_is_whole_or_not_there(posterior, tmp_path, monkeypatch, blank_figures):
     (tmp_path / "r.html").write_text("old")
     monkeypatch.setattr("inference.page.versions", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -177,6 +177,7 @@ class Classifier(torch.nn.Module):
     ],
 )
 @pytest.mark.parametrize("held_out", [True, False])
+@pytest.mark.usefixtures("blank_figures")
 def test_a_classifier_of_images_shows_the_surest_and_the_least_sure(tmp_path, shape, image_shape, shown, held_out):
     x = torch.randn(40, *shape) + torch.arange(40).reshape(-1, *[1] * len(shape)) % 2
     y = torch.arange(40) % 2
@@ -198,6 +199,7 @@ def test_the_grids_are_ordered_by_entropy_and_frame_what_is_wrong():
     framed = [sheet[0, 16 * i, 2] < 0.5 for sheet in (surest, least) for i in range(2)]
     assert framed == [False, False, False, True]
     assert "0.056 to 0.33 nats" in figure.axes[0].get_title()
+    assert figures.as_svg(figure).count("<image ") == 2
 
 
 @pytest.mark.parametrize("image_shape", [None, (8, 8)])

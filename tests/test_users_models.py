@@ -82,9 +82,9 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: getattr(k, "__name__", k))
-@pytest.mark.usefixtures("few_draws")
+@pytest.mark.usefixtures("few_draws", "blank_figures")
 def test_it_fits_predicts_saves_loads_and_reports(kind, line, tmp_path):
-    posterior = fit(*parts(kind), line.x, line.y, steps=800, lr=0.03, progress=False)
+    posterior = fit(*parts(kind), line.x, line.y, steps=400, lr=0.05, progress=False)
     p = posterior.predict(line.x, draws=60)
     assert ((p.mean - (1 + 2 * line.x[:, 0])) ** 2).mean().sqrt() < 0.3
     posterior.save(tmp_path / "run")
@@ -104,7 +104,7 @@ def test_it_fits_predicts_saves_loads_and_reports(kind, line, tmp_path):
 
 
 def test_laplace_has_the_spread_of_the_curvature(line):
-    posterior = fit(model, AutoLaplaceApproximation(model), line.x, line.y, steps=1500, lr=0.02, progress=False)
+    posterior = fit(model, AutoLaplaceApproximation(model), line.x, line.y, steps=800, lr=0.03, progress=False)
     draws = posterior.sample(4000)
     sigma = draws["sigma"].median()
     exact = (line.x.square().sum() / sigma**2 + 1 / 25) ** -0.5
@@ -112,7 +112,7 @@ def test_laplace_has_the_spread_of_the_curvature(line):
     assert draws["slope"].std() / exact == pytest.approx(1, abs=0.08)
 
 
-@pytest.mark.usefixtures("few_draws")
+@pytest.mark.usefixtures("few_draws", "blank_figures")
 def test_a_flat_prior_starts_fits_and_reports(line, tmp_path):
     def flat(x, y=None):
         slope = pyro.sample("slope", dist.ImproperUniform(constraints.real, (), ()))
@@ -120,7 +120,7 @@ def test_a_flat_prior_starts_fits_and_reports(line, tmp_path):
         with pyro.plate("rows", len(x)):
             pyro.sample("obs", dist.Normal(1 + slope * x[:, 0], sigma), obs=y)
 
-    posterior = fit(flat, mean_field_normal(flat), line.x, line.y, steps=800, lr=0.03, progress=False)
+    posterior = fit(flat, mean_field_normal(flat), line.x, line.y, steps=400, lr=0.05, progress=False)
     # The slope's standard error is 0.3 / √Σx² = 0.08.
     assert posterior.sample(500)["slope"].mean() == pytest.approx(2, abs=0.25)
     assert posterior.prior(3) == {}

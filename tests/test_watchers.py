@@ -81,7 +81,7 @@ def test_it_is_left_when_the_fit_is_interrupted_and_it_can_refuse_before_the_fir
 
 @pytest.mark.parametrize("engine", ["eager", "compiled"])
 def test_all_of_them_change_no_number(engine, tmp_path):
-    alone = fitted(engine=engine, steps=450)
+    alone = fitted(engine=engine, steps=330)
     path = tmp_path / "watched"
     callbacks = (
         LivePlot(7, path / "a.png"),
@@ -89,7 +89,7 @@ def test_all_of_them_change_no_number(engine, tmp_path):
         ParameterTrace(every=30),
         Snapshots(path / "s", 50),
     )
-    watched = fitted(*callbacks, engine=engine, steps=450)
+    watched = fitted(*callbacks, engine=engine, steps=330)
     np.testing.assert_array_equal(alone.losses, watched.losses)
     np.testing.assert_array_equal(alone.kl, watched.kl)
     assert torch.equal(alone.sample(5)["weights"], watched.sample(5)["weights"])
@@ -232,8 +232,8 @@ def test_a_snapshot_that_cannot_be_written_ends_the_fit(tmp_path):
 
 
 def test_a_snapshot_of_the_laplace_guide_has_its_spread(tmp_path):
-    kept = Snapshots(tmp_path, every=1000)
-    fitted(kept, steps=1500, guide=AutoLaplaceApproximation, lr=0.05)
+    kept = Snapshots(tmp_path, every=500)
+    fitted(kept, steps=600, guide=AutoLaplaceApproximation, lr=0.05)
     found = load(kept.written[0], linear_regression, AutoLaplaceApproximation(linear_regression))
     assert 0.01 < float(found.sample(100)["weights"].std()) < 1
 
