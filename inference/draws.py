@@ -85,21 +85,21 @@ class Draw:
 
 
 def coins(probs: Tensor, count: int) -> Tensor:
-    """``count`` draws of Bernoulli(p), (count, *shape), in a quarter of the time that torch takes; seeded by torch.
+    """``count`` draws of Bernoulli(p), (count, *shape), in a sixth of the time that torch takes; seeded by torch.
 
-    A draw is 1 if 16 random bits are below p · 2¹⁶, and where they are equal to its
+    A draw is 1 if 8 random bits are below p · 2⁸, and where they are equal to its
     whole part with the rest of p as the probability.
 
     >>> _ = torch.manual_seed(0)
     >>> coins(torch.tensor([0.0, 0.25, 1.0]), 100_000).mean(0)
-    tensor([0.0000, 0.2510, 1.0000])
+    tensor([0.0000, 0.2501, 1.0000])
     """
     generator = np.random.Generator(np.random.SFC64(int(torch.randint(2**63 - 1, (), device="cpu"))))
-    scaled = np.ldexp(probs.detach().double().numpy(), 16)
+    scaled = np.ldexp(probs.detach().double().numpy(), 8)
     shape = (count, *scaled.shape)
     size = math.prod(shape)
-    bits = generator.integers(0, 2**64, -(-size // 4), dtype=np.uint64).view(np.uint16)[:size].reshape(shape)
-    whole = np.minimum(scaled, 2**16 - 1).astype(np.uint16)
+    bits = generator.integers(0, 2**64, -(-size // 8), dtype=np.uint64).view(np.uint8)[:size].reshape(shape)
+    whole = np.minimum(scaled, 2**8 - 1).astype(np.uint8)
     rest = scaled - whole
     if scaled.size and (scaled == scaled.flat[0]).all():
         whole, rest = whole.flat[0], rest.reshape(-1)[:1]
