@@ -108,7 +108,7 @@ def moments(posterior, draws):
     return z.mean(0), torch.cov(z.T)
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3, 4))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3, 4))])
 def test_full_rank_is_exact_on_linear_regression(parabola, seed):
     """At 200,000 draws the covariance entries have a Monte-Carlo error of at most 0.7 %."""
     mean, covariance, gap = errors_on(parabola, full_rank_normal, seed)
