@@ -206,7 +206,17 @@ def test_the_next_process_neither_compiles_nor_loads_the_compiler(cache, builds,
 
 def product_cases():
     """Every size with every layout, and both with everything that is added."""
-    sizes = [(1, 1, 1), (5, 3, 7), (40, 10, 10), (40, 1, 10), (1, 33, 2), (17, 16, 4), (90, 50, 60)]
+    sizes = [
+        (1, 1, 1),
+        (5, 3, 7),
+        (40, 10, 10),
+        (40, 1, 10),
+        (1, 33, 2),
+        (17, 16, 4),
+        (2, 35, 41),
+        (6, 50, 128),
+        (90, 50, 60),
+    ]
     layouts = itertools.product(sizes, ("N", "T"), ("N", "T"))
     return zip(layouts, itertools.cycle([None, "row", "whole"]), strict=False)
 
@@ -265,6 +275,32 @@ def test_tanh(cache, dtype):
     x.fill_(torch.nan)
     program.run([torch.zeros(1, 1, dtype=dtype)])
     assert found.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_beside_each_other(cache, dtype):
+    """Sizes that fill no tile and no vector."""
+    generator = torch.Generator().manual_seed(0)
+    graph, given, expected = fx.Graph(), [torch.zeros(1, dtype=dtype)], []
+    row, total = graph.placeholder("row"), []
+    for rows, inner, columns, places in ((5, 11, 7, 19), (4, 1, 3, 8), (1, 9, 1, 3), (9, 3, 8, 33)):
+        shapes = (rows, inner, places), (inner, columns, places), (rows, columns, places)
+        a, b, weight = (torch.randn(*shape, dtype=dtype, generator=generator) for shape in shapes)
+        nodes = [graph.placeholder(f"v{len(given) + i}") for i in range(3)]
+        given += [a, b, weight]
+        product = graph.call_function(torch.ops.kiln.products_beside.default, (nodes[0], nodes[1]))
+        total.append(
+            graph.call_function(aten.sum.default, (graph.call_function(aten.mul.Tensor, (product, nodes[2])),))
+        )
+        expected.append((torch.einsum("mkc,knc->mnc", a.double(), b.double()) * weight).sum())
+    summed = graph.call_function(aten.stack.default, ([*total, graph.call_function(aten.sum.default, (row,))],))
+    graph.output((summed,))
+    module = fx.GraphModule({}, _inputs_first(graph))
+    (found,) = programs.executable(module, given, [0]).run([torch.ones(1, 1, dtype=dtype)])
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-11
+    torch.testing.assert_close(
+        found.double(), torch.stack([*expected, torch.tensor(1.0).double()]), rtol=0, atol=tolerance
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 3])
