@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from threading import Condition, Thread
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 __all__ = ["ReadAhead"]
 
 T = TypeVar("T")
-
-
-def _one(_: Any) -> int:
-    return 1
 
 
 class ReadAhead(Generic[T]):
@@ -21,13 +17,13 @@ class ReadAhead(Generic[T]):
 
     An error of the iterator is raised where its item would have been.
 
-    >>> numbers = ReadAhead(iter(range(5)), most=2)
+    >>> numbers = ReadAhead(iter(range(5)), most=2, size=lambda number: 1)
     >>> list(numbers)
     [0, 1, 2, 3, 4]
     >>> numbers.close()
     """
 
-    def __init__(self, items: Iterator[T], most: int, size: Callable[[T], int] = _one) -> None:
+    def __init__(self, items: Iterator[T], most: int, size: Callable[[T], int]) -> None:
         self._items, self._most, self._size = items, most, size
         self._read: deque[T] = deque()
         self._held = 0

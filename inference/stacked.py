@@ -64,10 +64,6 @@ class Stacked:
     largest: int
     last: bool
 
-    def together(self, rows: Tensor) -> Tensor:
-        """Rows, one a fit, as an input of the graph."""
-        return rows.movedim(0, -1).contiguous() if self.last else rows.contiguous()
-
 
 def stack(recordings: Sequence[Recording], inputs: Mapping[str, Tensor], state: Sequence[str], fits: int) -> Stacked:
     """The step of ``fits`` at once of the fits that were recorded, which are of one form.

@@ -52,13 +52,12 @@ class _Slab:
         return [*values, *[values[-1]] * (self.fits - len(values))]
 
     def _joined(self, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
-        if not self.stacked.last:
-            return torch.stack(list(parts), dim)
-        joined = torch.stack(list(parts))
-        if joined.device.type != "cpu":
-            return joined.movedim(0, -1).contiguous()
-        columns = np.ascontiguousarray(joined.flatten(1).numpy().T)  # torch takes up to eight times as long
-        return torch.from_numpy(columns).view(*joined.shape[1:], len(parts))
+        if not self.stacked.last or self.program.device.type != "cpu":
+            return torch.stack(list(parts), -1 if self.stacked.last else dim)
+        columns = np.ascontiguousarray(
+            torch.stack(list(parts)).flatten(1).numpy().T
+        )  # torch: up to eight times as long
+        return torch.from_numpy(columns).view(*parts[0].shape, len(parts))
 
     def _bind(self, values: dict[str, Tensor]) -> None:
         self._draw(RandomStream(dict(self.lanes[0].stream.state)))
