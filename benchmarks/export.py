@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from guides import amortized_encoder, bernoulli_dropout, full_rank_normal, mean_field_normal
 from inference import Posterior, fit
-from inference.numpy_predictor import Predictor, load
+from inference.export.runtime.predictor import Predictor, load
 from ppl_models import (
     VAE,
     DropoutCNN,

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from guides import amortized_encoder, bernoulli_dropout, mean_field_normal
 from inference import Posterior, cosine_decay, fit
-from inference.isolation import RandomStream
-from inference.minibatch import MiniBatch
-from inference.objective import loss
-from inference.program import set_training
+from inference.model.bound_model import set_training
+from inference.model.elbo import loss
+from inference.model.subsampling import MiniBatch
+from inference.utils.random_state import RandomStream
 from ppl_models import VAE, DropoutCNN, DropoutRegression, bnn_regression, linear_regression, mlp_regression
 from ppl_models.datasets import cosine, mnist, mnist_bits, uci
 from ppl_models.mlp_regression import suggested_options

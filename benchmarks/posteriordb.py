@@ -29,7 +29,7 @@ from pyro.optim import ClippedAdam
 from benchmarks.posteriors import NAMES, Errors, Posterior, read
 from guides import full_rank_normal, funnel_flow, mean_field_normal, planar_flow, spline_flow
 from inference import fit
-from inference.finding import Stop
+from inference.optim.adaptive import Stop
 
 CEILING, PYROS, DRAWS, WEIGHTS = 7_000, 8_000, 20_000, 5_000
 GUIDES: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {

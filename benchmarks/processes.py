@@ -33,12 +33,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from guides import mean_field_normal
-from inference.compiled import CompiledEngine
-from inference.eager import EagerEngine
-from inference.isolation import RandomStream
-from inference.processes import Group, gathered
-from inference.program import Program
-from inference.task import Task
+from inference.engine.compiled import CompiledEngine
+from inference.engine.eager import EagerEngine
+from inference.engine.process_group import Group, gathered
+from inference.engine.svi_problem import Task
+from inference.model.bound_model import Program
+from inference.utils.random_state import RandomStream
 from ppl_models import bnn_regression
 
 WORKS: dict[str, tuple[tuple[int, ...], int | None]] = {"all rows": ((20,), None), "1,000 rows": ((200, 200), 1_000)}

@@ -26,11 +26,11 @@ from tqdm import tqdm
 
 from benchmarks.by_torch import BY_HAND, by_hand
 from benchmarks.works import WORKS, Work
-from inference.compiled import CompiledEngine
-from inference.eager import EagerEngine
-from inference.isolation import RandomStream
-from inference.program import Program
-from inference.task import Task
+from inference.engine.compiled import CompiledEngine
+from inference.engine.eager import EagerEngine
+from inference.engine.svi_problem import Task
+from inference.model.bound_model import Program
+from inference.utils.random_state import RandomStream
 
 Steps = Callable[[int], object]
 JAX, PYRO, EAGER, COMPILED, TORCH, TORCH_COMPILE = "JAX", "Pyro", "eager", "compiled", "torch", "torch.compile"

@@ -28,14 +28,14 @@ from pyro.infer.autoguide import AutoDelta
 from tqdm import tqdm
 
 from inference import JsonLines, LivePlot, ParameterTrace, Progress, Snapshots, TensorBoard
-from inference.compiled import CompiledEngine
-from inference.fitted import FitRecord
-from inference.isolation import RandomStream
-from inference.loop import Keeper, run_steps
+from inference.engine.compiled import CompiledEngine
+from inference.engine.svi_problem import Task
+from inference.model.bound_model import Program
 from inference.posterior import Posterior
-from inference.program import Program
-from inference.task import Task
-from inference.watch import Watch, opened
+from inference.predictive.fit_record import FitRecord
+from inference.svi.callbacks.base import Watch, opened
+from inference.svi.training_loop import Keeper, run_steps
+from inference.utils.random_state import RandomStream
 from ppl_models import bnn_regression
 
 NONE, IDLE, ALL, ALL_BUT = "none", "one that does nothing", "all", "all but snapshots"

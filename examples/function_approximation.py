@@ -41,7 +41,7 @@ from inference import (
     load,
     plot_loss_contour,
 )
-from inference.watch import Callback
+from inference.svi.callbacks.base import Callback
 from ppl_models import Scaling, mlp_regression
 
 POINTS, STEPS = 100, 10_000

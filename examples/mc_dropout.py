@@ -25,8 +25,8 @@ import torch
 
 from guides import bernoulli_dropout
 from inference import ClassPrediction, Posterior, cosine_decay, fit
-from inference.metrics import ClassScores, HeldOut
-from inference.pictures import entropy_grids
+from inference.predictive.scoring import ClassScores, HeldOut
+from inference.reporting.figures.image_grids import entropy_grids
 from ppl_models import DropoutCNN
 from ppl_models.datasets import digits, mnist
 

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 from guides import amortized_encoder
 from inference import Posterior, Progress, every, fit
-from inference.code_report import Codes
+from inference.reporting.autoencoder_section import Codes
 from ppl_models import VAE
 from ppl_models.datasets import digits, mnist_bits
 

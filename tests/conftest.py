@@ -15,10 +15,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)
     import arviz  # noqa: F401 - its own announcement on import must not fail a test
 
-    from inference import compiled, headers, together
+    from inference.engine import compiled
+    from inference.engine.batched import runner
+    from inference.engine.compiler import precompiled_headers
     from inference.posterior import Posterior
-    from inference.report import write_report
-    from inference.sealed import write_json
+    from inference.reporting.report import write_report
+    from inference.storage.json_document import write_json
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,7 +50,7 @@ def resealed():
 @pytest.fixture(scope="session")
 def headers_kept(own_cache):
     """The header of all programs, compiled, as it lies in the cache."""
-    with headers.precompiled() as header:
+    with precompiled_headers.precompiled() as header:
         return header()
 
 
@@ -91,14 +93,17 @@ class Interpreted:
 
 @pytest.fixture
 def interpreted(monkeypatch):
-    for engine in (compiled, together):
+    for engine in (compiled, runner):
         monkeypatch.setattr(engine, "executable", Interpreted)
 
 
 @pytest.fixture
 def blank_figures(monkeypatch):
     """Figures are made but not drawn, which is most of the time of a report, where its words are tested."""
-    monkeypatch.setattr("inference.figures.Figure.savefig", lambda _, file, **options: file.write("<svg></svg>"))
+    monkeypatch.setattr(
+        "inference.reporting.figures.posterior_plots.Figure.savefig",
+        lambda _, file, **options: file.write("<svg></svg>"),
+    )
 
 
 @pytest.fixture(scope="session")

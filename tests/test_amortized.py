@@ -15,11 +15,11 @@ from torch import nn
 
 from guides import amortized_encoder
 from inference import fit
-from inference.draws import Replay
-from inference.isolation import RandomStream
-from inference.minibatch import MiniBatch
-from inference.objective import loss
-from inference.program import Program
+from inference.engine.tracing.random_ops import Replay
+from inference.model.bound_model import Program
+from inference.model.elbo import loss
+from inference.model.subsampling import MiniBatch
+from inference.utils.random_state import RandomStream
 from ppl_models import VAE
 
 X = (torch.rand(60, 12, generator=torch.Generator().manual_seed(0)) < 0.3).float()

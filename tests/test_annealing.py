@@ -10,10 +10,10 @@ from torch.distributions import constraints
 
 from guides import mean_field_normal, planar_flow
 from inference import cosine_decay, fit
-from inference.annealing import as_power
-from inference.isolation import RandomStream
-from inference.objective import loss
-from inference.program import Program
+from inference.model.bound_model import Program
+from inference.model.elbo import loss
+from inference.optim.annealing import as_power
+from inference.utils.random_state import RandomStream
 from ppl_models import Energy, u1
 
 CPU = torch.device("cpu")

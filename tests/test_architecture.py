@@ -1,165 +1,117 @@
+"""The rules of the layout: who may import whom, by the table in CONTRIBUTING.md, and what is named or used where."""
+
 import ast
+import graphlib
 import importlib
+import re
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-
-# Each line may import from the lines above it, never from its own line or below.
-LEVELS = [
-    {"arrays"},
-    {
-        "arguments",
-        "arviz_compat",
-        "background",
-        "beside",
-        "convergence",
-        "double",
-        "failures",
-        "files",
-        "fingerprint",
-        "flat_priors",
-        "frozen",
-        "isolation",
-        "lowering",
-        "mode",
-        "numpy_layers",
-        "numpy_prediction",
-        "numpy_random",
-        "optimizers",
-        "parallel",
-        "params",
-        "pauses",
-        "interrupts",
-        "places",
-        "plain",
-        "prelude",
-        "pools",
-        "printable",
-        "private_files",
-        "read_ahead",
-        "row_files",
-        "sites",
-        "uniformity",
-    },
-    {
-        "annealing",
-        "draws",
-        "executable",
-        "fresh",
-        "headers",
-        "importance",
-        "minibatch",
-        "native",
-        "non_finite",
-        "numpy_operators",
-        "kinds",
-        "loaders",
-        "objective",
-        "parquet",
-        "processes",
-        "replayed",
-        "row_source",
-        "sealed",
-        "side_by_side",
-        "updates",
-        "vectorized",
-    },
-    {"archive", "batches", "finding", "numpy_graph", "operator_names", "predict", "program", "shares", "tape"},
-    {
-        "batch_stream",
-        "density",
-        "diagnostics",
-        "identity",
-        "leave_one_out",
-        "log_joint",
-        "numpy_predictor",
-        "recorded",
-        "reliability",
-    },
-    {"latents", "prediction_store", "standalone", "start", "storage", "surface", "verdict"},
-    {"checkpoint", "moments", "placing", "stored", "whitening"},
-    {"found_steps", "init", "landing", "origins"},
-    {"task"},
-    {"automatic", "batch_weights", "fitted", "gradients", "step"},
-    {"asked", "programs", "stacked", "streaming"},
-    {
-        "arviz_export",
-        "autoencoder",
-        "compiled",
-        "eager",
-        "figures",
-        "lanes",
-        "metrics",
-        "onnx_export",
-        "page",
-        "recordings",
-        "sections",
-        "verified",
-    },
-    {"engines", "export", "pictures", "reliability_figures", "screens", "together", "trust_figures"},
-    {"calibration_figures", "code_pictures", "comparison_figures", "held_out_report", "joining", "loo_report", "trust"},
-    {"code_report", "comparison"},
-    {"report"},
-    {"predicting"},
-    {"posterior"},
-    {"watch"},
-    {"attempt", "contour", "json_lines", "live_plot", "loop", "parameter_trace", "snapshots", "tensorboard"},
-    {"fitting"},
-    {"request"},
-    {"svi"},
-    {"many", "registry", "runs", "simulated"},
-    {"calibration_folder", "prediction_files", "run_reports"},
-    {"calibration"},
-    {"cli"},
-    {"__main__", "__init__"},
-]
-WITHIN_A_LEVEL = {("runs", "registry")}
+SOURCES = sorted((ROOT / "inference").rglob("*.py"))
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in SOURCES}
+ROW = re.compile(r"^\| (\d+) \| `([\w/]+)` \|", re.MULTILINE)
+LEVELS = {room.replace("/", "."): int(level) for level, room in ROW.findall((ROOT / "CONTRIBUTING.md").read_text())}
 
 
-def level(module):
-    return next(i for i, names in enumerate(LEVELS) if module in names)
+def room(module):
+    """The package of a module, or the module itself where it lies in ``inference`` itself."""
+    name = module.removeprefix("inference").removeprefix(".")
+    return max((known for known in LEVELS if f"{name}.".startswith(f"{known}.")), key=len, default=name)
 
 
 def imports(path):
-    """Modules imported at run time, inside functions too, but not for type checking alone."""
-    tree = ast.parse(path.read_text())
-    typing_only = {
-        inner
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if node in typing_only:
-            continue
-        if isinstance(node, ast.ImportFrom):
-            yield from (
-                [f"{node.module}.{a.name}" for a in node.names] if node.module == "inference" else [node.module]
-            )
-        elif isinstance(node, ast.Import):
+    """All that a file imports, inside functions and for type checking too: ``{module or name in it}``."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES or node.module not in MODULES else node.module
 
 
-def test_every_module_of_inference_has_a_level():
-    assert {path.stem for path in (ROOT / "inference").glob("*.py")} == set.union(*LEVELS)
+def tops(path):
+    return {name.partition(".")[0] for name in imports(path)}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "inference").glob("*.py")), ids=lambda p: p.stem)
-def test_inference_imports_downwards_only(path):
-    for name in imports(path):
-        package, _, module = name.partition(".")
-        assert package not in ("ppl_models", "guides"), f"{path.stem} imports {name}"
-        if package == "inference" and module:
-            lower = level(module) < level(path.stem)
-            assert lower or (path.stem, module) in WITHIN_A_LEVEL, f"{path.stem} imports {module}"
+def allowed(path, *folders):
+    return any(path.is_relative_to(ROOT / "inference" / folder) for folder in folders)
+
+
+def upward(module, names):
+    """The imports of a module that do not go down to a lower level, nor stay in its room."""
+    own = room(module)
+    return [name for name in names if name in MODULES and room(name) != own and LEVELS[room(name)] >= LEVELS[own]]
+
+
+def test_every_module_is_in_a_room_of_the_table():
+    assert {room(module) for module in MODULES} - {"", "__main__"} == LEVELS.keys()
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"inference", "inference.__main__"}))
+def test_imports_go_down_only(module):
+    assert not upward(module, imports(MODULES[module]))
+
+
+def test_an_import_that_goes_up_is_found():
+    assert upward("inference.storage.schema", ["inference.svi.fitting", "inference.utils.text"]) == [
+        "inference.svi.fitting"
+    ]
+
+
+def test_no_module_imports_itself_by_others():
+    graph = {module: {name for name in imports(path) if name in MODULES} for module, path in MODULES.items()}
+    tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
 @pytest.mark.parametrize("package", ["ppl_models", "guides"])
 def test_models_and_guides_do_not_know_the_engine(package):
-    for path in (ROOT / package).glob("*.py"):
-        assert not [name for name in imports(path) if name.split(".")[0] == "inference"], path
+    for path in (ROOT / package).rglob("*.py"):
+        assert "inference" not in tops(path), path
+    for path in SOURCES:
+        assert package not in tops(path), path
+
+
+def test_some_packages_are_used_in_some_places_only():
+    for path in SOURCES:
+        if allowed(path, "export/runtime"):
+            own = {name for name in imports(path) if name.startswith("inference")}
+            assert tops(path) - {"inference"} <= {"numpy", *sys.stdlib_module_names}, path
+            assert all(name.startswith("inference.export.runtime.") for name in own), path
+        if allowed(path, "engine/tracing"):
+            assert all(room(name) == "engine.tracing" for name in imports(path) if name in MODULES), path
+        if "torch._inductor" in path.read_text():
+            assert allowed(path, "engine/compiler"), path
+        for name, homes in {
+            "jinja2": ["reporting"],
+            "typer": ["cli"],
+            "joblib": ["utils/parallel.py"],
+            "matplotlib": ["reporting/figures", "svi/callbacks"],
+        }.items():
+            assert name not in tops(path) or allowed(path, *homes), f"{path} imports {name}"
+
+
+def test_a_package_is_imported_without_those_above_it():
+    """Every ``__init__`` below ``inference`` is a docstring alone, but for the command line's entry point."""
+    for path in SOURCES:
+        if path.name == "__init__.py" and path.parent.name not in ("inference", "cli"):
+            assert [type(node) for node in ast.parse(path.read_text()).body] == [ast.Expr], path
+
+
+def test_no_name_has_two_meanings():
+    public = set(importlib.import_module("inference").__all__)
+    names = Counter(path.stem for path in SOURCES if path.name != "__init__.py" and not allowed(path, "export/runtime"))
+    assert not public & names.keys()
+    assert not [name for name, count in names.items() if count > 1]
+
+
+def test_no_folder_is_a_crowd():
+    folders = Counter(path.parent for path in SOURCES if path.name != "__init__.py")
+    assert max(folders.values()) <= 15
 
 
 def test_the_public_names():
@@ -232,7 +184,7 @@ def test_the_public_names():
 
 @pytest.mark.parametrize(
     "path",
-    [p for package in ("inference", "guides", "ppl_models") for p in sorted((ROOT / package).glob("*.py"))],
+    [p for package in ("inference", "guides", "ppl_models") for p in sorted((ROOT / package).rglob("*.py"))],
     ids=lambda p: f"{p.parent.name}.{p.stem}",
 )
 def test_user_input_is_never_checked_by_assert_and_pickle_is_never_loaded(path):

@@ -5,7 +5,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from inference import archive, files, kinds, sealed
+from inference.storage import (
+    atomic_files,
+    json_document,
+    schema,
+    tensor_archive,
+)
 
 MANIFEST = {"step": 3, "loss": [1.5, None], "name": "é\ud800", "state": 2**128 - 1}
 TENSORS = {
@@ -35,12 +40,12 @@ def same(found, wanted):
 
 @pytest.fixture
 def folder(tmp_path):
-    archive.write(tmp_path, "state", TENSORS, MANIFEST, schema=2)
+    tensor_archive.write(tmp_path, "state", TENSORS, MANIFEST, schema=2)
     return tmp_path
 
 
 def test_every_tensor_and_value_comes_back(folder):
-    tensors, manifest = archive.read(folder, "state", 2, ("step",))
+    tensors, manifest = tensor_archive.read(folder, "state", 2, ("step",))
     assert same(tensors, TENSORS)
     assert manifest == MANIFEST
 
@@ -49,8 +54,8 @@ def test_a_second_write_leaves_one_pair(folder):
     other = folder / "state-copy.safetensors"
     other.write_bytes(b"somebody else's")
     (folder / f".state-{'0' * 16}.safetensors.partial").write_bytes(b"of a write that was cut off")
-    archive.write(folder, "state", {"w": torch.ones(2)}, {"step": 4}, schema=2)
-    assert archive.read(folder, "state", 2)[1] == {"step": 4}
+    tensor_archive.write(folder, "state", {"w": torch.ones(2)}, {"step": 4}, schema=2)
+    assert tensor_archive.read(folder, "state", 2)[1] == {"step": 4}
     other.unlink()
     assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".safetensors"]
 
@@ -85,9 +90,11 @@ def test_the_old_pair_or_the_new_one_stands_wherever_the_process_dies(folder):
     """The process is killed before each call that reaches the disk, in turn."""
     ends, call = [], 0
     while not ends or ends[-1][0] == 9:
-        archive.write(folder, "state", TENSORS, MANIFEST, schema=2)
-        status = killed_at(call, lambda: archive.write(folder, "state", {"w": torch.ones(3)}, {"step": 4}, schema=2))
-        tensors, manifest = archive.read(folder, "state", 2)
+        tensor_archive.write(folder, "state", TENSORS, MANIFEST, schema=2)
+        status = killed_at(
+            call, lambda: tensor_archive.write(folder, "state", {"w": torch.ones(3)}, {"step": 4}, schema=2)
+        )
+        tensors, manifest = tensor_archive.read(folder, "state", 2)
         old = manifest == MANIFEST and same(tensors, TENSORS)
         new = manifest == {"step": 4} and same(tensors, {"w": torch.ones(3)})
         assert old or new
@@ -110,9 +117,9 @@ def test_a_write_that_fails_leaves_the_old_pair_and_nothing_else(folder, name, w
 
     monkeypatch.setattr(os, name, failing)
     with pytest.raises(OSError, match=rf"{folder} cannot be written \(No space left on device\): make room there"):
-        archive.write(folder, "state", {"w": torch.ones(3)}, {"step": 4}, schema=2)
+        tensor_archive.write(folder, "state", {"w": torch.ones(3)}, {"step": 4}, schema=2)
     monkeypatch.undo()
-    if archive.read(folder, "state", 2)[1] == MANIFEST:
+    if tensor_archive.read(folder, "state", 2)[1] == MANIFEST:
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     else:  # the last wait failed, when the new pair was there
         assert (name, which, len(list(folder.iterdir()))) == ("fsync", 3, 2)
@@ -121,42 +128,42 @@ def test_a_write_that_fails_leaves_the_old_pair_and_nothing_else(folder, name, w
 def test_no_archive_is_told_from_a_damaged_one(tmp_path):
     for place in (tmp_path, tmp_path / "gone"):
         with pytest.raises(FileNotFoundError, match=r"state\.json is not there"):
-            archive.read(place, "state", 2)
+            tensor_archive.read(place, "state", 2)
 
 
 def test_a_folder_that_is_gone_is_named(tmp_path):
     with pytest.raises(OSError, match=rf"{re.escape(str(tmp_path / 'gone'))} cannot be written \(No such file"):
-        archive.write(tmp_path / "gone", "state", TENSORS, MANIFEST, schema=2)
+        tensor_archive.write(tmp_path / "gone", "state", TENSORS, MANIFEST, schema=2)
 
 
 def test_what_cannot_be_kept_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     with pytest.raises(TypeError, match=r"tensor 'c' is torch\.complex64"):
-        archive.write(tmp_path, "state", {"c": torch.ones(1, dtype=torch.complex64)}, {}, schema=1)
+        tensor_archive.write(tmp_path, "state", {"c": torch.ones(1, dtype=torch.complex64)}, {}, schema=1)
     for manifest in ({"tensors": 1}, {"schema": 1}, {"sha256": 1}, {"loss": float("nan")}):
         with pytest.raises(ValueError, match=r"state\.json"):
-            archive.write(tmp_path, "state", {}, manifest, schema=1)
-    monkeypatch.setattr(archive, "_MOST", 100)
+            tensor_archive.write(tmp_path, "state", {}, manifest, schema=1)
+    monkeypatch.setattr(tensor_archive, "_MOST", 100)
     with pytest.raises(ValueError, match=r"state would have .* bytes of tensors, and at most 100 are read"):
-        archive.write(tmp_path, "state", TENSORS, {}, schema=1)
+        tensor_archive.write(tmp_path, "state", TENSORS, {}, schema=1)
     assert not list(tmp_path.iterdir())
 
 
 def test_another_schema_and_a_missing_key_are_named(folder):
     with pytest.raises(ValueError, match="has schema 2, and this version of kiln-ppl reads 3: use the version that"):
-        archive.read(folder, "state", 3)
+        tensor_archive.read(folder, "state", 3)
     with pytest.raises(ValueError, match=r"lacks \['losses'\]"):
-        archive.read(folder, "state", 2, ("losses", "step"))
+        tensor_archive.read(folder, "state", 2, ("losses", "step"))
 
 
 def test_a_file_that_changes_its_size_is_not_read(folder):
     (path,) = folder.glob("*.safetensors")
     os.truncate(path, 2**40)
     with pytest.raises(ValueError, match=r"it has 1,099,511,627,776 bytes, not the [0-9,]+ that were written"):
-        archive.read(folder, "state", 2)
+        tensor_archive.read(folder, "state", 2)
     with (folder / "state.json").open("ab") as file:
         file.truncate(2**40)
     with pytest.raises(ValueError, match=r"has 1,099,511,627,776 bytes, and at most 4,194,304 are read"):
-        archive.read(folder, "state", 2)
+        tensor_archive.read(folder, "state", 2)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
@@ -165,16 +172,16 @@ def test_only_regular_files_are_opened(folder, make):
     path.unlink()
     make(path)
     with pytest.raises(ValueError, match=r"state\.json is (no regular file|a link)"):
-        archive.read(folder, "state", 2)
+        tensor_archive.read(folder, "state", 2)
 
 
 def test_a_link_at_a_temporary_name_is_not_followed(tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / ".x.json.partial").symlink_to(tmp_path / "mine")
-    sealed.write_json(tmp_path / "x.json", {"a": 1}, schema=1)
+    json_document.write_json(tmp_path / "x.json", {"a": 1}, schema=1)
     assert (tmp_path / "mine").read_text() == "mine"
     with pytest.raises(ValueError, match="is no regular file"):
-        files.read_bytes(tmp_path, 10)
+        atomic_files.read_bytes(tmp_path, 10)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +197,7 @@ def test_a_link_at_a_temporary_name_is_not_followed(tmp_path):
     ],
 )
 def test_a_field_of_the_wrong_kind_is_named_with_its_file(tmp_path, value, complaint):
-    kind = kinds.record(name=kinds.TEXT, sizes=kinds.SHAPE)
-    kinds.check(tmp_path, {"name": "a", "sizes": [1, 2]}, kind)
+    kind = schema.record(name=schema.TEXT, sizes=schema.SHAPE)
+    schema.check(tmp_path, {"name": "a", "sizes": [1, 2]}, kind)
     with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path))} does not have .*{complaint.split('have ')[-1]}"):
-        kinds.check(tmp_path, value, kind)
+        schema.check(tmp_path, value, kind)

@@ -16,14 +16,14 @@ import zarr
 from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_value
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-import inference.loaders
+import inference.data.iterable_dataset
 from guides import amortized_encoder, mean_field_normal
 from inference import NonFinite, batches, fit, load
-from inference.batch_stream import BatchStream
-from inference.isolation import RandomStream
-from inference.objective import loss
-from inference.program import Program
-from inference.task import Task
+from inference.data.batch_loader import BatchStream
+from inference.engine.svi_problem import Task
+from inference.model.bound_model import Program
+from inference.model.elbo import loss
+from inference.utils.random_state import RandomStream
 from ppl_models import VAE
 
 ROWS = 1000
@@ -260,7 +260,7 @@ def test_a_source_may_fill_the_same_memory_again(data):
 
 def test_batches_are_handed_on_together_where_they_are_alike(data, monkeypatch):
     """All rows come in order, whatever their batches are, and the first batch at once."""
-    monkeypatch.setattr(inference.loaders, "_GROUP_SECONDS", torch.inf)
+    monkeypatch.setattr(inference.data.iterable_dataset, "_GROUP_SECONDS", torch.inf)
     x, y = data
     cuts = [0, 50, 100, 101, 160, 400, 460, 600, 700, ROWS]
     pieces = [(x[a:b], y[a:b]) for a, b in pairwise(cuts)]

@@ -15,10 +15,10 @@ from scipy.stats import kstest
 
 from guides import full_rank_normal, mean_field_normal
 from inference import calibrate
-from inference.calibration import Calibration
-from inference.figures import as_svg
-from inference.simulated import Outcome, _rank
-from inference.uniformity import Shape, ecdf_band, ecdf_p_value, holm, symmetry_p_value, thresholds
+from inference.diagnostics.uniformity_tests import Shape, ecdf_band, ecdf_p_value, holm, symmetry_p_value, thresholds
+from inference.reporting.figures.style import as_svg
+from inference.svi.calibration.sbc import Calibration
+from inference.svi.calibration.simulation import Outcome, _rank
 from ppl_models import exact_linear_regression, linear_regression
 
 NOISE = 0.5
@@ -144,7 +144,7 @@ def test_a_broken_run_goes_on_where_it_was(tmp_path, monkeypatch):
     assert len(files) == 4
     files[1].unlink()
     ran = []
-    monkeypatch.setattr("inference.simulated._rank", spy(ran))
+    monkeypatch.setattr("inference.svi.calibration.simulation._rank", spy(ran))
     again = calibrate(MODEL, conjugate, X, Y, **FEW, path=tmp_path / "kept")
     assert len(ran) == 3 * len(whole.names)
     assert np.array_equal(again.ranks, whole.ranks)

@@ -17,9 +17,9 @@ from pyro.optim.clipped_adam import ClippedAdam
 
 from guides import full_rank_normal, mean_field_normal
 from inference import Checkpoint, JsonLines, NonFinite, Snapshots, cosine_decay, every, fit, fresh, load
-from inference.identity import differences, marks
-from inference.interrupts import interruptible
-from inference.plain import packed, unpacked
+from inference.storage.fit_fingerprint import differences, marks
+from inference.utils.pytree import packed, unpacked
+from inference.utils.signals import interruptible
 from ppl_models import linear_regression
 
 STEPS = 150
@@ -117,7 +117,7 @@ def test_fresh_data_go_on_too(line, tmp_path):
 
 def test_other_random_numbers_would_be_noticed(line, ended, tmp_path, monkeypatch):
     """The twin that must fail: a stream that begins anew."""
-    from inference.isolation import RandomStream
+    from inference.utils.random_state import RandomStream
 
     with pytest.raises(Cut):
         run(line, Checkpoint(tmp_path, every=10), callbacks=[every(100, cut)])

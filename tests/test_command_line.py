@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file
 from sklearn.linear_model import LinearRegression
 
-from inference import open_prediction, registry
-from inference.cli import main
-from inference.fingerprint import fingerprint
-from inference.prediction_store import PredictionStore
-from inference.runs import Run
+from inference import open_prediction
+from inference.cli import registry
+from inference.cli.commands import main
+from inference.cli.runs import Run
+from inference.predictive.zarr_store import PredictionStore
+from inference.utils.hashing import fingerprint
 
 RUN_FILES = [".kiln.lock", "posterior-HASH.safetensors", "posterior.json", "report.html", "run.json"]
 COLUMNS = ["mean", "std", "lower", "upper"]
@@ -700,8 +701,8 @@ def test_an_autoencoder_is_fitted_on_rows_alone_scored_and_asked_for_codes(here,
 
 
 def test_a_fit_that_finds_its_own_steps_says_why_it_stopped(here, capsys, monkeypatch):
-    monkeypatch.setattr("inference.landing._FIRST", 400)
-    monkeypatch.setattr("inference.landing._SETTLE", 100)
+    monkeypatch.setattr("inference.optim.averaged_adam._FIRST", 400)
+    monkeypatch.setattr("inference.optim.averaged_adam._SETTLE", 100)
     status = main(fit_arguments("houses.csv", "run", optimizer="auto", steps=600, engine="eager"))
     printed = capsys.readouterr()
     assert status == 0, printed.err

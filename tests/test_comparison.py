@@ -12,8 +12,9 @@ import torch
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 
 from guides import mean_field_normal
-from inference import Labels, compare_report, comparison_figures, fit
-from inference.comparison import _with_error
+from inference import Labels, compare_report, fit
+from inference.reporting.comparison import _with_error
+from inference.reporting.figures import comparison_plots
 from ppl_models import linear_regression
 
 pytestmark = pytest.mark.usefixtures("few_draws")
@@ -174,5 +175,5 @@ def test_what_cannot_be_compared_is_refused(two, tmp_path, names, held_out, said
 
 
 def test_no_two_of_five_fits_look_alike_without_colour():
-    looks = [(str(dashes), marker) for _, dashes, marker in comparison_figures.LOOKS]
+    looks = [(str(dashes), marker) for _, dashes, marker in comparison_plots.LOOKS]
     assert len({dashes for dashes, _ in looks}) == len({marker for _, marker in looks}) == len(looks)

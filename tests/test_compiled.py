@@ -17,13 +17,13 @@ from torch.distributions import constraints
 import guides
 from guides import mean_field_normal
 from inference import cosine_decay, fit
-from inference.compiled import CompiledEngine
-from inference.draws import Replay
-from inference.eager import EagerEngine
-from inference.engines import worth_compiling
-from inference.isolation import RandomStream
-from inference.program import Program
-from inference.task import Task
+from inference.engine.compiled import CompiledEngine
+from inference.engine.eager import EagerEngine
+from inference.engine.selection import worth_compiling
+from inference.engine.svi_problem import Task
+from inference.engine.tracing.random_ops import Replay
+from inference.model.bound_model import Program
+from inference.utils.random_state import RandomStream
 from ppl_models import bnn_regression, linear_regression
 
 CPU = torch.device("cpu")
@@ -563,7 +563,7 @@ def test_what_cannot_be_recorded_is_refused_with_the_reason(build):
 
 @pytest.mark.parametrize("build", REFUSED)
 def test_auto_runs_it_eagerly_with_one_warning(build, monkeypatch):
-    monkeypatch.setattr("inference.engines._ALWAYS_EAGER", 10)
+    monkeypatch.setattr("inference.engine.selection._ALWAYS_EAGER", 10)
     model, guide, reason = build()
     with pytest.warns(UserWarning, match=reason) as caught:
         posterior = fit(model, guide, torch.tensor(1.0), steps=10, progress=False)
@@ -594,7 +594,7 @@ def test_no_compiler_is_one_warning_or_the_reason(monkeypatch, tmp_path):
     arguments = (model, mean_field_normal(model), torch.tensor(0.0))
     with pytest.raises(ValueError, match=r"no C\+\+ compiler was found.*install g\+\+"):
         fit(*arguments, steps=10, **COMPILED)
-    monkeypatch.setattr("inference.engines.worth_compiling", lambda *_: True)
+    monkeypatch.setattr("inference.engine.selection.worth_compiling", lambda *_: True)
     with pytest.warns(UserWarning, match=r"no C\+\+ compiler") as caught:
         fit(*arguments, steps=1000, progress=False)
     assert len(caught) == 1
@@ -656,7 +656,7 @@ def test_a_fit_leaves_the_processes_random_state_and_store_alone():
 
 def test_steps_on_a_device_counter_are_the_same_steps():
     """The class whose steps a CUDA graph replays, here without the graph."""
-    from inference.replayed import ReplayedStep
+    from inference.engine.compiler.cuda_graph import ReplayedStep
 
     stream = RandomStream.seeded(0)
     program = Program.start(linear_regression, mean_field_normal(linear_regression), (X, Y), stream, CPU, torch.float32)
@@ -666,7 +666,7 @@ def test_steps_on_a_device_counter_are_the_same_steps():
     ours = engine.machine.run(rows)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "inference.compiled.executable", lambda module, inputs, at, _: ReplayedStep(module, inputs, at, 100)
+            "inference.engine.compiled.executable", lambda module, inputs, at, _: ReplayedStep(module, inputs, at, 100)
         )
         second = engine.init(stream)
     torch.testing.assert_close(engine.machine.run(rows), ours, rtol=1e-4, atol=0)

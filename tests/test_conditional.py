@@ -9,7 +9,7 @@ from pyro import poutine
 
 from guides import conditional_normal, low_rank_normal, mean_field_normal
 from inference import cosine_decay, fit, load
-from inference.vectorized import together
+from inference.model.vectorization import together
 from ppl_models import bnn_regression, linear_regression
 from ppl_models.datasets import cosine
 

@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 
 from guides import bernoulli_dropout, mean_field_normal
 from inference import fit, load, plot_loss_contour
-from inference.contour import surface_of
-from inference.eager import EagerEngine
-from inference.isolation import RandomStream
-from inference.program import Program
-from inference.surface import principal_plane, random_plane
-from inference.task import Task
+from inference.diagnostics.loss_surface import principal_plane, random_plane
+from inference.engine.eager import EagerEngine
+from inference.engine.svi_problem import Task
+from inference.model.bound_model import Program
+from inference.reporting.figures.loss_contour import surface_of
+from inference.utils.random_state import RandomStream
 from ppl_models import DropoutRegression, linear_regression
 
 X = torch.linspace(-0.5, 1.5, 30, dtype=torch.float64)

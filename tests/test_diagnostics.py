@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from inference.convergence import convergence
-from inference.diagnostics import NoWeights, diagnose
-from inference.importance import khat_threshold, pareto_khat
+from inference.diagnostics.checks import NoWeights, diagnose
+from inference.diagnostics.importance_sampling import khat_threshold, pareto_khat
+from inference.optim.convergence import convergence
 
 DRAWS = 2000
 FLAT = np.random.default_rng(0).normal(100, 3, 4000)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from inference import minibatch  # noqa: F401 - registers kiln::subset
-from inference.tape import Tape
+from inference.engine.tracing.tracer import Tape
+from inference.model import subsampling  # noqa: F401 - registers kiln::subset
 
 COUNT = 4000
 P = torch.tensor([0.1, 0.5, 0.9])

@@ -10,9 +10,9 @@ from torch import nn
 
 from guides import bernoulli_dropout, mean_field_normal
 from inference import fit, load
-from inference.isolation import RandomStream
-from inference.objective import loss
-from inference.program import Program, set_training
+from inference.model.bound_model import Program, set_training
+from inference.model.elbo import loss
+from inference.utils.random_state import RandomStream
 from ppl_models import DropoutCNN, DropoutNetwork, DropoutRegression, Scaling, linear_regression
 from ppl_models.datasets import digits
 

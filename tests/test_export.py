@@ -27,8 +27,8 @@ from guides import (
 )
 from inference import fit
 from inference import load as reload
-from inference.numpy_predictor import load
-from inference.standalone import module_source
+from inference.export.runtime.predictor import load
+from inference.export.standalone import module_source
 from ppl_models import Scaling
 
 S = 60
@@ -550,7 +550,7 @@ def test_a_file_that_would_fill_the_memory_is_refused_before_it_is_unpacked(expo
     manifest, arrays = stored(exported)
     np.savez_compressed(tmp_path / "bad.npz", manifest=np.array(json.dumps(manifest)), zeros=np.zeros(2**20), **arrays)
     load(tmp_path / "bad.npz")
-    monkeypatch.setattr("inference.numpy_predictor._BYTES", 2**20)
+    monkeypatch.setattr("inference.export.runtime.predictor._BYTES", 2**20)
     with pytest.raises(ValueError, match=r"bad\.npz .* would unpack to 8,"):
         load(tmp_path / "bad.npz")
 
@@ -568,7 +568,7 @@ def test_a_changed_weight_is_seen(exported, tmp_path):
 
 
 def test_an_operator_that_numpy_gets_wrong_leaves_no_file(tmp_path, monkeypatch):
-    from inference.numpy_operators import OPERATORS
+    from inference.export.runtime.operators import OPERATORS
 
     posterior = plain(ppl_models.bnn_regression)(torch.float32)
     monkeypatch.setitem(OPERATORS, "tanh", lambda x: np.tanh(x) * 1.001)

@@ -12,11 +12,11 @@ from test_compiled import losses_of_both
 
 from guides import amortized_encoder, bernoulli_dropout, mean_field_normal
 from inference import cosine_decay, fit, fresh, load
-from inference.found_steps import FoundSteps
-from inference.isolation import RandomStream
-from inference.objective import loss
-from inference.program import Program
-from inference.updates import Updating
+from inference.model.bound_model import Program
+from inference.model.elbo import loss
+from inference.optim.functional import Updating
+from inference.optim.prodigy import FoundSteps
+from inference.utils.random_state import RandomStream
 from ppl_models import VAE, DropoutRegression, bnn_regression, linear_regression
 from ppl_models.datasets import digits
 

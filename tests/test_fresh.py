@@ -11,7 +11,7 @@ from test_compiled import losses_of_both
 
 from guides import mean_field_normal
 from inference import fit, fresh
-from inference.fresh import Feed
+from inference.data.generated_dataset import Feed
 from ppl_models import linear_regression
 
 LINE = partial(linear_regression, noise=0.1)

@@ -13,8 +13,8 @@ from pyro.infer.autoguide import AutoDelta
 
 from guides import full_rank_normal, mean_field_normal
 from inference import fit
-from inference.diagnostics import diagnose
-from inference.importance import moments, smoothed
+from inference.diagnostics.checks import diagnose
+from inference.diagnostics.importance_sampling import moments, smoothed
 from ppl_models import exact_linear_regression, linear_regression
 
 DRAWS = 4000

@@ -12,10 +12,10 @@ from torch import nn
 
 from guides import mean_field_normal
 from inference import fit
-from inference.eager import EagerEngine
-from inference.isolation import RandomStream
-from inference.program import Program
-from inference.task import Task
+from inference.engine.eager import EagerEngine
+from inference.engine.svi_problem import Task
+from inference.model.bound_model import Program
+from inference.utils.random_state import RandomStream
 from ppl_models import linear_regression
 
 MODEL = partial(linear_regression, noise=0.3)

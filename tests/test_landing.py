@@ -14,15 +14,15 @@ from test_start import SCHOOLS, eight_schools
 
 from guides import full_rank_normal, funnel_flow, mean_field_normal, planar_flow, spline_flow
 from inference import every, fit, load
-from inference.isolation import RandomStream
-from inference.landing import Landing, split_rhat
-from inference.moments import PathMoments
-from inference.objective import loss
-from inference.placing import apply_start
-from inference.program import Program
-from inference.start import find_start
-from inference.task import Task
-from inference.whitening import Whitening, whitening
+from inference.engine.svi_problem import Task
+from inference.model.bound_model import Program
+from inference.model.elbo import loss
+from inference.optim.averaged_adam import Landing, split_rhat
+from inference.optim.guide_moments import PathMoments
+from inference.optim.initialization.guide_placement import apply_start
+from inference.optim.initialization.pathfinder import find_start
+from inference.optim.whitening import Whitening, whitening
+from inference.utils.random_state import RandomStream
 from ppl_models import exact_linear_regression, linear_regression
 
 CPU = torch.device("cpu")
@@ -238,7 +238,7 @@ def test_one_wild_gradient_moves_nothing_far(monkeypatch):
         return float((path[-1] - path[299]).abs().max())
 
     near = thrown()
-    monkeypatch.setattr("inference.landing._CLIP", math.inf)
+    monkeypatch.setattr("inference.optim.averaged_adam._CLIP", math.inf)
     assert near < 0.4
     assert thrown() > 0.7
 
@@ -291,7 +291,7 @@ def test_a_flow_goes_that_way_where_nothing_else_is_asked():
 
 def test_a_default_fit_whose_found_steps_fail_is_adams_with_a_warning(monkeypatch):
     """The default must not lose a fit that Adam makes."""
-    monkeypatch.setattr("inference.landing._SIZE", 1e30)
+    monkeypatch.setattr("inference.optim.averaged_adam._SIZE", 1e30)
     with pytest.warns(UserWarning, match="the steps that were found failed, so this is Adam: .*at step"):
         posterior = fit(
             MODEL, full_rank_normal(MODEL), X.float(), Y.float(), steps=1000, engine="eager", progress=False

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from several import process_of, torchrun
 
-from inference.runs import Run
+from inference.cli.runs import Run
 
 pytestmark = pytest.mark.slow
 STEPS = {"eager": 2_000, "compiled": 20_000}

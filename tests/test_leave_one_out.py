@@ -12,9 +12,9 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 from guides import bernoulli_dropout, full_rank_normal, mean_field_normal
 from inference import fit
-from inference.arviz_compat import psis
-from inference.importance import khat_threshold, smoothed
-from inference.leave_one_out import leave_one_out
+from inference.diagnostics.importance_sampling import khat_threshold, smoothed
+from inference.diagnostics.loo import leave_one_out
+from inference.utils.arviz_compat import psis
 from ppl_models import DropoutNetwork, exact_linear_regression, linear_regression
 
 NOISE = 0.5

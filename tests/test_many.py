@@ -10,13 +10,13 @@ import torch
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
-import inference.many
+import inference.svi.fitting_many
 from guides import bernoulli_dropout, mean_field_normal
 from inference import FitsFailed, NonFinite, fit, fit_many
-from inference.draws import coins
-from inference.isolation import RandomStream
-from inference.lanes import Lane
-from inference.together import slab_size
+from inference.engine.batched.lane import Lane
+from inference.engine.batched.runner import slab_size
+from inference.engine.tracing.random_ops import coins
+from inference.utils.random_state import RandomStream
 from ppl_models import DropoutNetwork
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -133,7 +133,7 @@ def test_restarts_run_together_and_the_best_is_kept(lanes, interpreted, monkeypa
     options = {**OPTIONS, "steps": 40, "lr": 0.02, "restarts": 3, "particles": 2}
     together = fit(scaled, guide, X, Y, **options)
     assert len(lanes) == 3
-    monkeypatch.setattr("inference.fitting.Fitting.joins", False)
+    monkeypatch.setattr("inference.svi.restarts.Fitting.joins", False)
     alone = fit(scaled, guide, X, Y, **options)
     assert together.record.starts == pytest.approx(alone.record.starts, rel=1e-9)
     assert len(set(together.record.starts)) == 3
@@ -193,8 +193,8 @@ def test_fits_of_several_shapes_are_jobs_of_their_own(interpreted, monkeypatch):
         sent.extend(len(item) for item in items)
         return [cloudpickle.loads(cloudpickle.dumps(run(cloudpickle.loads(cloudpickle.dumps(item))))) for item in items]
 
-    monkeypatch.setattr(inference.many, "spread", spread)
-    monkeypatch.setattr(inference.many, "jobs_at_once", lambda n_jobs: n_jobs)
+    monkeypatch.setattr(inference.svi.fitting_many, "spread", spread)
+    monkeypatch.setattr(inference.svi.fitting_many, "jobs_at_once", lambda n_jobs: n_jobs)
     guide = mean_field_normal(scaled)
     fits = [partial(fit, scaled, guide, X[:n], Y[:n], seed=seed) for n in (30, 40) for seed in range(2)]
     with pytest.warns(UserWarning, match=r"2 forms, 2, 2 of each, as one has a constant of shape \(30"):

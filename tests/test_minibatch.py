@@ -9,14 +9,14 @@ from pyro.infer.autoguide import AutoGuideList, AutoNormal
 from pyro.poutine.subsample_messenger import _Subsample
 from scipy import stats
 
-import inference.minibatch
+import inference.model.subsampling
 from guides import mean_field_normal
 from inference import cosine_decay, fit
-from inference.eager import EagerEngine
-from inference.isolation import RandomStream
-from inference.objective import log_weight, traces
-from inference.program import Program
-from inference.task import Task
+from inference.engine.eager import EagerEngine
+from inference.engine.svi_problem import Task
+from inference.model.bound_model import Program
+from inference.model.elbo import log_weight, traces
+from inference.utils.random_state import RandomStream
 from ppl_models import linear_regression
 
 
@@ -94,9 +94,9 @@ def evenness(subsets, rows):
 @pytest.mark.parametrize("size", [3, 2])
 def test_every_subset_of_many_rows_is_as_likely(monkeypatch, size):
     """By both ways for rows that are too many to shuffle: 3 of 11 is more than a quarter, 2 less."""
-    monkeypatch.setattr(inference.minibatch, "_SHUFFLED", 0)
+    monkeypatch.setattr(inference.model.subsampling, "_SHUFFLED", 0)
     torch.manual_seed(0)
-    subsets = inference.minibatch._subsets(20_000, 11, size).numpy()
+    subsets = inference.model.subsampling._subsets(20_000, 11, size).numpy()
     assert (np.diff(np.sort(subsets, axis=1), axis=1) > 0).all()
     assert evenness(subsets, 11) > 1e-4
     shifted = np.random.default_rng(0).integers(0, 11, subsets.shape)
@@ -106,9 +106,9 @@ def test_every_subset_of_many_rows_is_as_likely(monkeypatch, size):
 
 def test_subsets_of_very_many_rows():
     torch.manual_seed(0)
-    subsets = inference.minibatch._subsets(50, 10**9, 1000).numpy()
+    subsets = inference.model.subsampling._subsets(50, 10**9, 1000).numpy()
     assert all(len(set(rows)) == 1000 for rows in subsets)
-    assert len(set(inference.minibatch._subsets(1, 5000, 1200).numpy()[0])) == 1200
+    assert len(set(inference.model.subsampling._subsets(1, 5000, 1200).numpy()[0])) == 1200
     # 50,000 even draws: the mean of a fraction has sd 0.0013.
     assert abs((subsets / 10**9).mean() - 0.5) < 0.006
 

@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoDelta, init_to_sample
 
 from guides import mean_field_normal
 from inference import cosine_decay, fit
-from inference.cli import main
+from inference.cli.commands import main
 from ppl_models import Scaling, bnn_regression, linear_regression, mlp_regression
 from ppl_models.bnn_regression import suggested_options
 

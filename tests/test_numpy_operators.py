@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from inference.numpy_graph import Graph
-from inference.numpy_operators import OPERATORS
-from inference.operator_names import NotExportable
-from inference.recorded import recorded
-from inference.tape import Untraceable
+from inference.engine.tracing.tracer import Untraceable
+from inference.export.graph_recording import recorded
+from inference.export.operator_names import NotExportable
+from inference.export.runtime.graph import Graph
+from inference.export.runtime.operators import OPERATORS
 
 SEEN = set()
 

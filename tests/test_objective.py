@@ -12,11 +12,11 @@ from pyro.infer.autoguide.effect import AutoNormalMessenger
 
 from guides import mean_field_normal
 from inference import fit
-from inference.eager import EagerEngine
-from inference.isolation import RandomStream
-from inference.objective import loss
-from inference.program import Program
-from inference.task import Task
+from inference.engine.eager import EagerEngine
+from inference.engine.svi_problem import Task
+from inference.model.bound_model import Program
+from inference.model.elbo import loss
+from inference.utils.random_state import RandomStream
 
 
 def mixed(x, y=None):

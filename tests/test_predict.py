@@ -8,8 +8,8 @@ from pyro.infer.autoguide import AutoNormal
 
 from guides import mean_field_normal
 from inference import ClassPrediction, fit
-from inference.metrics import class_scores, log_predictive_density, scores
-from inference.predict import Prediction
+from inference.predictive.prediction import Prediction
+from inference.predictive.scoring import class_scores, log_predictive_density, scores
 from ppl_models import linear_regression
 
 

@@ -16,7 +16,7 @@ from several import together
 
 from guides import amortized_encoder, mean_field_normal
 from inference import Checkpoint, NonFinite, batches, fit
-from inference.shares import Share, part_of
+from inference.engine.data_parallel import Share, part_of
 from ppl_models import VAE, linear_regression
 
 ROWS = 21  # of which two processes have 10 and 11, and four 5, 5, 5 and 6

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import fx
 
-from inference import lowering, native, programs
-from inference.private_files import cache_folder, newest_first
+from inference.engine.compiler import cache as programs
+from inference.engine.compiler import cpp_codegen, inductor
+from inference.storage.cache_folder import cache_folder, newest_first
 
 aten = torch.ops.aten
 
@@ -56,8 +57,8 @@ def entry(compiled, cache):
 def builds(monkeypatch):
     """How often something was compiled."""
     calls = []
-    build = lowering.build
-    monkeypatch.setattr(lowering, "build", lambda *paths: (calls.append(paths), build(*paths)))
+    build = inductor.build
+    monkeypatch.setattr(inductor, "build", lambda *paths: (calls.append(paths), build(*paths)))
     return calls
 
 
@@ -83,10 +84,10 @@ def test_canary_the_private_entry_points_are_where_they_were(cache):
     assert callable(GraphLowering.codegen)
     with config.patch({"fx_graph_cache": False, "cpp.vec_isa_ok": True, "fallback_random": True}):
         assert config.fallback_random
-    lowered = lowering.lower(module(), inputs())
+    lowered = inductor.lower(module(), inputs())
     assert [call.operator for call in lowered.calls if call.operator] == ["aten.addmm.out"]
     assert all('extern "C"' in kernel for kernel in lowered.kernels)
-    text, parts = native.source(lowered, [(1, 32)])
+    text, parts = cpp_codegen.source(lowered, [(1, 32)])
     assert parts == [0]
     assert "small_product<float" in text
     run()
@@ -166,8 +167,8 @@ def test_what_another_process_takes_away_meanwhile_is_no_matter(tmp_path, monkey
 
 
 def test_a_failed_build_leaves_nothing_behind(cache, monkeypatch):
-    monkeypatch.setattr(native, "source", lambda *_: ("this is not C++", [0]))
-    with pytest.raises(lowering.NotCompilable, match=r"the C\+\+ compiler failed: .*error"):
+    monkeypatch.setattr(cpp_codegen, "source", lambda *_: ("this is not C++", [0]))
+    with pytest.raises(inductor.NotCompilable, match=r"the C\+\+ compiler failed: .*error"):
         run()
     assert list(cache.iterdir()) == []
 

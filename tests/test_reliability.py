@@ -10,11 +10,11 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
 from inference import Labels
-from inference.held_out_report import held_out_sections
-from inference.metrics import HeldOut, class_scores, scores
-from inference.predict import ClassPrediction, Prediction
-from inference.reliability import brier_score, places, reliability
-from inference.uniformity import ecdf_p_value, thresholds
+from inference.diagnostics.uniformity_tests import ecdf_p_value, thresholds
+from inference.predictive.prediction import ClassPrediction, Prediction
+from inference.predictive.reliability import brier_score, places, reliability
+from inference.predictive.scoring import HeldOut, class_scores, scores
+from inference.reporting.held_out_section import held_out_sections
 
 DRAWS, ROWS = 500, 2000
 
@@ -54,7 +54,7 @@ def test_the_crps_is_the_mean_of_all_pairs_and_one_draw_has_none():
 def test_rows_are_compared_in_parts_as_all_at_once(monkeypatch):
     samples, y = noise(20, 50, 2), noise(50, 2, seed=5)
     whole = places(samples, y)
-    monkeypatch.setattr("inference.reliability._TOGETHER", 20 * 7)
+    monkeypatch.setattr("inference.predictive.reliability._TOGETHER", 20 * 7)
     parts = places(samples, y)
     assert whole.pit.shape == (100,)
     torch.testing.assert_close(parts.crps, whole.crps)

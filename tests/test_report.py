@@ -12,8 +12,9 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 from guides import amortized_encoder, mean_field_normal
-from inference import ClassPrediction, Labels, figures, fit
-from inference.pictures import entropy_grids
+from inference import ClassPrediction, Labels, fit
+from inference.reporting.figures import posterior_plots
+from inference.reporting.figures.image_grids import entropy_grids
 from ppl_models import VAE, linear_regression
 
 pytestmark = pytest.mark.usefixtures("few_draws")
@@ -145,7 +146,7 @@ def test_classes_rows_and_several_sites(tmp_path, blank_figures):
 
 def test_a_report_is_whole_or_not_there(posterior, tmp_path, monkeypatch, blank_figures):
     (tmp_path / "r.html").write_text("old")
-    monkeypatch.setattr("inference.page.versions", lambda: 1 / 0)
+    monkeypatch.setattr("inference.reporting.html_page.versions", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         posterior.report(tmp_path / "r.html")
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
@@ -199,7 +200,7 @@ def test_the_grids_are_ordered_by_entropy_and_frame_what_is_wrong():
     framed = [sheet[0, 16 * i, 2] < 0.5 for sheet in (surest, least) for i in range(2)]
     assert framed == [False, False, False, True]
     assert "0.056 to 0.33 nats" in figure.axes[0].get_title()
-    assert figures.as_svg(figure).count("<image ") == 2
+    assert posterior_plots.as_svg(figure).count("<image ") == 2
 
 
 @pytest.mark.parametrize("image_shape", [None, (8, 8)])
@@ -220,4 +221,4 @@ def test_an_autoencoder_shows_its_codes_and_images_only_where_rows_are_images(tm
 
 def test_the_curve_of_the_elbo_has_its_two_parts(page):
     picture = base64.b64decode(re.findall(r"base64,([A-Za-z0-9+/=]+)", page)[0]).decode()
-    assert figures.elbo_curve(np.ones(400), np.full(400, np.nan)).count("<g ") < picture.count("<g ")
+    assert posterior_plots.elbo_curve(np.ones(400), np.full(400, np.nan)).count("<g ") < picture.count("<g ")

@@ -7,7 +7,8 @@ import torch
 from pyro.infer.autoguide import AutoNormal
 
 from guides import conditional_normal, full_rank_normal
-from inference import fit, load, storage
+from inference import fit, load
+from inference.storage import posterior_archive
 from ppl_models import linear_regression
 
 ROWS = 3000
@@ -27,10 +28,10 @@ def fitted(model, guide):
 
 @pytest.mark.parametrize("build", [AutoNormal, full_rank_normal, lambda m: conditional_normal(m, ["weights", "bias"])])
 def test_few_rows_stand_for_many(tmp_path, monkeypatch, build):
-    monkeypatch.setattr(storage, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(posterior_archive, "MOST_BYTES", 10_000)
     posterior = fitted(linear_regression, build(linear_regression))
     found = load(posterior.save(tmp_path / "run"), linear_regression, build(linear_regression))
-    assert len(found._args[0]) == storage.FEW_ROWS
+    assert len(found._args[0]) == posterior_archive.FEW_ROWS
     torch.testing.assert_close(found.predict(X[:9], draws=20).draws, posterior.predict(X[:9], draws=20).draws)
 
 
@@ -38,7 +39,7 @@ def test_a_guide_of_all_rows_needs_them(tmp_path, monkeypatch):
     posterior = fitted(local, AutoNormal(local))
     folder = posterior.save(tmp_path / "run")
     assert load(folder, local, AutoNormal(local)).predict(X[:9], draws=5).mean.shape == (9,)
-    monkeypatch.setattr(storage, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(posterior_archive, "MOST_BYTES", 10_000)
     with pytest.raises(ValueError, match=r"\(3000,\) float32 in the file and \(1009,\).* the data if shapes depend on"):
         load(folder, local, AutoNormal(local))
 

@@ -20,11 +20,11 @@ from guides import (
     spline_flow,
 )
 from inference import fit
-from inference.isolation import RandomStream
-from inference.places import Places
-from inference.placing import apply_start
-from inference.program import Program
-from inference.start import NoStart, Start, find_start
+from inference.model.bound_model import Program
+from inference.model.latent_layout import Places
+from inference.optim.initialization.guide_placement import apply_start
+from inference.optim.initialization.pathfinder import NoStart, Start, find_start
+from inference.utils.random_state import RandomStream
 from ppl_models import exact_linear_regression, linear_regression
 
 CPU = torch.device("cpu")

@@ -23,9 +23,10 @@ from pyro.infer.autoguide import AutoNormal
 from several import forked
 
 from guides import bernoulli_dropout
-from inference import StoredClassPrediction, StoredPrediction, fit, load, open_prediction, storage
-from inference.prediction_store import PredictionStore
-from inference.vectorized import Block, Widest
+from inference import StoredClassPrediction, StoredPrediction, fit, load, open_prediction
+from inference.model.vectorization import Block, Widest
+from inference.predictive import streaming
+from inference.predictive.zarr_store import PredictionStore
 from ppl_models import DropoutRegression, bnn_regression, linear_regression
 
 ROWS = 50
@@ -180,7 +181,7 @@ def test_a_break_changes_nothing(network, tmp_path, monkeypatch, keep, done):
     found = in_batches(network, out, keep=keep, resume=True)
     assert content(out) == whole
     assert repr(in_batches(network, out, keep=keep, resume=True)) == repr(found)  # nothing is left to do
-    monkeypatch.setattr(storage, "versions", lambda: {"torch": "0.1"})
+    monkeypatch.setattr(streaming, "versions", lambda: {"torch": "0.1"})
     with pytest.warns(UserWarning, match="of other versions: .*torch is .* there and 0.1 here"):
         in_batches(network, out, keep=keep, resume=True)
 
@@ -259,7 +260,7 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(network, tmp_path, options
 
 
 def test_data_that_cannot_be_is_named_by_its_row_and_leaves_nothing(network, tmp_path, monkeypatch):
-    monkeypatch.setattr("inference.streaming._READ", 10)
+    monkeypatch.setattr("inference.predictive.streaming._READ", 10)
     bad = X.numpy().copy()
     bad[33] = np.nan
     for x, words in (

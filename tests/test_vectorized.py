@@ -5,8 +5,8 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from inference.isolation import RandomStream
-from inference.vectorized import for_each_draw
+from inference.model.vectorization import for_each_draw
+from inference.utils.random_state import RandomStream
 
 
 def calls_of(run):

@@ -16,8 +16,9 @@ from matplotlib.image import imread
 from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation
 
 from guides import mean_field_normal
-from inference import JsonLines, LivePlot, ParameterTrace, Snapshots, TensorBoard, every, fit, live_plot, load
-from inference.background import Background
+from inference import JsonLines, LivePlot, ParameterTrace, Snapshots, TensorBoard, every, fit, load
+from inference.svi.callbacks import live_plot
+from inference.utils.background_writer import Background
 from ppl_models import linear_regression
 
 X = torch.linspace(-1, 1, 40).reshape(-1, 1)

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from guides import mean_field_normal
 from inference import calibrate, fit, load, open_prediction
-from inference.runs import Run
+from inference.cli.runs import Run
 from ppl_models import linear_regression
 
 SAVED = Path(__file__).parents[1] / "data" / "saved_by_0_1_0"

@@ -29,12 +29,12 @@ import torch
 from faults.corruptions import Canary, harm
 from guides import mean_field_normal
 from inference import every, fit, load
-from inference.calibration_folder import CalibrationFolder
-from inference.checkpoint import Checkpoint, read_checkpoint
-from inference.cli import main as command_line
-from inference.numpy_predictor import load as predictor
-from inference.runs import Run, data_for
-from inference.simulated import Outcome, Simulation
+from inference.cli.commands import main as command_line
+from inference.cli.runs import Run, data_for
+from inference.export.runtime.predictor import load as predictor
+from inference.storage.checkpoint import Checkpoint, read_checkpoint
+from inference.svi.calibration.folder import CalibrationFolder
+from inference.svi.calibration.simulation import Outcome, Simulation
 from ppl_models import linear_regression
 
 OURS = (ValueError, TypeError, NotImplementedError, OSError)
@@ -74,7 +74,7 @@ def run_folder(folder, seed):
     with (
         redirect_stdout(io.StringIO()),
         redirect_stderr(io.StringIO()),
-        mock.patch("inference.cli.write_run_report", return_value=folder / "report.html"),
+        mock.patch("inference.cli.commands.write_run_report", return_value=folder / "report.html"),
     ):
         assert command_line(["fit", "linear_regression", *words]) == 0
 

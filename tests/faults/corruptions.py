@@ -9,7 +9,7 @@ import shutil
 import struct
 from pathlib import Path
 
-from inference import sealed
+from inference.storage import json_document
 
 
 class Canary:
@@ -156,7 +156,7 @@ BYTES = ("bits flipped", "cut short", "grown", "zeros", "noise", "lost", "pickle
 def sealed_again(path, content):
     """Write ``content`` with the checksum that belongs to it, as the writer would if it could be made to."""
     plain = {name: value for name, value in content.items() if name != "sha256"}
-    seal = sealed.digest(plain)
+    seal = json_document.digest(plain)
     path.write_text(json.dumps({**plain, "sha256": seal}))
     return seal
 
@@ -167,7 +167,7 @@ def posterior_sealed_again(folder, path, content):
     run = folder / "run.json"
     if path.name == "posterior.json" and run.exists():
         read = {name: value for name, value in content.items() if name not in ("sha256", "schema")}
-        sealed_again(run, {**json.loads(run.read_text()), "posterior": sealed.digest(read)})
+        sealed_again(run, {**json.loads(run.read_text()), "posterior": json_document.digest(read)})
 
 
 def forged_value(folder, rng, outside):

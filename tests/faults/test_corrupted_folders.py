@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from faults import corrupted_folders, corruptions
-from inference import archive, sealed
+from inference.storage import json_document, tensor_archive
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,7 @@ def test_without_checksums_wrong_values_get_through(kind, tmp_path, monkeypatch)
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is damaged"):
         read(tmp_path / "whole")
-    monkeypatch.setattr(archive, "refuse_damage", lambda *_: None)
+    monkeypatch.setattr(tensor_archive, "refuse_damage", lambda *_: None)
     assert not corrupted_folders.same(read(tmp_path / "whole"), wanted)
 
 
@@ -51,7 +51,7 @@ def test_without_checksums_a_changed_digit_gets_through(tmp_path, monkeypatch):
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
     with pytest.raises(ValueError, match=r"posterior\.json is damaged \(its checksum"):
         read(tmp_path / "whole")
-    monkeypatch.setattr(sealed, "refuse_damage", lambda *_: None)
+    monkeypatch.setattr(json_document, "refuse_damage", lambda *_: None)
     assert read(tmp_path / "whole")[-1].seed == 1
 
 

@@ -13,7 +13,7 @@ from several import forked
 
 from guides import mean_field_normal
 from inference import Checkpoint, fit
-from inference.checkpoint import has_checkpoint
+from inference.storage.checkpoint import has_checkpoint
 from ppl_models import linear_regression
 
 pytestmark = pytest.mark.slow

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from faults.outcomes import hold
 from guides import mean_field_normal
-from inference import cli, fit
+from inference import fit
+from inference.cli import commands
 from ppl_models import linear_regression
 
 FEW = 4
@@ -64,7 +65,7 @@ def short_report(posterior, run, split, path, held_out):
 def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(cli, "write_run_report", short_report)
+    monkeypatch.setattr(commands, "write_run_report", short_report)
     monkeypatch.delenv("KILN_TRACEBACK", raising=False)
     SEEN.clear()
     (tmp_path / "new").mkdir()
@@ -76,7 +77,7 @@ def fitted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fitted")
     (folder / "houses.csv").write_text(CLEAN)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "write_run_report", short_report)
+        patch.setattr(commands, "write_run_report", short_report)
         done = kiln("fit", "linear_regression", "--data", folder / "houses.csv", "--target", "price", *fast(folder))
     assert done.status == 0, done.err
     return folder
@@ -89,7 +90,7 @@ def fast(folder):
 def kiln(*words):
     printed, said = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
-        status = cli.main([str(word) for word in words])
+        status = commands.main([str(word) for word in words])
     return SimpleNamespace(status=status, out=printed.getvalue(), err=said.getvalue())
 
 
@@ -114,7 +115,7 @@ def fit_table(name, content, place):
     Path(name).write_bytes(content)
     before = files_in(place)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "fit_posterior", no_fit)
+        patch.setattr(commands, "fit_posterior", no_fit)
         done = kiln("fit", "linear_regression", "--data", name, "--target", "price", *fast(Path("new")))
     written = {path: content for path, content in files_in(place).items() if path not in before}
     if done.status != 0:
@@ -575,6 +576,6 @@ def test_the_property_fails_where_a_bare_error_gets_through(place, monkeypatch, 
 
 
 def test_the_property_fails_where_a_fit_leaves_half_a_run(place, monkeypatch):
-    monkeypatch.setattr("inference.runs.Run.save", lambda run, folder: 1 / 0)
+    monkeypatch.setattr("inference.cli.runs.Run.save", lambda run, folder: 1 / 0)
     with pytest.raises(AssertionError):
         fit_table("a.csv", CLEAN.encode(), place)

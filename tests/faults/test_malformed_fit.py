@@ -147,7 +147,7 @@ def test_whole_numbers_of_numpy_mean_the_same(line):
 
 
 def test_the_property_fails_where_nobody_looks_for_what_is_not_finite(monkeypatch):
-    monkeypatch.setattr("inference.arrays._is_finite", lambda tensor: True)
+    monkeypatch.setattr("inference.data.array_conversion._is_finite", lambda tensor: True)
     with pytest.raises(AssertionError, match=r"'linear_regression'|'y'|Kiln"):
         test_numbers_that_are_not_there_are_caught()
 
@@ -159,13 +159,13 @@ def test_numbers_that_are_not_there_are_caught():
 
 
 def test_the_property_fails_where_broadcasting_is_let_through(monkeypatch, unshrunk):
-    monkeypatch.setattr("inference.program.refuse_broadcast", lambda name, node: None)
+    monkeypatch.setattr("inference.model.bound_model.refuse_broadcast", lambda name, node: None)
     with pytest.raises(AssertionError, match=r"shapes|Kiln"):
         test_only_rows_of_x_with_one_number_of_y_each_are_fitted(300)
 
 
 def test_the_property_fails_where_a_mask_is_forgotten(monkeypatch):
-    monkeypatch.setattr("inference.arrays._unmasked", lambda array, name: np.asarray(array.data))
+    monkeypatch.setattr("inference.data.array_conversion._unmasked", lambda array, name: np.asarray(array.data))
     masked = WRONG["masked"](X)
     assert outcome(lambda: losses(masked, Y))[0] is not None
 

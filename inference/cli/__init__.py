@@ -1,0 +1,9 @@
+"""The command line: its words become calls of the public functions.
+
+May use everything; only ``__main__`` uses it. Start with ``commands``; ``registry`` finds models, guides, data and
+readers by entry points, and ``runs`` is the folder that ``kiln fit`` writes.
+"""
+
+from inference.cli.commands import main
+
+__all__ = ["main"]

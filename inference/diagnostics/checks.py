@@ -1,0 +1,229 @@
+"""Checks of a fit as data: numbers, limits, what was found in words, and a verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from inference.diagnostics.importance_sampling import Moments, Shift, khat_threshold, moments, smoothed
+from inference.optim.adaptive import RHAT, Stop
+from inference.optim.convergence import Convergence, convergence
+
+__all__ = ["OFF", "Check", "Diagnosis", "Evidence", "NoWeights", "diagnose", "weight_checks"]
+
+OFF = 0.07  # of a mean, in posterior sds, and of a ratio of sds from 1; see diagnose
+_LEAST = 100  # draws of the posterior that the weights must be worth, for what they correct to be known
+_LONGER = "take more steps"
+_RICHER = "try a guide with more shape, or re-parameterise the model"
+_CORRECT = (
+    "take corrected draws, posterior.sample(1000, corrected=True); average more draws in each step, particles=128; or "
+    f"{_RICHER}"
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question about a fit: the ``value`` found, the ``limit`` it is held against, and whether it ``passed``.
+
+    ``found`` says so in words, ``advice`` what to try where it failed.
+    """
+
+    name: str
+    value: float
+    limit: float
+    passed: bool
+    found: str
+    advice: str
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What the checks of the importance weights looked at, for figures.
+
+    ``log_weights`` are those of R repeats of S draws, (R, S) in nats, ``khats``
+    the Pareto k-hat of each repeat, (R,), ``moments`` those of each latent, None
+    where they were not compared.
+    """
+
+    log_weights: np.ndarray
+    khats: np.ndarray
+    moments: Moments | None
+
+    @property
+    def elbo(self) -> tuple[float, float]:
+        """The mean of all log weights, which is the ELBO of the guide, in nats, and its standard error."""
+        with np.errstate(invalid="ignore"):  # a weight of 0 makes it −∞, of no known error
+            error = self.log_weights.std() / math.sqrt(self.log_weights.size)
+        return float(self.log_weights.mean()), float(error)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The verdict on a fit: trusted only if every one of the ``checks`` passed.
+
+    ``khat`` is the median over repeats of the Pareto shape of the importance
+    weights p(x, z)/q(z), ``khat_spread`` their standard deviation; ``ess`` how
+    many draws of the posterior the weights of all repeats together are worth;
+    ``shift`` how far the guide's moments are from those that the weights correct,
+    None also where there are too many latents to keep. All None where the guide
+    has no weights. ``draws`` are those of one repeat, ``evidence`` what all of it was seen from.
+    """
+
+    checks: tuple[Check, ...]
+    convergence: Convergence
+    draws: int = 0
+    khat: float | None = None
+    khat_spread: float | None = None
+    khat_threshold: float | None = None
+    ess: float | None = None
+    shift: Shift | None = None
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether every check passed."""
+        return all(check.passed for check in self.checks)
+
+    @property
+    def verdict(self) -> str:
+        """``"trust"`` or ``"don't trust"``."""
+        return "trust" if self.trusted else "don't trust"
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What was found by the checks that failed."""
+        return tuple(check.found for check in self.checks if not check.passed)
+
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What to try, the most promising first."""
+        return tuple(dict.fromkeys(check.advice for check in self.checks if not check.passed))
+
+
+@dataclass(frozen=True)
+class NoWeights:
+    """Why a guide has no importance weights, and what to do instead."""
+
+    reason: str
+    advice: str
+
+
+def diagnose(
+    log_weights: np.ndarray | NoWeights,
+    losses: np.ndarray,
+    values: Mapping[str, np.ndarray] | None = None,
+    stop: Stop | None = None,
+) -> Diagnosis:
+    """The verdict from R repeats of S log weights, (R, S) in nats, the latents at the same draws, and −ELBO per step.
+
+    ``values`` are the latents by name, (R·S,) each. Without weights there is no
+    k-hat, and the fit cannot be said to be trusted. It is where k-hat is below
+    its threshold, the weights are worth 100 draws, and the guide's means and
+    standard deviations are within 0.07 of those that the weights correct (in
+    posterior standard deviations, and as a ratio), two standard errors included;
+    each is asked only where the one before passed. What is wanted is a tenth: where
+    the posterior's tails are heavier than the guide's, smoothed weights correct
+    some of what they should.
+
+    References
+    ----------
+    Yao, Vehtari, Simpson, Gelman (2018), Yes, but did it work? Evaluating variational inference.
+    Dhaka et al. (2020), Robust, accurate stochastic optimization for variational inference.
+    """
+    state = convergence(losses)
+    settled = (_of_elbo(state, len(losses)), *_of_steps(stop))
+    if isinstance(log_weights, NoWeights):
+        none = Check("weights", math.nan, math.nan, False, log_weights.reason, log_weights.advice)
+        return Diagnosis((none, *settled), state)
+    seen = _Weights.of(log_weights, values)
+    checks = (*settled, *seen.checks())
+    return Diagnosis(checks, state, seen.draws, seen.khat, seen.spread, seen.limit, seen.ess, seen.shift, seen.evidence)
+
+
+def weight_checks(log_weights: np.ndarray, values: Mapping[str, np.ndarray] | None = None) -> tuple[Check, ...]:
+    """The checks of :func:`diagnose` that importance weights alone can make."""
+    return _Weights.of(log_weights, values).checks()
+
+
+@dataclass(frozen=True)
+class _Weights:
+    draws: int
+    size: int
+    khat: float
+    spread: float
+    limit: float
+    ess: float
+    evidence: Evidence
+
+    @classmethod
+    def of(cls, log_weights: np.ndarray, values: Mapping[str, np.ndarray] | None) -> _Weights:
+        khats = np.array([smoothed(row).khat for row in log_weights])
+        spread = float(np.std(khats)) if np.isfinite(khats).all() else math.inf
+        pooled, draws = smoothed(log_weights.reshape(-1)), log_weights.shape[1]
+        evidence = Evidence(log_weights, khats, moments(values, pooled) if values else None)
+        khat = float(np.median(khats))
+        return cls(draws, log_weights.size, khat, spread, khat_threshold(draws), pooled.ess, evidence)
+
+    @property
+    def shift(self) -> Shift | None:
+        return None if self.evidence.moments is None else self.evidence.moments.worst()
+
+    def checks(self) -> tuple[Check, ...]:
+        """K-hat; where it is good, what the weights are worth; where that is enough, what they correct."""
+        khat, worth = _of_khat(self.khat, self.limit), _of_worth(self.ess, self.size)
+        if not khat.passed:
+            return (khat,)
+        if not worth.passed or self.shift is None:
+            return khat, worth
+        return khat, worth, _of_means(self.shift), _of_spreads(self.shift)
+
+
+def _of_elbo(state: Convergence, steps: int) -> Check:
+    if math.isnan(state.gain):
+        words = f"{steps} steps are too few to see whether the ELBO has settled"
+        return Check("ELBO", math.nan, state.threshold, False, words, "take at least 200 steps")
+    gain = f"{state.gain:.2g} ± {state.gain_se:.1g} nats over the last quarter of the steps"
+    words = f"the ELBO had settled, gaining {gain}" if state.converged else f"the ELBO was still rising, by {gain}"
+    return Check("ELBO", state.gain, max(state.threshold, 2 * state.gain_se), state.converged, words, _LONGER)
+
+
+def _of_steps(stop: Stop | None) -> tuple[Check, ...]:
+    if stop is None or stop.rhat is None:
+        return ()
+    return (Check("R-hat of the steps", stop.rhat, RHAT, stop.settled, stop.rest, _LONGER),)
+
+
+def _of_khat(khat: float, limit: float) -> Check:
+    if khat < limit:
+        words = f"Pareto k-hat is {khat:.2f}, below {limit:.2f}: the guide covers the posterior"
+    else:
+        words = f"Pareto k-hat is {khat:.2f}, above {limit:.2f}: the guide misses part of the posterior"
+    return Check("Pareto k-hat", khat, limit, khat < limit, words, _RICHER)
+
+
+def _of_worth(ess: float, draws: int) -> Check:
+    words = f"the weights of {draws:,} draws are worth {ess:,.0f} of the posterior's"
+    if ess < _LEAST:
+        words += f", too few to compare with, which takes {_LEAST}"
+    return Check("effective sample size", ess, _LEAST, ess >= _LEAST, words, _RICHER)
+
+
+def _of_means(moved: Shift) -> Check:
+    passed = moved.mean + 2 * moved.mean_se <= OFF
+    words = f"no mean is off by more than {moved.mean:.2f} posterior sds ({moved.mean_at})"
+    if not passed:
+        words = f"the mean of {moved.mean_at} is off by {moved.mean:.2f} ± {moved.mean_se:.2f} posterior sds"
+    return Check("means", moved.mean, OFF, passed, words, _CORRECT)
+
+
+def _of_spreads(moved: Shift) -> Check:
+    passed = moved.ratio_off + 2 * moved.ratio_se <= OFF
+    words = f"every standard deviation is within {moved.ratio_off:.0%} of the posterior's ({moved.ratio_at})"
+    if not passed:
+        words = (
+            f"the standard deviation of {moved.ratio_at} is {moved.ratio:.2f} ± {moved.ratio_se:.2f} of the posterior's"
+        )
+    return Check("standard deviations", moved.ratio, OFF, passed, words, _CORRECT)

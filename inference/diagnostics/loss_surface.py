@@ -1,0 +1,210 @@
+"""The loss over a plane in the space of the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from tqdm.auto import tqdm
+
+from inference.model.bound_model import Program, set_training
+from inference.model.elbo import log_weight, traces
+from inference.model.parameters import Params
+from inference.model.vectorization import draws_together, for_each_draw
+from inference.utils.random_state import RandomStream
+
+__all__ = ["LossSurface", "Plane", "loss_surface", "plane_of", "principal_plane", "random_plane"]
+
+_MARGIN = 0.15  # of the path's extent, on each side
+_NARROWEST = 0.1  # of the wider side
+
+
+@dataclass(frozen=True)
+class Plane:
+    """θ = origin + a·u + b·v: ``origin`` (P,), ``directions`` (2, P), and what the axes are called."""
+
+    origin: Tensor
+    directions: Tensor
+    labels: tuple[str, str]
+
+    def point(self, a: float, b: float) -> Tensor:
+        """θ, shape (P,)."""
+        return self.origin + a * self.directions[0] + b * self.directions[1]
+
+    def project(self, points: Tensor) -> np.ndarray:
+        """(a, b) of the point in the plane nearest to each θ, (T, P) → (T, 2)."""
+        return ((points - self.origin) @ torch.linalg.pinv(self.directions)).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class LossSurface:
+    """−ELBO in nats, ``loss[j, i]`` at (``x[i]``, ``y[j]``); the last row of ``path``, (T, 2), is the fitted point."""
+
+    x: np.ndarray
+    y: np.ndarray
+    loss: np.ndarray
+    path: np.ndarray
+    labels: tuple[str, str]
+
+    @property
+    def minimum(self) -> tuple[float, float]:
+        """Where on the grid the loss is lowest."""
+        j, i = np.unravel_index(np.nanargmin(self.loss), self.loss.shape)
+        return float(self.x[i]), float(self.y[j])
+
+    @property
+    def cell(self) -> tuple[float, float]:
+        """Width and height of a cell of the grid."""
+        return float(self.x[1] - self.x[0]), float(self.y[1] - self.y[0])
+
+
+def plane_of(params: Params, flat: Tensor, over: Sequence[Any]) -> Plane:
+    """The plane over two numbers in θ, named ``"name"`` or ``("name", index)``, or along two vectors (P,).
+
+    Raises
+    ------
+    ValueError
+        If it is not two of them, a name or an index is not there, or both are the same.
+    """
+    if len(over) != 2:
+        raise ValueError(f"over has {len(over)} entries: give two parameters or two directions")
+    if not all(_is_name(entry) for entry in over):
+        vectors = [torch.as_tensor(entry, dtype=flat.dtype, device=flat.device).reshape(-1) for entry in over]
+        for vector in vectors:
+            if vector.shape != flat.shape:
+                raise ValueError(f"a direction has {len(vector)} numbers, θ has {len(flat)}: give one for each")
+        return _checked(Plane(flat, torch.stack(vectors), ("first direction", "second direction")))
+    places = [_place(params, entry) for entry in over]
+    directions = torch.zeros(2, len(flat), dtype=flat.dtype, device=flat.device)
+    origin = flat.clone()
+    for row, (place, _) in enumerate(places):
+        directions[row, place] = 1.0
+        origin[place] = 0.0
+    return _checked(Plane(origin, directions, (places[0][1], places[1][1])))
+
+
+def principal_plane(flat: Tensor, path: Tensor) -> Plane:
+    """The plane through θ along the two directions in which the optimiser's ``path``, (T, P), lies most.
+
+    They are the first right singular vectors of the rows θₜ − θ, turned so that the path leads upwards on both axes.
+
+    Li, Xu, Taylor, Studer, Goldstein (2018), Visualizing the loss landscape of neural nets, section 7.
+    """
+    rows = path - flat
+    _, sizes, directions = torch.linalg.svd(rows, full_matrices=False)
+    signs = torch.where(directions[:2] @ rows[0] > 0, -1.0, 1.0)
+    shares = (100 * sizes.square() / sizes.square().sum().clamp_min(1e-30)).tolist()
+    names = ("first", "second")
+    labels = [f"{names[i]} principal direction of the path ({shares[i]:.1f} %)" for i in range(2)]
+    return Plane(flat, signs[:, None] * directions[:2], (labels[0], labels[1]))
+
+
+def random_plane(params: Params, flat: Tensor, seed: int) -> Plane:
+    """The plane through θ along two random directions, each row of each parameter as long as it is in θ.
+
+    So the axes are in units of the parameters' own size, layer by layer; a
+    parameter of one dimension counts as one row.
+
+    Li, Xu, Taylor, Studer, Goldstein (2018), Visualizing the loss landscape of neural nets, section 4.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(2, len(flat), generator=generator, dtype=torch.float64).to(flat)
+    for direction in directions:
+        for part, own in zip(params.views(direction), params.views(flat), strict=True):
+            rows, sizes = (t.reshape(len(t) if t.dim() > 1 else 1, -1) for t in (part, own))
+            norms = [t.norm(dim=1, keepdim=True) for t in (rows, sizes)]
+            part.copy_((rows * norms[1] / norms[0]).reshape(part.shape))
+    return Plane(flat, directions, ("first random direction", "second random direction"))
+
+
+def loss_surface(
+    program: Program,
+    args: tuple[Any, ...],
+    plane: Plane,
+    path: Tensor,
+    *,
+    grid: int = 31,
+    draws: int = 16,
+    span: tuple[float, float] | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> LossSurface:
+    """−ELBO on ``grid`` × ``grid`` points of a plane, round ``path`` (T, P), whose last row is the fitted θ.
+
+    Each number is the mean over the same ``draws`` of noise, so that points
+    differ by θ alone. The plane reaches ``span`` to each side of the end, or
+    else as far as the path does and a little further.
+    """
+    line = plane.project(path)
+    x, y = (np.linspace(*ends, grid) for ends in _extent(line, span))
+    found = np.empty((grid, grid))
+    training = getattr(program.guide, "training", False)
+    set_training(program.guide, True)
+    try:
+        with tqdm(total=grid**2, desc="loss", unit="point", delay=1, leave=False, disable=not progress) as bar:
+            for j, b in enumerate(y):
+                for i, a in enumerate(x):
+                    found[j, i] = _loss(program, args, plane.point(a, b), draws, seed)
+                bar.update(grid)
+    finally:
+        set_training(program.guide, training)
+    return LossSurface(x, y, np.where(np.isfinite(found), found, np.nan), line, plane.labels)
+
+
+def _loss(program: Program, args: tuple[Any, ...], flat: Tensor, draws: int, seed: int) -> float:
+    def run(_: object) -> Tensor:
+        return -log_weight(*traces(program.model, program.guide, args))
+
+    with torch.enable_grad(), program.running(flat, RandomStream.seeded(seed)):  # a model may ask whether there is one
+        if draws == 1 or program.is_point:
+            return run(None).item()
+        return float(for_each_draw(run, {}, draws, draws_together(args)).mean())
+
+
+def _extent(line: np.ndarray, span: tuple[float, float] | None) -> list[tuple[float, float]]:
+    if span is not None:
+        return [(centre - half, centre + half) for centre, half in zip(line[-1], span, strict=True)]
+    low, high = line.min(0), line.max(0)
+    widths = high - low
+    widths = np.maximum(widths, _NARROWEST * widths.max()) if widths.max() > 0 else np.full(2, 2.0)
+    middle, half = (low + high) / 2, (0.5 + _MARGIN) * widths
+    return [(m - h, m + h) for m, h in zip(middle, half, strict=True)]
+
+
+def _is_name(entry: Any) -> bool:
+    return isinstance(entry, str) or (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str))
+
+
+def _place(params: Params, entry: Any) -> tuple[int, str]:
+    """Where in the flat vector a number is, and what to call it."""
+    name, index = (entry, ()) if isinstance(entry, str) else entry
+    if name not in params.names:
+        raise ValueError(f"there is no parameter {name!r}: give one of {list(params.names)}")
+    which = params.names.index(name)
+    shape, kind = tuple(params.leaves[which].shape), params.constraints[which]
+    place = tuple(index) if isinstance(index, Sequence) else (index,)
+    if not shape and not isinstance(entry, str) and place == (0,):
+        place = ()
+    if len(place) != len(shape) or not all(-n <= i < n for i, n in zip(place, shape, strict=True)):
+        raise ValueError(f"{name} has shape {shape}: give one number of it as ({name!r}, index), not {entry!r}")
+    before = sum(leaf.numel() for leaf in params.leaves[:which])
+    inside = int(np.ravel_multi_index([i % n for i, n in zip(place, shape, strict=True)], shape)) if shape else 0
+    where = f"{name}[{', '.join(map(str, place))}]" if place else name
+    return before + inside, where if _is_real(kind) else f"{where}, unconstrained"
+
+
+def _is_real(kind: constraints.Constraint) -> bool:
+    while isinstance(kind, constraints.independent):
+        kind = kind.base_constraint
+    return kind is constraints.real
+
+
+def _checked(plane: Plane) -> Plane:
+    if torch.linalg.matrix_rank(plane.directions) < 2:
+        raise ValueError(f"{plane.labels[0]} and {plane.labels[1]} are one direction: give two that span a plane")
+    return plane

@@ -1,0 +1,155 @@
+"""Starts of fits that are ready to take their steps, and which of them take them together."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from inference.engine.batched.lane import Lane
+from inference.engine.batched.runner import run_together, slab_size
+from inference.engine.batched.stacked_step import stack
+from inference.engine.batched.trace_cache import Recorder
+from inference.engine.compiled import NotCompilable, Untraceable, update_for
+from inference.engine.selection import worth_compiling
+from inference.engine.step_plan import Plan
+from inference.engine.svi_problem import Task
+from inference.engine.svi_step import step_rates
+from inference.optim.functional import Update
+from inference.utils.random_state import RandomStream
+
+__all__ = ["Group", "Ready", "bar_over", "grouped", "run_joined"]
+
+
+@dataclass
+class Ready:
+    """One start of a fit, about to take its ``steps``; once it has run with others, in ``lane``.
+
+    ``plain`` is its task, ``plan`` how it finds its way, ``searched`` what that has
+    cost in gradients, ``kin`` what it shares with fits of the same model and guide.
+    """
+
+    number: int
+    kin: Hashable
+    plain: Task
+    plan: Plan | None
+    stream: RandomStream
+    steps: int
+    searched: int
+    lane: Lane | None = None
+
+    @cached_property
+    def task(self) -> Task:
+        """What the engine is to do."""
+        return self.plain if self.plan is None else self.plan.task(self.plain)
+
+
+@dataclass
+class Group:
+    """Starts whose steps are of one form, as lanes beside each other."""
+
+    ready: list[Ready]
+    lanes: list[Lane]
+
+    @property
+    def steps(self) -> int:
+        """All steps of all of them, at most."""
+        return sum(lane.steps for lane in self.lanes)
+
+    def worth(self, engine: str) -> bool:
+        """Whether to compile the step of all of them."""
+        step = self.lanes[0].recording.step
+        operators = sum(node.op == "call_function" for node in step.module.graph.nodes)
+        return engine == "compiled" or worth_compiling(operators, self.steps, step.batched or 1)
+
+    def unlike(self, other: Group) -> str:
+        """How the step of these fits differs from that of others, in words."""
+        mine, theirs = self.lanes[0], other.lanes[0]
+        if len(mine.task.begin) != len(theirs.task.begin):
+            return f"one has {len(theirs.task.begin):,} parameters and another {len(mine.task.begin):,}"
+        shapes = [[tuple(c.shape) for c in lane.recording.constants] for lane in (theirs, mine)]
+        found = [pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]]
+        if found:
+            return f"one has a constant of shape {found[0][0]} where another has {found[0][1]}"
+        return "they run other operators"
+
+    def run(self, bar: tqdm[Any]) -> None:
+        """Take all steps of all starts, which have run when this returns.
+
+        Raises
+        ------
+        Untraceable, NotCompilable
+            If they cannot run together, with the reason.
+        """
+        lane, threads = self.lanes[0], torch.get_num_threads()
+        step = lane.recording.step
+        fits = slab_size(len(self.lanes), step.largest, step.noise_bytes * step.block, threads)
+        state = ("theta", *lane.update.moments)
+        inputs = dict(zip(state, [lane.task.begin, *lane.update.begin(lane.task.begin)], strict=True))
+        inputs["rates"] = lane.task.begin.new_tensor(step_rates(lane.task, lane.update, 0))
+        inputs |= {f"noise{i}": part[0] for i, part in enumerate(lane.noise(1, RandomStream(dict(lane.stream.state))))}
+        stacked = stack([one.recording for one in self.lanes], inputs, state, fits)
+        run_together(stacked, self.lanes, fits, bar)
+        for ready, one in zip(self.ready, self.lanes, strict=True):
+            ready.lane = None if one.strayed else one
+        strayed = sum(one.strayed for one in self.lanes)
+        if strayed:
+            warnings.warn(
+                f"{strayed} fits run one by one: their guide keeps something of its data beside its parameters",
+                UserWarning,
+                stacklevel=2,
+            )
+
+
+def grouped(starts: Sequence[Ready], progress: bool) -> tuple[list[Group], dict[str, int]]:
+    """The starts by the form of their steps; and why others have none, with how many they are."""
+    recorder, groups = Recorder(), dict[Hashable, Group]()
+    reasons = Counter[str]()
+    updates: dict[Hashable, Update] = {}
+    for ready in tqdm(starts, desc="record", unit="fit", disable=not progress, leave=False):
+        task = ready.task
+        try:
+            kind = ready if task.landing is not None else (_identity(task.optimizer), _identity(task.lr))
+            update = updates.setdefault(id(ready) if kind is ready else kind, update_for(task))
+            recording = recorder.record(task, update, ready.stream, ready.kin)
+        except Untraceable as error:
+            reasons[str(error)] += 1
+            continue
+        form = (recording.form, type(update), _size(task), task.program.dtype, task.program.device)
+        group = groups.setdefault(form, Group([], []))
+        group.ready.append(ready)
+        steps = ready.steps if task.landing is None else task.landing.steps
+        group.lanes.append(Lane(task, update, ready.stream, recording, steps))
+    return list(groups.values()), dict(reasons)
+
+
+def run_joined(starts: Sequence[Ready | ValueError], engine: str, progress: bool) -> None:
+    """Let starts run together where they can, and leave the others as they are."""
+    able = [ready for ready in starts if isinstance(ready, Ready)]
+    groups, _ = grouped(able, progress)
+    for group in groups:
+        if len(group.lanes) > 1 and group.worth(engine):
+            with bar_over([group], progress) as bar, suppress(Untraceable, NotCompilable):
+                group.run(bar)
+
+
+def bar_over(groups: Sequence[Group], progress: bool) -> tqdm[Any]:
+    """A bar over the steps of all of these fits."""
+    fits = sum(len(group.lanes) for group in groups)
+    steps = sum(group.steps for group in groups)
+    return tqdm(total=steps, desc=f"{fits} fits", unit="step", unit_scale=True, disable=not progress)
+
+
+def _identity(value: Any) -> Hashable:
+    return value if isinstance(value, str | float | int) else id(value)
+
+
+def _size(task: Task) -> int:
+    return task.program.params.size

@@ -1,0 +1,221 @@
+"""Many fits at once: their steps in one compiled program, each with its own random numbers, looks and end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from inference.engine.batched.lane import CHUNK, GLOBALS, Lane
+from inference.engine.batched.stacked_step import Stacked
+from inference.engine.compiled import apart, replayed_traces
+from inference.engine.compiler.cache import executable
+from inference.engine.compiler.cuda_graph import ReplayedStep
+from inference.engine.compiler.executable import Executable
+from inference.engine.svi_step import step_rates
+from inference.model.nonfinite_sites import failure
+from inference.utils.random_state import RandomStream
+from inference.utils.signals import interruptible
+
+__all__ = ["run_together", "slab_size"]
+
+_NUMBERS = 2**14  # in the largest tensor of the fits of one slab, about, so that it stays in the fastest memory
+_FEW, _MOST = 8, 32  # fits of a slab
+_NOISE = 2**28  # bytes of random numbers of a slab
+
+
+class _Slab:
+    """C fits in one program, some of them places that are empty; ``first`` is the number of the first."""
+
+    def __init__(self, stacked: Stacked, lanes: Sequence[Lane], first: int, fits: int) -> None:
+        self.stacked, self.fits, self.step = stacked, fits, 0
+        self.lanes = list(lanes)
+        self.program = lanes[0].task.program
+        self.block = lanes[0].recording.step.block
+        self.noise: list[Tensor] = []
+        begun = [[lane.task.begin, *lane.update.begin(lane.task.begin)] for lane in self._filled(self.lanes)]
+        values = {
+            name: self._joined(parts) for name, parts in zip(stacked.state, zip(*begun, strict=True), strict=True)
+        }
+        places = self._filled(range(first, first + len(lanes)))
+        values |= {name: self._joined([value[i] for i in places]) for name, value in stacked.own.items()}
+        self._bind({**values, **stacked.shared})
+
+    def _filled(self, values: Sequence[Any]) -> list[Any]:
+        """As many as there are places, the empty ones with what the last fit has."""
+        return [*values, *[values[-1]] * (self.fits - len(values))]
+
+    def _joined(self, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+        if not self.stacked.last or self.program.device.type != "cpu":
+            return torch.stack(list(parts), -1 if self.stacked.last else dim)
+        columns = np.ascontiguousarray(
+            torch.stack(list(parts)).flatten(1).numpy().T
+        )  # torch: up to eight times as long
+        return torch.from_numpy(columns).view(*parts[0].shape, len(parts))
+
+    def _bind(self, values: dict[str, Tensor]) -> None:
+        self._draw(RandomStream(dict(self.lanes[0].stream.state)))
+        self.row_names, rows = ["rates"], {"rates": self._rates(0, 1)[0]}
+        rows |= {f"noise{i}": part[0] for i, part in enumerate(self.noise)}
+        self.noise = []
+        names = [str(node.target) for node in self.stacked.module.graph.nodes if node.op == "placeholder"]
+        self.row_names = [name for name in names if name in rows]
+        inputs = apart([{**values, **rows}[name] for name in names])
+        self.state = [inputs[names.index(name)] for name in self.stacked.state]
+        places = [names.index(name) for name in self.row_names]
+        self.machine: Executable | ReplayedStep
+        if self.program.device.type == "cuda":
+            self.machine = ReplayedStep(self.stacked.module, inputs, places, self.block)
+        else:
+            self.machine = executable(self.stacked.module, inputs, places, 1)
+
+    @property
+    def going(self) -> list[Lane]:
+        """The fits that have not ended."""
+        return [lane for lane in self.lanes if not lane.ended]
+
+    def of(self, place: int, values: Sequence[Tensor]) -> list[Tensor]:
+        """One fit's part of tensors that hold all of the slab."""
+        return [value[..., place] if self.stacked.last else value[place] for value in values]
+
+    def advance(self, until: int) -> int:
+        """Steps up to ``until``, as long as a fit goes on; how many were taken, counted for each fit."""
+        taken = 0
+        while self.step < until and self.going:
+            if self.step % self.block == 0:
+                self._draw()
+            stops = [min(lane.steps, self.step + (lane.every or CHUNK)) for lane in self.going]
+            stop = min(until, self.step + self.block - self.step % self.block, *stops)
+            taken += (stop - self.step) * len(self.going)
+            self._take(stop)
+        self.noise = []  # used up, and large
+        return taken
+
+    def _take(self, stop: int) -> None:
+        """Steps up to ``stop``, after which each fit looks at what it found."""
+        before = [part.clone() for part in self.state]
+        rows = self._rows(self.step, stop - self.step)
+        found = self._run(rows)
+        flat = self.state[0].isfinite().all(0 if self.stacked.last else 1)
+        good = found[..., 0].isfinite().all(0) & flat
+        if self.step == 0:
+            self._check(rows, found)
+        bad = [i for i, lane in enumerate(self.lanes) if not (lane.ended or good[i])]
+        if bad:
+            self._explain(bad, before, rows, found)
+        self.step = stop
+        for place, lane in enumerate(self.lanes):
+            if not lane.ended:
+                lane.take(found[:, place], stop, self.of(place, self.state))
+
+    def _run(self, rows: list[Tensor]) -> Tensor:
+        """Losses and KL of each step and fit, (n, C, 2)."""
+        found = self.machine.run(rows)
+        return found.transpose(1, 2) if self.stacked.last else found
+
+    def _draw(self, example: RandomStream | None = None) -> None:
+        """Random numbers for the next block, each fit's from its own stream, in the order in which it draws alone."""
+        parts: list[list[Tensor]] = []
+        for lane in self.lanes:
+            if parts and (lane.ended or example is not None):
+                parts.append(parts[-1])
+            else:
+                parts.append(lane.noise(self.block, example))
+        self.noise = [self._joined(numbers, 1) for numbers in zip(*self._filled(parts), strict=True)]
+
+    def _rates(self, step: int, count: int) -> Tensor:
+        like = {lane.rates_key: lane for lane in self.lanes}
+        found = [[step_rates(one.task, one.update, i) for i in range(step, step + count)] for one in like.values()]
+        places = [list(like).index(lane.rates_key) for lane in self._filled(self.lanes)]
+        numbers = torch.tensor(found, dtype=self.program.dtype, device=self.program.device)[places]
+        return (numbers.permute(1, 2, 0) if self.stacked.last else numbers.movedim(0, 1)).contiguous()
+
+    def _rows(self, step: int, count: int) -> list[Tensor]:
+        """What the program reads in the next steps, all of one block."""
+        place = step % self.block
+        named = {f"noise{i}": numbers[place : place + count] for i, numbers in enumerate(self.noise)}
+        named["rates"] = self._rates(step, count)
+        return [named[name] for name in self.row_names]
+
+    def _check(self, rows: list[Tensor], found: Tensor) -> None:
+        """See for each fit that the step is its own."""
+        for place, lane in enumerate(self.lanes):
+            if lane.recording.borrowed:
+                lane.check(found[0, place], self._noise(place, rows, 0))
+
+    def _noise(self, place: int, rows: list[Tensor], row: int) -> list[Tensor]:
+        """The random numbers of one fit in one of these rows."""
+        named = dict(zip(self.row_names, rows, strict=True))
+        parts = [named[f"noise{g}"][row : row + 1] for g in range(len(self.noise))]
+        return [part[..., place] if self.stacked.last else part[:, place] for part in parts]
+
+    def _explain(self, bad: list[int], before: list[Tensor], rows: list[Tensor], found: Tensor) -> None:
+        """Take the steps again one by one, and say of these fits where each failed."""
+        for part, value in zip(self.state, before, strict=True):
+            part.copy_(value)
+        for i in range(len(found)):
+            last = {place: [part.clone() for part in self.of(place, self.state)] for place in bad}
+            losses = self._run([row[i : i + 1] for row in rows])[0, :, 0]
+            for place in list(bad):
+                (after,) = self.of(place, self.state[:1])
+                if losses[place].isfinite() and after.isfinite().all():
+                    continue
+                bad.remove(place)
+                noise = self._noise(place, rows, i)
+                self._fail(self.lanes[place], found[:i, place], self.step + i, last[place], after.clone(), noise)
+
+    def _fail(
+        self, lane: Lane, losses: Tensor, step: int, state: list[Tensor], after: Tensor, noise: list[Tensor]
+    ) -> None:
+        """End a fit that failed in ``step``, before which θ and moments were ``state``, and θ ``after`` it."""
+        lane.lose(losses)
+        task, program = lane.task, lane.task.program
+        with GLOBALS, program.running(state[0].clone(), RandomStream(dict(lane.stream.state))):
+            seen = replayed_traces(task, lane.recording.step, noise, step)
+            lane.end(state, failure(program.params, state[0], after, seen, step))
+
+
+def run_together(stacked: Stacked, lanes: Sequence[Lane], fits: int, bar: tqdm[Any]) -> None:
+    """Run all lanes to their ends, or to a signal, in slabs of ``fits``.
+
+    Slabs run side by side on as many threads as torch has.
+    """
+    slabs = [_Slab(stacked, lanes[i : i + fits], i, fits) for i in range(0, len(lanes), fits)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with (
+            interruptible() as wish,
+            ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ):
+            going, step = slabs, 0
+            while going and wish.signal is None:
+                step += CHUNK
+                bar.update(sum(pool.map(lambda slab, until=step: slab.advance(until), going)))
+                going = [slab for slab in going if slab.going]
+        for slab in going:
+            for place, lane in enumerate(slab.lanes):
+                if not lane.ended:
+                    lane.interrupted = wish.signal
+                    lane.end(slab.of(place, slab.state))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def slab_size(lanes: int, largest: int, noise: int, threads: int) -> int:
+    """How many fits of ``lanes`` run in one program.
+
+    ``largest`` are the numbers in the largest tensor of one fit, ``noise`` the bytes of
+    random numbers that it draws at once.
+    """
+    most = min(_MOST, max(_FEW, _NUMBERS // max(1, largest)), max(1, _NOISE // max(1, noise)))
+    slabs = math.ceil(lanes / most)
+    if lanes >= threads * _FEW:
+        slabs = math.ceil(slabs / threads) * threads
+    return math.ceil(lanes / slabs)

@@ -1,0 +1,96 @@
+"""The engines, and which of them a fit runs on."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Protocol
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from inference.engine.compiled import CompiledEngine, NotCompilable, Untraceable
+from inference.engine.eager import EagerEngine
+from inference.engine.iterates import Pauses
+from inference.engine.svi_problem import Task
+from inference.model.bound_model import name_of
+from inference.utils.random_state import RandomStream
+
+__all__ = ["Engine", "choose", "worth_compiling"]
+
+_ALWAYS_EAGER = 1_000  # runs of the model that cannot earn a compilation back, nor even the recording
+
+
+class Engine(Protocol):
+    """What ``fit`` asks of an engine, beside the state that it makes."""
+
+    def advance(self, state: Any, steps: int, pauses: Pauses | None = None) -> Tensor:
+        """Take steps in place; their losses. θ is kept at the end, and on the way where the engine can."""
+
+    task: Task
+
+    def result(self, state: Any) -> Tensor:
+        """θ that the steps so far have found."""
+
+    def refresh(self, state: Any) -> None:
+        """Look again at what callbacks may have changed."""
+
+    def saved(self, state: Any) -> dict[str, Any]:
+        """All that changes in a state, as numbers and tensors."""
+
+    def restore(self, state: Any, saved: dict[str, Any]) -> None:
+        """Bring a state to what was saved, in place."""
+
+
+def choose(name: str, task: Task, stream: RandomStream, steps: int, progress: bool) -> tuple[Engine, Any]:
+    """The engine to run, and its first state; ``name`` is ``"eager"``, ``"compiled"`` or ``"auto"``.
+
+    ``steps`` are those of all the fits that one compilation would serve.
+
+    Raises
+    ------
+    ValueError
+        With the reason, if it is to be compiled and cannot be.
+    """
+    if name == "compiled" or (name == "auto" and steps * task.particles >= _ALWAYS_EAGER):
+        found, failed = _compiled(name, task, stream, steps, progress)
+        if task.share is not None:  # all or none, and all wait for the slowest
+            failed = task.share.group.told(failed)
+            found = None if task.share.group.most(int(found is None))[0] else found
+        if found is not None:
+            return found
+        if failed is not None and name == "compiled":
+            raise ValueError(f"{failed}; engine='eager' runs it as it is")
+        if failed is not None:
+            warnings.warn(f"{failed}; it runs eagerly, pass engine='eager' to say so", UserWarning, stacklevel=5)
+    eager = EagerEngine(task)
+    return eager, eager.init(stream)
+
+
+def _compiled(
+    name: str, task: Task, stream: RandomStream, steps: int, progress: bool
+) -> tuple[tuple[Engine, Any] | None, str | None]:
+    """The compiled engine where it is worth it, and its first state; or why it cannot be."""
+    try:
+        compiled = CompiledEngine(task, stream)
+        if name == "auto" and not worth_compiling(compiled.operators, steps, compiled.step.batched or 1):
+            return None, None
+        with tqdm(desc="compile", bar_format="{desc} {elapsed}", disable=not progress, leave=False):
+            return (compiled, compiled.init(stream)), None
+    except (Untraceable, NotCompilable) as error:
+        return None, f"the model {name_of(task.program.model)!r} cannot be compiled: {error}"
+
+
+def worth_compiling(operators: int, steps: int, particles: int = 1) -> bool:
+    """Whether compiled steps make up for the time that compiling takes.
+
+    An eager step costs at least 5.5 µs of Python for each of its ``operators``,
+    once for each of the ``particles`` that a compiled one takes together;
+    compiling takes at most 5 s and 7 ms an operator. Both were measured on the
+    machine of benchmarks/README.md. Nothing is timed here, nor looked up among
+    the programs compiled before, so that the same call takes the same way every
+    time.
+
+    >>> worth_compiling(operators=450, steps=2_000), worth_compiling(operators=450, steps=10_000)
+    (False, True)
+    """
+    return steps * particles * operators * 5.5e-6 > 5 + operators * 7e-3

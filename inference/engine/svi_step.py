@@ -1,0 +1,302 @@
+"""One step of SVI as a graph: loss, gradient and the optimiser's update, recorded from one run of the model."""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from inference.engine.svi_problem import Task
+from inference.engine.tracing.batching_rules import NoRule, run_side_by_side
+from inference.engine.tracing.random_ops import Draw, pack
+from inference.engine.tracing.tracer import Substitute, Tape, Untraceable
+from inference.model.elbo import loss
+from inference.optim.functional import Update
+from inference.utils.random_state import RandomStream
+
+__all__ = ["Step", "step_rates", "trace_step"]
+
+aten = torch.ops.aten
+_NOISE_BYTES = 2**25
+_UNROLLED = 16  # particles that may be written out one by one
+_MANY, _FEW = 32, 8  # particles from which, and numbers a particle up to which, they lie side by side
+
+
+@dataclass(frozen=True)
+class Step:
+    """θ, moments, rates, batches, noise, constants → loss, (2,), as a graph; θ and the moments change in place.
+
+    ``groups`` are the positions in ``draws`` that share a noise input; each draw
+    holds one number set for each of the particles where those are ``batched``,
+    in the first dimension, or the ``last``. ``largest`` is the size of the
+    largest tensor.
+    """
+
+    module: fx.GraphModule
+    constants: list[Tensor]
+    draws: list[Draw]
+    randoms: list[int | None]
+    groups: list[list[int]]
+    batched: int | None
+    largest: int
+    last: bool = False
+
+    def shape(self, draw: int) -> list[int]:
+        """The shape of one draw in a step, particles included."""
+        particles = [self.batched] if self.batched else []
+        own = list(self.draws[draw].shape)
+        return [*own, *particles] if self.last else [*particles, *own]
+
+    def noise(self, steps: int) -> list[Tensor]:
+        """Fresh random numbers for ``steps`` steps: for each group a tensor (steps, numbers a step)."""
+        copies = self.batched or 1
+        return [self._fill(group, steps, copies) for group in self.groups]
+
+    def _fill(self, group: list[int], steps: int, copies: int) -> Tensor:
+        first = self.draws[group[0]]
+        if len(group) == 1:
+            return first.many(steps * copies).reshape(steps, -1)
+        size = sum(self.draws[i].size for i in group) * copies
+        whole = Draw(first.func, first.args, first.kwargs, (size,), first.dtype, first.device)
+        return whole.many(steps)
+
+    def replayed(self, noise: Sequence[Tensor], row: int) -> list[list[Tensor | None]]:
+        """What each particle's run of the model is to be answered at step ``row`` of ``noise``, in order."""
+        values: dict[int, Tensor] = {}
+        for group, numbers in zip(self.groups, noise, strict=True):
+            sizes = [self.draws[i].size * (self.batched or 1) for i in group]
+            for i, part in zip(group, numbers[row].split(sizes), strict=True):
+                shaped = part.reshape(self.shape(i))
+                values[i] = shaped.movedim(-1, 0) if self.last else shaped
+        runs = range(self.batched or 1)
+        return [[self._answer(values, i, run) for i in self.randoms] for run in runs]
+
+    def _answer(self, values: dict[int, Tensor], draw: int | None, run: int) -> Tensor | None:
+        if draw is None:
+            return None
+        return values[draw][run] if self.batched else values[draw]
+
+    @property
+    def noise_bytes(self) -> int:
+        """Bytes of noise that one step uses."""
+        return sum(d.size * d.dtype.itemsize for d in self.draws) * (self.batched or 1)
+
+    @property
+    def block(self) -> int:
+        """Steps whose noise is drawn together, a divisor of 100; drawn whole, so that chunks do not change numbers."""
+        most = _NOISE_BYTES // max(1, self.noise_bytes)
+        return next(size for size in (100, 50, 25, 20, 10, 5, 4, 2, 1) if size <= max(most, 1))
+
+
+def step_rates(task: Task, update: Update, step: int) -> tuple[float, ...]:
+    """The numbers that change from step to step: the optimiser's, then β where the target is annealed."""
+    return (*update.rates(step), task.anneal(step)) if task.anneal else update.rates(step)
+
+
+def trace_step(task: Task, update: Update, stream: RandomStream, folds: bool = True) -> Step:
+    """Record one step; model and guide run once (once a particle where they cannot be batched).
+
+    Without ``folds`` all constants are inputs, those of 0 and 1 too.
+
+    Raises
+    ------
+    Untraceable
+        With the reason, if what they do cannot be written down as a fixed graph.
+    """
+    program = task.program
+    if program.scored:
+        raise Untraceable(
+            f"the guide's sites {list(program.scored)} have no reparameterised gradient (Trace_ELBO's score-function "
+            "terms need a baseline kept between steps)"
+        )
+    if task.feed is not None and not task.feed.by_torch:
+        raise Untraceable("its fresh data are not drawn by torch's random numbers alone, which a graph could repeat")
+    theta = task.begin.to(program.device)
+    with program.running(theta.clone(), RandomStream(dict(stream.state))):
+        before = _other_randomness()
+        recorder = _Recorder(task, update, theta, folds)
+        step = recorder.batched(task.particles) if task.particles > 1 else recorder.plain(1)
+        if _other_randomness() != before:
+            raise Untraceable("it draws from NumPy's or Python's random numbers, which a graph would fix: use torch's")
+        return step
+
+
+class _Recorder:
+    def __init__(self, task: Task, update: Update, theta: Tensor, folds: bool) -> None:
+        self.task = task
+        self.folds = folds
+        self.program = task.program
+        self.update = update
+        self.theta = theta.clone().requires_grad_(True)
+        self.moments = update.begin(theta)
+        self.rates = torch.ones(len(step_rates(task, update, 0)), dtype=theta.dtype, device=theta.device)
+
+    def plain(self, particles: int) -> Step:
+        """Loss, gradient and update on one tape."""
+        tape = Tape(self._state(), self._parameter_at, folds=self.folds)
+        with tape:
+            value = _or_nan(self._loss(particles, tape), tape.failures)
+            value = self._descend(value)
+        return self._step(tape, value, None, tape.draws, tape.randoms)
+
+    def batched(self, particles: int) -> Step:
+        """The loss of one particle on a tape, then many of it at once by vmap; one after the other where that fails."""
+        single = Tape(self._read(), self._parameter_at, folds=self.folds)
+        with single:
+            value = _or_nan(self._loss(1, single), single.failures)
+        if not single.draws or _has_custom_gradient(value):
+            return self._one_by_one(particles, "a gradient written in Python, or nothing drawn")
+        forward = fx.GraphModule({}, _with_detached(single.finish(value)))
+        if particles >= _MANY and all(draw.size <= _FEW for draw in single.draws):
+            with suppress(NoRule):
+                return self._side_by_side(single, forward, particles)
+        try:
+            return self._vectorised(single, forward, particles)
+        except (RuntimeError, NotImplementedError) as error:  # an operator without a batching rule
+            return self._one_by_one(particles, str(error))
+
+    def _one_by_one(self, particles: int, reason: str) -> Step:
+        if particles > _UNROLLED:
+            raise Untraceable(
+                f"its {particles} particles cannot be run as one batch ({reason.splitlines()[0]}), and more than "
+                f"{_UNROLLED} are too many to write out one by one"
+            )
+        return self.plain(particles)
+
+    def _side_by_side(self, single: Tape, forward: fx.GraphModule, particles: int) -> Step:
+        noise = {f"draw{i}": draw.many(particles).movedim(0, -1).contiguous() for i, draw in enumerate(single.draws)}
+        fixed = {f"constant{i}": value for i, value in enumerate(single.constants)}
+        tape = Tape({**self._state(), **noise}, folds=self.folds)
+        with tape:
+            (value,) = run_side_by_side(forward.graph, {**self._read(), **fixed}, noise)
+            value = self._descend(value.mean(-1))
+        return self._step(tape, value, particles, single.draws, single.randoms, last=True)
+
+    def _vectorised(self, single: Tape, forward: fx.GraphModule, particles: int) -> Step:
+        noise = {f"draw{i}": draw.many(particles) for i, draw in enumerate(single.draws)}
+        fixed = {f"constant{i}": value for i, value in enumerate(single.constants)}
+        order = [node.name for node in forward.graph.nodes if node.op == "placeholder"]
+
+        functional = torch.func.functionalize(forward)
+
+        def one(draws: dict[str, Tensor]) -> Tensor:
+            values = {**self._read(), **fixed, **draws}
+            return torch.as_tensor(functional(*(values[name] for name in order))[0])
+
+        tape = Tape({**self._state(), **noise}, None, True, self.folds)  # vmap turns numbers into tensors
+        with tape:
+            value = torch.vmap(one, randomness="different")(noise).mean(0)
+            value = self._descend(value)
+        return self._step(tape, value, particles, single.draws, single.randoms)
+
+    def _read(self) -> dict[str, Tensor]:
+        """What the loss depends on."""
+        return {"theta": self.theta, "rates": self.rates, **self.task.batch_inputs}
+
+    def _state(self) -> dict[str, Tensor]:
+        return {**self._read(), **dict(zip(self.update.moments, self.moments, strict=True))}
+
+    def _loss(self, particles: int, tape: Tape) -> Tensor:
+        leaves = self.program.params.leaves
+        with Substitute(list(zip(leaves, self.program.params.views(self.theta), strict=True)), tape):
+            task = self.task
+            beta = self.rates[-1] if task.anneal else None
+            return loss(task.model, task.guide, task.args, particles, True, beta, task.sticking)
+
+    def _descend(self, value: Tensor) -> Tensor:
+        """Change θ in place by what the loss says; the loss, that of all processes together."""
+        share, learns = self.task.share, value.requires_grad
+        grad = torch.autograd.grad(value[0], self.theta)[0] if learns else torch.zeros_like(self.theta)
+        with torch.no_grad():
+            if share is not None:
+                grad, value = share.total(grad, value)
+            if learns:
+                self.update.apply(self.theta, grad, self.moments, self.rates)
+        return value
+
+    def _parameter_at(self, value: Tensor) -> str | None:
+        memory = value.untyped_storage().data_ptr()
+        pairs = zip(self.program.params.names, self.program.params.leaves, strict=True)
+        return next((name for name, leaf in pairs if leaf.untyped_storage().data_ptr() == memory), None)
+
+    def _step(
+        self,
+        tape: Tape,
+        value: Tensor,
+        batched: int | None,
+        draws: list[Draw],
+        randoms: list[int | None],
+        last: bool = False,
+    ) -> Step:
+        graph = tape.finish(value)
+        step = Step(fx.GraphModule({}, graph), tape.constants, draws, randoms, pack(draws), batched, tape.largest, last)
+        _join_draws(graph, step)
+        step.module.recompile()
+        return step
+
+
+def _other_randomness() -> tuple[Any, ...]:
+    name, numbers, *rest = np.random.get_state()  # noqa: NPY002 - a model may use it
+    return name, bytes(np.asarray(numbers)), *rest, random.getstate()
+
+
+def _or_nan(value: Tensor, failures: list[Tensor]) -> Tensor:
+    """The loss, or NaN where a matrix factorisation failed."""
+    for code in failures:
+        value = torch.where((code != 0).any(), torch.nan, value)
+    return value
+
+
+def _with_detached(graph: fx.Graph) -> fx.Graph:
+    """Cut the gradient again where the model ran under ``torch.no_grad``."""
+    for node in list(graph.nodes):
+        if not node.meta.get("cut") or any(user.target is operator.getitem for user in node.users):
+            continue
+        with graph.inserting_after(node):
+            cut = graph.call_function(aten.detach.default, (node,))
+        node.replace_all_uses_with(cut, delete_user_cb=lambda user, cut=cut: user is not cut)
+    return graph
+
+
+def _has_custom_gradient(value: Tensor) -> bool:
+    """Whether a gradient written in Python (a ``torch.autograd.Function``) lies behind ``value``.
+
+    That of a registered operator does not count: the operator is in the graph.
+    """
+    pending, seen = [value.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        kind: type = type(node)
+        registered = kind.__name__.startswith("GeneratedBackwardFor_")
+        if issubclass(kind, torch.autograd.function.BackwardCFunction) and not registered:
+            return True
+        pending.extend(parent for parent, _ in node.next_functions)
+    return False
+
+
+def _join_draws(graph: fx.Graph, step: Step) -> None:
+    """Replace the inputs ``draw0, …`` by one input ``noise0, …`` a group, cut into pieces."""
+    inputs = {node.target: node for node in graph.nodes if node.op == "placeholder"}
+    first_operator = next(node for node in graph.nodes if node.op != "placeholder")
+    for g, group in enumerate(step.groups):
+        with graph.inserting_before(inputs[f"draw{group[0]}"]):
+            noise = graph.placeholder(f"noise{g}")
+        start = 0
+        for i in group:
+            stop = start + step.draws[i].size * (step.batched or 1)
+            with graph.inserting_before(first_operator):
+                part = graph.call_function(aten.slice.Tensor, (noise, 0, start, stop))
+                view = graph.call_function(aten.view.default, (part, step.shape(i)))
+            inputs[f"draw{i}"].replace_all_uses_with(view)
+            graph.erase_node(inputs[f"draw{i}"])
+            start = stop

@@ -1,0 +1,304 @@
+"""A recorded function run for many particles at once, the particles in the last dimension.
+
+``torch.vmap`` puts them first, which makes vectors as short as a particle's few
+numbers; here they run along the particles.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves, tree_map
+
+from inference.engine.tracing.batched_matmul import products_beside
+from inference.engine.tracing.dispatch import native_code
+
+__all__ = ["NoRule", "run_side_by_side"]
+
+aten = torch.ops.aten
+_SHORT = 8  # an inner dimension that is summed by multiplications rather than by a matrix product
+
+
+class NoRule(Exception):
+    """An operator that is not known here."""
+
+
+def run_side_by_side(
+    graph: fx.Graph, inputs: Mapping[str, Tensor], many: Mapping[str, Tensor], long_products: bool = False
+) -> list[Tensor]:
+    """The outputs of ``graph`` for every particle, each of shape (…, P).
+
+    ``inputs`` are shared; each of ``many`` has the particles in its last dimension.
+    With ``long_products`` a product of matrices that all differ is a sum of
+    multiplications, however many.
+
+    Raises
+    ------
+    NoRule
+        At an operator that is not elementwise, a sum, a change of shape or a
+        product of short vectors; also where memory is written to.
+    """
+    return _Run(inputs, many, long_products).outputs(graph)
+
+
+class _Run:
+    def __init__(self, inputs: Mapping[str, Tensor], many: Mapping[str, Tensor], long_products: bool) -> None:
+        self.long_products = long_products
+        self.inputs = inputs
+        self.many = many
+        self.count = next(iter(many.values())).shape[-1]
+        self.values: dict[fx.Node, Any] = {}
+        self.batched: set[fx.Node] = set()
+
+    def outputs(self, graph: fx.Graph) -> list[Tensor]:
+        for node in graph.nodes:
+            if node.op == "placeholder":
+                self._read(node)
+            elif node.op == "output":
+                return [self._expanded(part) for part in node.args[0]]
+            else:
+                self._compute(node)
+        raise NoRule("no output")
+
+    def _read(self, node: fx.Node) -> None:
+        name = str(node.target)
+        if name in self.many:
+            self.batched.add(node)
+        self.values[node] = self.many[name] if name in self.many else self.inputs[name]
+
+    def _expanded(self, node: fx.Node) -> Tensor:
+        value: Tensor = self.values[node]
+        return value if node in self.batched else value.unsqueeze(-1).expand(*value.shape, self.count)
+
+    def _compute(self, node: fx.Node) -> None:
+        nodes = [leaf for leaf in tree_leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node)]
+        function: Any = node.target
+        if not any(leaf in self.batched for leaf in nodes):
+            args, kwargs = tree_map(lambda a: self.values[a] if isinstance(a, fx.Node) else a, (node.args, node.kwargs))
+            if function is not operator.getitem and function._schema.is_mutable:
+                raise NoRule(str(function))
+            self.values[node] = function(*args, **kwargs)
+            return
+        self.batched.add(node)
+        if function is operator.getitem:
+            parts, index = (self.values[a] if isinstance(a, fx.Node) else a for a in node.args)
+            self.values[node] = operator.getitem(parts, index)
+        elif function._schema.is_mutable:
+            raise NoRule(str(function))
+        elif torch.Tag.pointwise in function.tags:
+            self.values[node] = function(*map(self._aligned, node.args), **node.kwargs)
+        elif native_code(function) is not None:
+            self.values[node] = self._along_rows(function, *node.args)
+        elif function in _RULES:
+            self.values[node] = _RULES[function](self, *node.args, **node.kwargs)
+        else:
+            raise NoRule(str(function))
+
+    def _along_rows(self, function: Any, first: Any, *shared: Any) -> Any:
+        """An operator whose first argument has rows of any length, which the particles make longer."""
+        if any(node in self.batched for node in shared):
+            raise NoRule(str(function))
+        return function(self.values[first].contiguous(), *(self.values[node] for node in shared))
+
+    def _aligned(self, value: Any) -> Any:
+        """An argument of an elementwise operator, its last dimension the particles or one for them."""
+        if not isinstance(value, fx.Node):
+            return value
+        found = self.values[value]
+        return found if value in self.batched or found.dim() == 0 else found.unsqueeze(-1)
+
+    def rank(self, node: fx.Node) -> int:
+        """Dimensions without the particles."""
+        dimensions: int = self.values[node].dim()
+        return dimensions - (node in self.batched)
+
+    def dim(self, node: fx.Node, dim: int) -> int:
+        """A dimension counted from the front, as the particles at the end would shift the others."""
+        return dim % max(self.rank(node), 1)
+
+    def dims(self, node: fx.Node, dims: Any) -> list[int]:
+        """The dimensions to reduce, counted from the front; all but the particles where none are named."""
+        return [self.dim(node, d) for d in dims] if dims else list(range(self.rank(node)))
+
+    def shape(self, node: fx.Node) -> list[int]:
+        """The shape without the particles."""
+        return list(self.values[node].shape[:-1] if node in self.batched else self.values[node].shape)
+
+
+def _sum(run: _Run, x: fx.Node, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    chosen = run.dims(x, dims)
+    value: Tensor = run.values[x]
+    return value.sum(chosen, keepdim, dtype=dtype) if chosen else value.clone()
+
+
+def _mean(run: _Run, x: fx.Node, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+    chosen = run.dims(x, dims)
+    value: Tensor = run.values[x]
+    return value.mean(chosen, keepdim, dtype=dtype) if chosen else value.clone()
+
+
+def _norm(run: _Run, x: fx.Node, order: float = 2, dims: Any = None, keepdim: bool = False, **options: Any) -> Tensor:
+    chosen = range(run.rank(x)) if dims is None else [run.dim(x, d) for d in dims]
+    return torch.linalg.vector_norm(run.values[x], order, list(chosen), keepdim, **options)
+
+
+def _view(run: _Run, x: fx.Node, shape: list[int]) -> Tensor:
+    size = torch.Size(run.shape(x)).numel()
+    whole = list(shape)
+    if -1 in whole:
+        whole[whole.index(-1)] = size // -torch.Size(whole).numel()
+    return run.values[x].reshape(*whole, run.count)
+
+
+def _expand(run: _Run, x: fx.Node, shape: list[int], *, implicit: bool = False) -> Tensor:
+    own = run.shape(x)
+    value = run.values[x].reshape(*[1] * (len(shape) - len(own)), *own, run.count)
+    return value.expand(*shape, run.count)
+
+
+def _unsqueeze(run: _Run, x: fx.Node, dim: int) -> Tensor:
+    return run.values[x].unsqueeze(dim % (run.rank(x) + 1))
+
+
+def _squeeze(run: _Run, x: fx.Node, dims: Any = None) -> Tensor:
+    given = range(run.rank(x)) if dims is None else [dims] if isinstance(dims, int) else dims
+    single = [run.dim(x, d) for d in given if run.rank(x) and run.shape(x)[run.dim(x, d)] == 1]
+    return run.values[x].squeeze(single) if single else run.values[x]
+
+
+def _permute(run: _Run, x: fx.Node, order: list[int]) -> Tensor:
+    return run.values[x].permute(*[run.dim(x, d) for d in order], run.rank(x))
+
+
+def _transpose(run: _Run, x: fx.Node, first: int = 0, second: int = 1) -> Tensor:
+    return run.values[x].transpose(run.dim(x, first), run.dim(x, second)) if run.rank(x) > 1 else run.values[x]
+
+
+def _select(run: _Run, x: fx.Node, dim: int, index: int) -> Tensor:
+    return run.values[x].select(run.dim(x, dim), index)
+
+
+def _slice(run: _Run, x: fx.Node, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Tensor:
+    return torch.as_tensor(aten.slice.Tensor(run.values[x], run.dim(x, dim), start, end, step))
+
+
+def _split(run: _Run, x: fx.Node, sizes: Any, dim: int = 0) -> Any:
+    return torch.split(run.values[x], sizes, run.dim(x, dim))
+
+
+def _stack(run: _Run, parts: list[fx.Node], dim: int = 0) -> Tensor:
+    return torch.stack([run._expanded(part) for part in parts], dim % (run.rank(parts[0]) + 1))
+
+
+def _cat(run: _Run, parts: list[fx.Node], dim: int = 0) -> Tensor:
+    return torch.cat([run._expanded(part) for part in parts], run.dim(parts[0], dim))
+
+
+def _product(run: _Run, left: fx.Node, right: fx.Node) -> Tensor:
+    """A matrix product: as a sum of multiplications if short, else one product for all where a matrix is shared."""
+    if run.shape(left)[-1] > _SHORT:
+        return _shared_product(run, left, right)
+    a, b = run._expanded(left), run._expanded(right)
+    if run.rank(right) == 1:  # a matrix or a vector times a vector
+        terms = [a[..., k, :] * b[k] for k in range(len(b))]
+    else:
+        terms = [a[..., :, k, None, :] * b[..., k, None, :, :] for k in range(a.shape[-2])]
+    return torch.as_tensor(sum(terms[1:], terms[0]))
+
+
+def _shared_product(run: _Run, left: fx.Node, right: fx.Node) -> Tensor:
+    """The product of a matrix that all particles share with a vector or matrix of each; the particles are columns."""
+    if left not in run.batched and run.rank(left) == 2:
+        return torch.tensordot(run.values[left], run.values[right], ([1], [0]))
+    if right not in run.batched and run.rank(left) < 3 and run.rank(right) == 2:
+        turned = torch.tensordot(run.values[right], run.values[left], ([0], [run.rank(left) - 1]))
+        return turned.movedim(0, run.rank(left) - 1)
+    if not run.long_products:
+        raise NoRule("a matrix product with a long inner dimension, of matrices that differ from particle to particle")
+    a, b = run._expanded(left), run._expanded(right)
+    if run.rank(left) == 2 == run.rank(right):
+        return products_beside(a.contiguous(), b.contiguous())
+    if run.rank(right) == 1:
+        return (a * b).sum(-2)
+    return (a.unsqueeze(-2) * b.unsqueeze(-4)).sum(-3)
+
+
+def _copied(run: _Run, to: fx.Node, value: fx.Node) -> Tensor:
+    return _expand(run, value, run.shape(to)).to(run.values[to].dtype)
+
+
+def _selected_back(run: _Run, grad: fx.Node, sizes: list[int], dim: int, index: int) -> Tensor:
+    return torch.as_tensor(aten.select_backward(run.values[grad], [*sizes, run.count], dim % len(sizes), index))
+
+
+def _sliced_back(run: _Run, grad: fx.Node, sizes: list[int], dim: int, *places: int) -> Tensor:
+    return torch.as_tensor(aten.slice_backward(run.values[grad], [*sizes, run.count], dim % len(sizes), *places))
+
+
+def _elementwise(function: Any) -> Any:
+    def rule(run: _Run, *args: Any, **kwargs: Any) -> Any:
+        return function(*map(run._aligned, args), **kwargs)
+
+    return rule
+
+
+def _same(run: _Run, x: fx.Node, **_: Any) -> Tensor:
+    return run.values[x]
+
+
+def _detach(run: _Run, x: fx.Node) -> Tensor:
+    return run.values[x].detach()
+
+
+_RULES: dict[Any, Any] = {
+    aten.alias.default: _same,
+    aten.bmm.default: _product,
+    aten.cat.default: _cat,
+    aten.clone.default: _same,
+    aten.detach.default: _detach,
+    aten.dot.default: _product,
+    aten.expand.default: _expand,
+    aten.linalg_vector_norm.default: _norm,
+    aten.mean.default: _mean,
+    aten.mean.dim: _mean,
+    aten.mm.default: _product,
+    aten.mv.default: _product,
+    aten.permute.default: _permute,
+    aten.select.int: _select,
+    aten.slice.Tensor: _slice,
+    aten.split.Tensor: _split,
+    aten.split_with_sizes.default: _split,
+    aten.squeeze.default: _squeeze,
+    aten.squeeze.dim: _squeeze,
+    aten.squeeze.dims: _squeeze,
+    aten.stack.default: _stack,
+    aten.sum.default: _sum,
+    aten.sum.dim_IntList: _sum,
+    aten.t.default: _transpose,
+    aten.transpose.int: _transpose,
+    aten._unsafe_view.default: _view,
+    aten.unsqueeze.default: _unsqueeze,
+    aten.view.default: _view,
+    aten.copy.default: _copied,
+    aten.select_backward.default: _selected_back,
+    aten.slice_backward.default: _sliced_back,
+    **{
+        function: _elementwise(function)
+        for function in (
+            aten.elu_backward.default,
+            aten.gelu_backward.default,
+            aten.hardtanh_backward.default,
+            aten.leaky_relu_backward.default,
+            aten.log_sigmoid_backward.default,
+            aten.sigmoid_backward.default,
+            aten.silu_backward.default,
+            aten.softplus_backward.default,
+            aten.tanh_backward.default,
+            aten.threshold_backward.default,
+        )
+    },
+}

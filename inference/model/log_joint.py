@@ -1,0 +1,147 @@
+"""The log joint of a model over its unconstrained latents, with its derivatives, in double precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from inference.model.bound_model import Program
+from inference.model.double_precision import InDouble
+from inference.model.elbo import log_density
+from inference.model.improper_priors import DrawableFlats
+from inference.model.latent_layout import Places
+from inference.utils.random_state import RandomStream
+
+__all__ = ["LogJoint"]
+
+_NoFactor = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+
+
+@dataclass
+class LogJoint:
+    """log p(x, z(u)) + log |dz/du| as a function of u, (D,), where an autoguide draws, in nats.
+
+    Scales, masks and factors count as in the ELBO; parameters of the model are
+    held where the program starts. Without ``jacobian`` the second term is left
+    out. ``evaluations`` counts what was asked: one for a value or a gradient, D
+    for a Hessian, which is as many Hessian-vector products.
+    """
+
+    program: Program
+    args: tuple[Any, ...]
+    stream: RandomStream
+    jacobian: bool = True
+    evaluations: int = 0
+    places: Places = field(init=False)
+    _flat: Tensor = field(init=False)
+    _all_double: bool = field(init=False, default=False)
+
+    def __post_init__(self) -> None:
+        self.program = replace(self.program, dtype=torch.float64)
+        self.args = tuple(_double(value) for value in self.args)
+        self._flat = self.program.params.flatten().double()
+        self.places = Places.of(self.program.guide)
+
+    @property
+    def size(self) -> int:
+        """D, the numbers in u."""
+        return self.places.size
+
+    def value(self, u: Tensor) -> float:
+        """The log joint, −∞ where it is not a number, or needs a factor of a matrix that has none."""
+        self.evaluations += 1
+        with torch.no_grad(), self._running(), suppress(_NoFactor):
+            return _finite(self._at(u))
+        return -math.inf
+
+    def slope(self, u: Tensor) -> tuple[float, Tensor]:
+        """The log joint and its gradient, (D,); NaN where a matrix has no factor."""
+        self.evaluations += 1
+        at = u.detach().requires_grad_()
+        with torch.enable_grad(), self._running(), suppress(_NoFactor):
+            value = self._at(at)
+            (grad,) = torch.autograd.grad(value, at, materialize_grads=True)
+            return _finite(value.detach()), grad
+        return -math.inf, torch.full_like(u, math.nan)
+
+    def hessian(self, u: Tensor) -> Tensor:
+        """Second derivatives, (D, D).
+
+        Raises
+        ------
+        RuntimeError
+            If the model has an operation that cannot be differentiated twice.
+        """
+        self.evaluations += len(u)
+        at = u.detach().requires_grad_()
+        with torch.enable_grad(), self._running():
+            (grad,) = torch.autograd.grad(self._at(at), at, create_graph=True, materialize_grads=True)
+            rows = _rows(grad, at)
+        return (rows + rows.T) / 2
+
+    def products(self, u: Tensor, vectors: Tensor) -> Tensor:
+        """Hessian times each row of ``vectors``, (M, D)."""
+        self.evaluations += len(vectors)
+        at = u.detach().requires_grad_()
+        with torch.enable_grad(), self._running():
+            (grad,) = torch.autograd.grad(self._at(at), at, create_graph=True, materialize_grads=True)
+            parts = [torch.autograd.grad(grad, at, v, retain_graph=True, materialize_grads=True)[0] for v in vectors]
+        return torch.stack(parts)
+
+    def drawn(self) -> Tensor:
+        """U of a draw from the prior, (D,); N(0, 1) where that is flat."""
+        with torch.no_grad(), self._running(), InDouble(), poutine.block():
+            trace = poutine.trace(DrawableFlats(spread=True)(self.program.model)).get_trace(*self.args)
+            return self.places.joined(trace)
+
+    def noise(self, count: int) -> Tensor:
+        """N(0, 1) numbers, (count, D)."""
+        with self._running():
+            return torch.randn(count, self.size)
+
+    def prototype(self) -> Tensor:
+        """U where the guide's own start is, (D,)."""
+        return self.places.joined(self.program.guide.prototype_trace)  # type: ignore[attr-defined]
+
+    def _at(self, u: Tensor) -> Tensor:
+        guard = nullcontext() if self._all_double else InDouble()
+        with guard as doubled:
+            values, change = self.places.values(u)
+            trace = poutine.trace(poutine.condition(self.program.model, data=values)).get_trace(*self.args)
+            total = log_density(trace) + change if self.jacobian else log_density(trace)
+        self._all_double = doubled is None or not doubled.met
+        return total
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        with self.program.running(self._flat, self.stream):
+            yield
+
+
+def _rows(grad: Tensor, at: Tensor) -> Tensor:
+    if not grad.requires_grad:
+        return torch.zeros(len(at), len(at), dtype=at.dtype, device=at.device)
+    eye = torch.eye(len(at), dtype=at.dtype, device=at.device)
+    try:
+        rows: Tensor = torch.autograd.grad(
+            grad, at, eye, is_grads_batched=True, retain_graph=True, materialize_grads=True
+        )[0]
+    except RuntimeError:  # an operation that torch.vmap doesn't know
+        rows = torch.stack([torch.autograd.grad(g, at, retain_graph=True, materialize_grads=True)[0] for g in grad])
+    return rows
+
+
+def _finite(value: Tensor) -> float:
+    number = value.item()
+    return number if math.isfinite(number) else -math.inf
+
+
+def _double(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value

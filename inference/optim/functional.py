@@ -1,0 +1,191 @@
+"""What an optimiser does to the flat parameter vector, as tensor operations that can be compiled."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.optim.clipped_adam import ClippedAdam
+from torch import Tensor
+from torch.optim import Optimizer
+
+from inference.optim.optimizers import optimizer_class
+from inference.optim.schedules import LearningRate
+
+__all__ = ["Update", "Updating", "update_of"]
+
+
+class Update(ABC):
+    """One optimiser's step: ``apply`` runs on tensors, ``rates`` are the numbers it needs that change by the step."""
+
+    moments: tuple[str, ...] = ()
+
+    def __init__(self, group: dict[str, Any], lr: LearningRate) -> None:
+        self.group = group
+        self.lr = lr
+
+    def step_size(self, step: int) -> float:
+        """The learning rate at ``step``, counted from 0."""
+        return self.lr(step) if callable(self.lr) else self.lr
+
+    def begin(self, theta: Tensor) -> list[Tensor]:
+        """The moments before the first step, at θ, (P,)."""
+        return [torch.zeros_like(theta) for _ in self.moments]
+
+    @abstractmethod
+    def rates(self, step: int) -> tuple[float, ...]:
+        """What changes from step to step."""
+
+    @abstractmethod
+    def apply(self, theta: Tensor, grad: Tensor, moments: list[Tensor], rates: Tensor) -> None:
+        """Change θ and the moments in place."""
+
+
+class Updating(Optimizer):
+    """``update`` as an optimiser of torch over one flat vector, for the engine that calls those."""
+
+    def __init__(self, flat: Tensor, update: Update) -> None:
+        super().__init__([flat], {})
+        self._update = update
+        begun = zip(update.moments, update.begin(flat.detach()), strict=True)
+        self.state[flat] = {"step": 0, **dict(begun)}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Change the vector in place."""
+        (flat,) = self.param_groups[0]["params"]
+        state = self.state[flat]
+        rates = torch.tensor(self._update.rates(state["step"]), dtype=flat.dtype, device=flat.device)
+        self._update.apply(flat, flat.grad, [state[name] for name in self._update.moments], rates)
+        state["step"] += 1
+
+
+class AdamUpdate(Update):
+    """m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², θ ← θ − α/(1−β₁ᵗ) · m / (√v/√(1−β₂ᵗ) + ε). Kingma, Ba (2015)."""
+
+    moments = ("exp_avg", "exp_avg_sq")
+
+    def rates(self, step: int) -> tuple[float, ...]:
+        """α/(1−β₁ᵗ) and √(1−β₂ᵗ)."""
+        first, second = self.group["betas"]
+        count = step + 1
+        return self.step_size(step) / (1 - first**count), math.sqrt(1 - second**count)
+
+    def apply(self, theta: Tensor, grad: Tensor, moments: list[Tensor], rates: Tensor) -> None:
+        """Change θ, m and v in place."""
+        average, square = moments
+        first, second = self.group["betas"]
+        grad = self.regularise(theta, grad)
+        average.add_((grad - average) * (1 - first))
+        square.copy_(square * second + (1 - second) * grad * grad)
+        theta.sub_(rates[0] * average / (square.sqrt() / rates[1] + self.group["eps"]))
+
+    def regularise(self, theta: Tensor, grad: Tensor) -> Tensor:
+        """Weight decay as a part of the gradient."""
+        decay = self.group["weight_decay"]
+        return grad + decay * theta if decay else grad
+
+
+class AdamWUpdate(AdamUpdate):
+    """Adam with θ ← (1 − αλ)θ before the step. Loshchilov, Hutter (2019)."""
+
+    def rates(self, step: int) -> tuple[float, ...]:
+        """Adam's two, and 1 − αλ."""
+        return *super().rates(step), 1 - self.step_size(step) * self.group["weight_decay"]
+
+    def apply(self, theta: Tensor, grad: Tensor, moments: list[Tensor], rates: Tensor) -> None:
+        """Shrink θ, then step as Adam does."""
+        theta.mul_(rates[2])
+        super().apply(theta, grad, moments, rates)
+
+    def regularise(self, theta: Tensor, grad: Tensor) -> Tensor:
+        """Nothing: θ has been shrunk already."""
+        return grad
+
+
+class ClippedAdamUpdate(Update):
+    """Pyro's ClippedAdam: each gradient clipped to ±c, α multiplied by ``lrd`` at every step."""
+
+    moments = ("exp_avg", "exp_avg_sq")
+
+    def rates(self, step: int) -> tuple[float, ...]:
+        """α√(1−β₂ᵗ)/(1−β₁ᵗ)."""
+        first, second = self.group["betas"]
+        count = step + 1
+        decays = 1 if callable(self.lr) else count
+        lr = self.step_size(step) * self.group["lrd"] ** decays
+        return (lr * math.sqrt(1 - second**count) / (1 - first**count),)
+
+    def apply(self, theta: Tensor, grad: Tensor, moments: list[Tensor], rates: Tensor) -> None:
+        """Clip, then change θ, m and v in place."""
+        average, square = moments
+        first, second = self.group["betas"]
+        grad = grad.clamp(-self.group["clip_norm"], self.group["clip_norm"])
+        if self.group["weight_decay"]:
+            grad = grad + self.group["weight_decay"] * theta
+        average.copy_(average * first + (1 - first) * grad)
+        spread = grad - average if self.group["centered_variance"] else grad
+        square.copy_(square * second + (1 - second) * spread * spread)
+        theta.sub_(rates[0] * average / (square.sqrt() + self.group["eps"]))
+
+
+class SGDUpdate(Update):
+    """b ← μb + g, θ ← θ − αb, as torch's SGD writes momentum."""
+
+    def __init__(self, group: dict[str, Any], lr: LearningRate) -> None:
+        super().__init__(group, lr)
+        self.moments = ("momentum_buffer",) if group["momentum"] else ()
+
+    def rates(self, step: int) -> tuple[float, ...]:
+        """α, and the weight of the gradient in the momentum: 1 at the first step, 1 − dampening after."""
+        return self.step_size(step), 1.0 if step == 0 else 1 - self.group["dampening"]
+
+    def apply(self, theta: Tensor, grad: Tensor, moments: list[Tensor], rates: Tensor) -> None:
+        """Change θ, and the momentum where there is one, in place."""
+        if self.group["weight_decay"]:
+            grad = grad + self.group["weight_decay"] * theta
+        direction = grad
+        for buffer in moments:
+            buffer.copy_(buffer * self.group["momentum"] + rates[1] * grad)
+            direction = grad + self.group["momentum"] * buffer if self.group["nesterov"] else buffer
+        theta.sub_(rates[0] * direction)
+
+
+_UPDATES: dict[type[Optimizer], type[Update]] = {
+    torch.optim.Adam: AdamUpdate,
+    torch.optim.AdamW: AdamWUpdate,
+    torch.optim.SGD: SGDUpdate,
+    ClippedAdam: ClippedAdamUpdate,
+}
+
+
+def update_of(optimizer: str | Callable[..., Optimizer], lr: LearningRate) -> Update | None:
+    """The step of ``optimizer`` with its own options, or None where there is no compiled form of it.
+
+    The optimiser itself is not made where its class and arguments can be read:
+    the first one of a process costs most of a second of imports.
+    """
+    kind, options = _class_and_options(optimizer)
+    update = _UPDATES.get(kind) if isinstance(kind, type) else None
+    if update is AdamUpdate and options.get("decoupled_weight_decay"):
+        update = AdamWUpdate
+    if update is None or options.get("amsgrad") or options.get("maximize") or isinstance(options.get("lr"), Tensor):
+        return None
+    return update(options, lr)
+
+
+def _class_and_options(optimizer: str | Callable[..., Optimizer]) -> tuple[Any, dict[str, Any]]:
+    found: Any = optimizer_class(optimizer)
+    given: dict[str, Any] = {}
+    while isinstance(found, functools.partial) and not found.args:
+        given = {**found.keywords, **given}
+        found = found.func
+    if found not in _UPDATES:
+        return found, {}
+    defaults = {name: p.default for name, p in inspect.signature(found).parameters.items()}
+    return found, {**defaults, **given}

@@ -1,0 +1,130 @@
+"""What a report shows of an autoencoder: what its codes remember, what the model makes, what each number does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from inference.predictive.autoencoder import Encoding, EvidenceScores, HeldOutRows
+from inference.reporting.figures import autoencoder_images
+from inference.reporting.figures.image_grids import as_images
+from inference.reporting.figures.style import Axes, drawn
+from inference.reporting.section import Section
+
+if TYPE_CHECKING:
+    from inference.predictive.approximation import Approximation as Posterior
+
+__all__ = ["TRAVERSED", "Codes", "code_sections"]
+
+SHOWN, MADE = 24, 48
+NUMBERS = 8
+TRAVERSED = np.linspace(-3, 3, 13)
+
+
+class Codes:
+    """What the figures of an autoencoder need: rows, their codes, and images of both where rows are images.
+
+    Parameters
+    ----------
+    posterior
+        An autoencoder's.
+    rows
+        (N, …), such as rows that were held out.
+    code
+        Their codes, if at hand.
+    """
+
+    def __init__(self, posterior: Posterior, rows: Tensor, code: Encoding | None = None) -> None:
+        self._posterior = posterior
+        self.rows = rows
+        self.code = posterior.encode(rows) if code is None else code
+
+    @property
+    def has_images(self) -> bool:
+        """Whether rows are images, by their shape or by the model's ``image_shape``."""
+        return self._images(self.rows[:1]) is not None
+
+    @property
+    def active(self) -> list[int]:
+        """The numbers of the code that say most of a row, at most eight, the most telling first."""
+        telling = self.code.mean.var(0).sort(descending=True).indices.tolist()
+        return telling[: min(NUMBERS, max(1, int(self.code.active().sum())))]
+
+    def reconstructions(self, axes: Axes) -> None:
+        """Of the first rows."""
+        remade = self._posterior.decode(self.code.mean[:SHOWN])
+        both = self._images(torch.cat([self.rows[:SHOWN].to(remade), remade]))
+        originals, again = np.split(_required(both), 2)
+        autoencoder_images.reconstructions(axes, originals, again)
+
+    def samples(self, axes: Axes) -> None:
+        """Of the model."""
+        autoencoder_images.samples(axes, _required(self._images(self._posterior.generate(MADE))))
+
+    def traversal(self, axes: Axes) -> None:
+        """Through the numbers that say most."""
+        z = torch.zeros(len(self.active), len(TRAVERSED), self.code.mean.shape[1])
+        for i, number in enumerate(self.active):
+            z[i, :, number] = torch.from_numpy(TRAVERSED)
+        images = _required(self._images(self._posterior.decode(z.flatten(0, 1))))
+        autoencoder_images.traversal(axes, images.reshape(*z.shape[:2], *images.shape[1:]), self.active, TRAVERSED)
+
+    def map(self, axes: Axes, groups: Any = None, method: str = "pca") -> None:
+        """Of all rows, coloured by ``groups``, (N,)."""
+        autoencoder_images.code_map(axes, self.code.mean.numpy(), groups, method)
+
+    def _images(self, rows: Tensor) -> np.ndarray | None:
+        return as_images((rows.cpu(),), getattr(self._posterior.program.model, "image_shape", None))
+
+
+def _required(images: np.ndarray | None) -> np.ndarray:
+    if images is None:
+        raise ValueError("the rows are not images: give the model an image_shape, (height, width)")
+    return images
+
+
+def code_sections(posterior: Posterior, held_out: HeldOutRows | None, groups: Any = None) -> Iterator[Section]:
+    """The sections of an autoencoder; ``groups`` colour the map of codes, one a row of ``held_out`` or of the fit."""
+    if held_out is None:
+        kind, codes = "rows of the fit", Codes(posterior, posterior.data[0])
+    else:
+        kind, codes = "rows the fit never saw", Codes(posterior, held_out.observed, held_out.code)
+        yield _scores(held_out.scores)
+    if codes.has_images:
+        reading = f"Some {kind}, and what is left of them in {codes.code.mean.shape[1]} numbers each."
+        yield _section("What do its codes remember?", reading, codes.reconstructions, (7.2, 3.2))
+        reading = "Codes drawn from the prior, as the model decodes them: the images should look like the data."
+        yield _section("What does the model make?", reading, codes.samples, (7.2, 3.2))
+        reading = (
+            f"Of the {int(codes.code.active().sum())} numbers of a code that say anything of a row, those that say "
+            "most: each line is what one of them does."
+        )
+        yield _section("What does each number do?", reading, codes.traversal, (7.2, 0.55 * len(codes.active) + 0.7))
+    reading = (
+        f"The codes of {kind}, seen along the two directions in which they differ most; alike rows should lie together"
+        f"{'' if groups is None else ', and each colour in a place of its own'}."
+    )
+    yield _section("Where do the codes lie?", reading, lambda axes: codes.map(axes, groups), (7.2, 5.4))
+
+
+def _section(title: str, reading: str, draw: Callable[[Axes], None], size: tuple[float, float]) -> Section:
+    return Section(title, reading, drawn(draw, size), figure_label=title)
+
+
+def _scores(scores: EvidenceScores) -> Section:
+    reading = (
+        "On rows the fit never saw: how probable they are under the model. The second bound is the closer one; a wide "
+        "gap between the two means that the encoder's Normals do not match the codes' true posteriors."
+    )
+    error = f"± {2 * scores.standard_error:.2g}"
+    rows = [
+        ("held-out rows", f"{scores.rows:,}"),
+        ("ELBO, nats a row", f"{scores.elbo:.2f}"),
+        (f"log p(x), bound from {scores.samples:,} draws a row, nats a row", f"{scores.log_evidence:.2f} {error}"),
+        ("numbers of a code that say anything of its row", f"{scores.active} of {scores.size}"),
+    ]
+    return Section("How well does it describe new rows?", reading, None, rows)

@@ -1,0 +1,258 @@
+"""Two fits or more side by side in one HTML file: what each is, whether to rely on it, and where they differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from inference.data.arguments import row_count
+from inference.diagnostics.checks import Diagnosis
+from inference.diagnostics.verdict import verdict
+from inference.model.sites import scalars
+from inference.predictive.autoencoder import EvidenceScores, HeldOutRows
+from inference.predictive.scoring import ClassScores, HeldOut, Scores
+from inference.reporting.figures import comparison_plots
+from inference.reporting.html_page import provenance, write_page
+from inference.reporting.section import Labels, Section
+from inference.utils.hashing import fingerprint
+
+if TYPE_CHECKING:
+    from inference.predictive.approximation import Approximation as Posterior
+
+__all__ = ["compare_report"]
+
+MAX_PANELS, MAX_ROWS = 12, 40
+_ELBO = "ELBO, nats"
+_KINDS = {"good": "can be relied on", "bad": "not to be relied on yet", "open": "cannot be checked"}
+
+
+@dataclass(frozen=True)
+class _Fit:
+    name: str
+    posterior: Posterior
+    diagnosis: Diagnosis
+    held_out: HeldOut | HeldOutRows | None
+    labels: Labels
+
+
+def compare_report(
+    path: str | Path,
+    posteriors: Mapping[str, Posterior],
+    *,
+    held_out: Mapping[str, HeldOut | HeldOutRows] | None = None,
+    labels: Mapping[str, Labels] | None = None,
+    draws: int = 1000,
+    progress: bool = True,
+) -> Path:
+    """Write one self-contained HTML file that compares ``posteriors``, by the names that the page gives them.
+
+    Parameters
+    ----------
+    held_out
+        By the same names, what :meth:`Posterior.evaluate` gave on rows that the fit never saw.
+    labels
+        By the same names, see :class:`Labels`: what each data set is called.
+    draws
+        Draws of each posterior behind the intervals.
+    progress
+        Show a bar while the fits are looked at.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two posteriors, if something is given for a name
+        that none has, or if a posterior was loaded without its data.
+    """
+    tests, named = held_out or {}, labels or {}
+    if len(posteriors) < 2:
+        raise ValueError(f"a comparison takes two fits or more, not {len(posteriors)}: posterior.report() shows one")
+    unknown = sorted((tests.keys() | named.keys()) - posteriors.keys())
+    if unknown:
+        raise ValueError(f"there is no posterior named {unknown[0]!r}: give the names {sorted(posteriors)}")
+    bar = tqdm(posteriors.items(), desc="compare", unit="fit", disable=not progress, leave=False)
+    fits = [_Fit(name, p, p.diagnose(), tests.get(name), named.get(name, Labels())) for name, p in bar]
+    same = len({_of_data(fit.posterior.data) for fit in fits}) == 1
+    tested = {_of_rows(fit.held_out) for fit in fits if fit.held_out is not None}
+    return write_page(
+        Path(path),
+        "comparison.html",
+        title=f"{len(fits)} fits compared",
+        warnings=_warnings(same, len(tested) < 2),
+        verdicts=[(fit.name, verdict(fit.diagnosis)) for fit in fits],
+        head=["", *(fit.name for fit in fits)],
+        rows=_rows(fits, same),
+        sections=[_curves(fits, same), *_posteriors(fits, draws), *_calibration(fits, len(tested) < 2)],
+        provenance=provenance([(f"seed of {fit.name}", str(fit.posterior.record.seed)) for fit in fits]),
+    )
+
+
+def _of_data(values: tuple[Any, ...]) -> str:
+    """The fingerprint of the tensors among ``values``, whatever their precision."""
+    tensors = [value.cpu() for value in values if isinstance(value, Tensor)]
+    return fingerprint(*((v.float() if v.is_floating_point() else v.long()).numpy() for v in tensors))
+
+
+def _of_rows(held_out: HeldOut | HeldOutRows) -> str:
+    inputs = held_out.inputs if isinstance(held_out, HeldOut) else ()
+    return _of_data((held_out.observed, *(torch.as_tensor(np.asarray(value)) for value in inputs)))
+
+
+def _warnings(same_data: bool, same_rows: bool) -> list[str]:
+    found = []
+    if not same_data:
+        found.append("These fits saw different data: their ELBOs and posteriors are not comparable.")
+    if not same_rows:
+        found.append("These fits were tested on different rows: their scores are not comparable.")
+    return found
+
+
+def _rows(fits: list[_Fit], same_data: bool) -> list[list[str]]:
+    columns = [_facts(fit) | _scores(None if fit.held_out is None else fit.held_out.scores) for fit in fits]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    rows = [[name, *(column.get(name, "–") for column in columns)] for name in names]
+    return [[row[0] + ("" if same_data or row[0] != _ELBO else ", of different data"), *row[1:]] for row in rows]
+
+
+def _facts(fit: _Fit) -> dict[str, str]:
+    posterior, found = fit.posterior, fit.diagnosis
+    outcome = verdict(found)
+    facts = {
+        "Verdict": f"{outcome.sign} {_KINDS[outcome.kind]}",
+        "Model": posterior.model_name,
+        "Guide": f"{posterior.guide_name}, {posterior.program.params.size:,} parameters",
+        "Data": ", ".join(part for part in (fit.labels.data, _counted(posterior.data)) if part),
+        "Steps": f"{len(posterior.losses):,} of {posterior.record.options.get('optimizer')}",
+        "Seconds of fitting": f"{posterior.record.seconds:.1f}",
+        "Gradient evaluations": f"{posterior.record.evaluations:,}",
+        _ELBO: _elbo(posterior, found),
+    }
+    if found.evidence is not None:
+        facts["Pareto k-hat"] = f"{found.khat:.2f} (limit {found.khat_threshold:.2f})"
+        facts["Effective sample size"] = f"{found.ess:,.0f} of {found.evidence.log_weights.size:,}"
+    return facts
+
+
+def _counted(data: tuple[Any, ...]) -> str:
+    rows = row_count(data)
+    return "" if rows is None else f"{rows:,} rows"
+
+
+def _elbo(posterior: Posterior, found: Diagnosis) -> str:
+    """Of the guide as it was found, from its weights; where it has none, over the last quarter of the steps."""
+    if found.evidence is not None:
+        value, error = found.evidence.elbo
+        return _with_error(value, error)
+    last = -posterior.losses[-max(1, len(posterior.losses) // 4) :]
+    return f"{_with_error(float(last.mean()), float(last.std() / math.sqrt(len(last))))} (last quarter of the steps)"
+
+
+def _with_error(value: float, error: float) -> str:
+    digits = max(0, 1 - math.floor(math.log10(2 * error))) if math.isfinite(error) and error > 0 else 2
+    return f"{value:,.{digits}f} ± {2 * error:,.{digits}f}"
+
+
+def _scores(scores: Scores | ClassScores | EvidenceScores | None) -> dict[str, str]:
+    if scores is None:
+        return {}
+    rows = {"Held-out rows": f"{scores.rows:,}"}
+    if isinstance(scores, EvidenceScores):
+        bound = _with_error(scores.log_evidence, scores.standard_error)
+        return rows | {
+            "Held-out ELBO, nats a row": f"{scores.elbo:.2f}",
+            "Held-out log p(x), at least, nats a row": bound,
+        }
+    if isinstance(scores, ClassScores):
+        rows["Predicted rightly"] = f"{scores.accuracy:.1%}"
+        rows["Brier score"] = f"{scores.brier:.3f}"
+        rows["Calibration error"] = f"{scores.calibration_error:.3f}"
+    else:
+        rows["RMSE"] = f"{scores.rmse:.4g}"
+        rows["CRPS"] = f"{scores.crps:.4g}"
+        for c in scores.coverage:
+            rows[f"Inside the {c.prob:.0%} interval"] = f"{c.share:.1%} ± {2 * c.standard_error:.1%}"
+    return rows | {"Held-out log likelihood, nats a row": f"{scores.log_likelihood:.3f}"}
+
+
+def _curves(fits: list[_Fit], same_data: bool) -> Section:
+    reading = "The running mean of the ELBO of each fit, which fitting pushes up: higher is better, flat is settled."
+    if not same_data:
+        reading = "The running mean of the ELBO of each fit on its own data, so only the shapes can be compared."
+    picture = comparison_plots.elbo_curves({fit.name: fit.posterior.losses for fit in fits}, together=same_data)
+    return Section("How did each fit go?", reading, picture, figure_label="ELBO by step, of each fit")
+
+
+def _posteriors(fits: list[_Fit], draws: int) -> Iterator[Section]:
+    """The latents that two fits or more have, those whose means differ most first."""
+    shared = _shared({fit.name: fit.posterior for fit in fits if not fit.posterior.is_autoencoder}, draws)
+    if not shared:
+        return
+    ordered = dict(sorted(shared.items(), key=lambda item: -_apart(item[1])))
+    panels, rows = dict(list(ordered.items())[:MAX_PANELS]), dict(list(ordered.items())[:MAX_ROWS])
+    names = [fit.name for fit in fits]
+    reading = (
+        "What the fits say of the unknowns that they share: the mark is the mean, the line holds 90 % of the "
+        "posterior. Those that differ most, in their own standard deviations, come first."
+    )
+    some = f" ({len(panels)} of {len(ordered):,})" if len(panels) < len(ordered) else ""
+    picture = comparison_plots.intervals(panels, names)
+    yield Section(
+        f"Do they agree on what they share?{some}", reading, picture, figure_label="means and intervals by fit"
+    )
+    table = [[latent, *(_interval(found.get(name)) for name in names)] for latent, found in rows.items()]
+    some = f" ({len(rows)} of {len(ordered):,})" if len(rows) < len(ordered) else ""
+    yield Section(f"Shared unknowns{some}", "Mean and 90 % interval.", None, table, ["", *names])
+
+
+def _shared(posteriors: Mapping[str, Posterior], draws: int) -> dict[str, dict[str, np.ndarray]]:
+    sites = [site.name for posterior in posteriors.values() for site in posterior.program.latents]
+    several = {name for name in sites if sites.count(name) > 1}
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, posterior in posteriors.items():
+        if several:
+            drawn = {site: value.numpy() for site, value in posterior.sample(draws).items() if site in several}
+            for latent, values in scalars(drawn).items():
+                found.setdefault(latent, {})[name] = values
+    return {latent: by_fit for latent, by_fit in found.items() if len(by_fit) > 1}
+
+
+def _apart(found: Mapping[str, np.ndarray]) -> float:
+    means = [values.mean() for values in found.values()]
+    spread = float(np.mean([values.std() for values in found.values()]))
+    return float(np.ptp(means)) / (spread or 1.0)
+
+
+def _interval(values: np.ndarray | None) -> str:
+    if values is None:
+        return "–"
+    low, high = np.quantile(values, [0.05, 0.95])
+    return f"{values.mean():.3g} [{low:.3g}, {high:.3g}]"
+
+
+def _calibration(fits: list[_Fit], same_rows: bool) -> Iterator[Section]:
+    """Held-out calibration, where two fits or more have it of one kind."""
+    scores = {fit.name: fit.held_out.scores for fit in fits if fit.held_out is not None}
+    where = "On the same held-out rows" if same_rows else "Each on held-out rows of its own"
+    pits = {name: found.pit.numpy() for name, found in scores.items() if isinstance(found, Scores)}
+    if len(pits) > 1:
+        reading = (
+            f"{where}: the share inside the interval of each probability. On the grey line intervals hold what they "
+            "promise; below it a fit is too sure, above it not sure enough."
+        )
+        picture = comparison_plots.coverage_curves(pits)
+        yield Section("Do their intervals hold what they promise?", reading, picture, figure_label="coverage by fit")
+    reliable = {name: found.reliability for name, found in scores.items() if isinstance(found, ClassScores)}
+    if len(reliable) > 1:
+        reading = (
+            f"{where}: how often the predicted class is right, by the probability given to it. On the grey line "
+            "probabilities can be taken at their word; below it a fit is too sure."
+        )
+        picture = comparison_plots.reliability_curves(reliable)
+        yield Section("Can their probabilities be believed?", reading, picture, figure_label="reliability by fit")

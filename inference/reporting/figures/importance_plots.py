@@ -1,0 +1,132 @@
+"""Figures of importance weights: how evenly they are spread, and what they say of the guide's moments."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from inference.diagnostics.checks import OFF, Evidence
+from inference.diagnostics.importance_sampling import Moments
+from inference.diagnostics.loo import LeaveOneOut
+from inference.reporting.figures.posterior_plots import short
+from inference.reporting.figures.style import BLUE, GREY, INK, ORANGE, STYLE, as_svg
+
+__all__ = ["left_out_dots", "moments", "weights", "worst_first"]
+
+_MOST_LATENTS = 40
+_POINTS = 200
+_NAMED = 3  # observations whose numbers the figure of those left out shows
+
+
+def weights(evidence: Evidence, limit: float) -> str:
+    """The share of all weight that the heaviest draws carry, and the k-hat of each repeat beside its ``limit``."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+        _shares(left, evidence.log_weights.reshape(-1))
+        _khats(right, evidence.khats, limit)
+        return as_svg(figure)
+
+
+def _shares(axes: Axes, log_weights: np.ndarray) -> None:
+    share = np.cumsum(_normalised(log_weights))
+    ranks = np.unique(np.geomspace(1, len(share), _POINTS).astype(int))
+    axes.plot(ranks, ranks / len(share), color=GREY, lw=1, ls="--", label="all weights even")
+    axes.plot(ranks, share[ranks - 1], color=BLUE, lw=1.8, label="found")
+    axes.set(xscale="log", xlabel="heaviest draws", ylabel="their share of all weight", ylim=(0, 1.03))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.legend(loc="upper left", fontsize=9)
+
+
+def _normalised(log_weights: np.ndarray) -> np.ndarray:
+    """Weights, largest first, that sum to 1; NaN counts as none, and where some are infinite, only these count."""
+    log = np.where(np.isnan(log_weights), -np.inf, log_weights)
+    top = log.max()
+    raw = (log == top).astype(float) if np.isinf(top) else np.exp(log - top)
+    return np.sort(raw)[::-1] / raw.sum()
+
+
+def _khats(axes: Axes, khats: np.ndarray, limit: float) -> None:
+    finite = khats[np.isfinite(khats)]
+    low = min(0.0, finite.min(initial=0.0) - 0.1)
+    high = max(1.0, finite.max(initial=0.0) + 0.2)
+    shown = np.where(np.isfinite(khats), khats, high)
+    axes.axvspan(limit, 1.1 * high, color=GREY, alpha=0.25, lw=0)
+    axes.axvline(limit, color=INK, lw=1.4, ls="--")
+    axes.annotate(
+        f"limit {limit:.2f}",
+        (limit, 1),
+        (-3, -4),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize=9,
+        rotation=90,
+    )
+    rows = np.arange(1, len(khats) + 1)
+    for within, colour, marker in ((khats < limit, BLUE, "o"), (~(khats < limit), ORANGE, "D")):
+        axes.plot(shown[within], rows[within], marker, color=colour, ms=6)
+    for row in rows[~np.isfinite(khats)]:
+        axes.annotate("∞", (high, row), (6, 0), textcoords="offset points", va="center")
+    axes.set(xlabel="Pareto k-hat", ylabel="set of draws", xlim=(low, 1.1 * high), ylim=(0.3, len(khats) + 0.7))
+    axes.set_yticks(rows)
+
+
+def worst_first(moments: Moments) -> np.ndarray:
+    """The numbers of the latents whose moments reach furthest from the posterior's, at most forty, the worst first."""
+    return np.argsort(-np.maximum(moments.mean_reach, moments.ratio_reach), kind="stable")[:_MOST_LATENTS]
+
+
+def moments(moments: Moments, shown: np.ndarray) -> str:
+    """For each latent in ``shown`` its mean and its standard deviation against the posterior's, with ± 2 errors."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 0.21 * len(shown) + 1.1), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        names = [short(moments.names[i]) for i in shown]
+        _dots(left, moments.mean[shown], moments.mean_se[shown], 0.0)
+        _dots(right, moments.ratio[shown], moments.ratio_se[shown], 1.0)
+        left.set_xlabel("difference of means (sd)")
+        right.set_xlabel("ratio of standard deviations")
+        left.set_yticks(range(len(shown)), names, fontsize=8)
+        left.set_ylim(len(shown) - 0.4, -0.6)
+        return as_svg(figure)
+
+
+def _dots(axes: Axes, values: np.ndarray, errors: np.ndarray, right: float) -> None:
+    axes.axvspan(right - OFF, right + OFF, color=GREY, alpha=0.25, lw=0)
+    axes.axvline(right, color=INK, lw=0.8, ls="--")
+    inside = np.abs(values - right) + 2 * errors <= OFF
+    rows = np.arange(len(values))
+    for mask, colour, marker in ((inside, BLUE, "o"), (~inside, ORANGE, "D")):
+        axes.errorbar(values[mask], rows[mask], xerr=2 * errors[mask], fmt=marker, color=colour, ms=4, lw=1.2)
+    reach = max(2 * OFF, float((np.abs(values - right) + 2 * errors).max()))
+    axes.set_xlim(right - 1.08 * reach, right + 1.08 * reach)
+
+
+def left_out_dots(found: LeaveOneOut) -> str:
+    """Log probability of each observation given the others, and its Pareto k."""
+    elpd, k = found.pointwise.reshape(-1), found.pareto_k.reshape(-1)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        good = k < found.threshold
+        _observations(left, elpd, good)
+        _observations(right, np.minimum(k, 2.0), good)
+        for i in np.argsort(elpd)[:_NAMED]:
+            left.annotate(f"{i:,}", (i, elpd[i]), (5, 0), textcoords="offset points", va="center", fontsize=9)
+        right.axhline(found.threshold, color=INK, lw=1.4, ls="--", label=f"limit {found.threshold:.2f}")
+        right.legend(loc="best", fontsize=9)
+        left.set(xlabel="observation", ylabel="log probability, left out (nats)")
+        right.set(xlabel="observation", ylabel="Pareto k (2 or more: drawn at 2)")
+        return as_svg(figure)
+
+
+def _observations(axes: Axes, values: np.ndarray, good: np.ndarray) -> None:
+    rows = np.arange(len(values))
+    axes.axhline(float(np.median(values)), color=GREY, lw=0.8)
+    for mask, colour, marker in ((good, BLUE, "o"), (~good, ORANGE, "D")):
+        axes.plot(rows[mask], values[mask], marker, color=colour, ms=3.5, alpha=0.8)
+    axes.margins(x=0.06)

@@ -1,0 +1,171 @@
+"""What a fit is of, in marks that another process finds again: names, source, settings, data."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import hashlib
+import inspect
+import math
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from inference.model.bound_model import name_of
+from inference.model.captured_values import captured, is_foreign
+from inference.utils.hashing import fingerprint
+
+__all__ = ["data_marks", "differences", "marks"]
+
+_DEPTH = 6
+Marks = dict[str, Any]
+
+
+def marks(value: Any, name: str) -> Marks:
+    """Name → mark of what ``value``, a model, a guide or an option of a fit, is made of.
+
+    Functions and classes have the SHA-256 of their source, and what they take
+    from closures, globals and attributes its value, as far as that is a number,
+    text, tensor or array, or again a function; parameters, which a fit changes,
+    have their shape.
+
+    >>> from functools import partial
+    >>> from ppl_models import linear_regression
+    >>> one, other = (marks(partial(linear_regression, noise=noise), "model") for noise in (0.1, 0.2))
+    >>> differences(one, other)
+    ['model.noise is 0.1 there and 0.2 here']
+    """
+    found: Marks = {}
+    _visit(value, name, found, set(), _DEPTH, settings=True)
+    return found
+
+
+def data_marks(names: list[str], args: tuple[Any, ...]) -> Marks:
+    """The marks of a fit's arguments: shape, type and SHA-256 of the values of each tensor."""
+    pairs = zip(names, args, strict=True)
+    return {name: _of_tensor(value) if isinstance(value, Tensor) else _plain(value) for name, value in pairs}
+
+
+def differences(there: Marks, here: Marks) -> list[str]:
+    """What differs, in words, by name."""
+    names = [name for name in {**there, **here} if there.get(name, _MISSING) != here.get(name, _MISSING)]
+    return [_difference(name, there.get(name, _MISSING), here.get(name, _MISSING)) for name in names]
+
+
+_MISSING, _HASH = "missing", "sha256 "
+
+
+def _difference(name: str, there: Any, here: Any) -> str:
+    shown = [_shown(mark) for mark in (there, here)]
+    if shown[0] == shown[1]:
+        return f"{name} has changed"
+    return f"{name} is {shown[0]} there and {shown[1]} here"
+
+
+def _shown(mark: Any) -> str:
+    """A mark without the hash that tells a reader nothing."""
+    text = str(mark).partition(_HASH)[0].strip() or "source"
+    return text if len(text) < 80 else f"{text[:77]}…"
+
+
+def _visit(value: Any, name: str, found: Marks, seen: set[int], depth: int, settings: bool) -> None:
+    """Add the marks of ``value``; ``settings`` says that containers and objects belong to what was asked for."""
+    if isinstance(value, bool | int | float | str | bytes | complex | type(None) | torch.dtype | torch.device):
+        found[name] = _plain(value)
+    elif isinstance(value, Tensor):
+        found[name] = _of_tensor(value)
+    elif isinstance(value, np.ndarray):
+        found[name] = _of_array(value)
+    elif id(value) not in seen and depth:
+        seen.add(id(value))
+        for part, inner, asked in _parts(value, name, found, settings):
+            _visit(inner, f"{name}.{part}" if part else name, found, seen, depth - 1, asked)
+
+
+def _parts(value: Any, name: str, found: Marks, settings: bool) -> list[tuple[str, Any, bool]]:
+    """What is inside ``value``, each with its name and whether it is a setting; marks its source on the way."""
+    if isinstance(value, functools.partial):
+        given = [*((str(i), part) for i, part in enumerate(value.args)), *value.keywords.items()]
+        return [("", value.func, settings), *((part, inner, True) for part, inner in given)]
+    if isinstance(value, types.MethodType):
+        return [("", value.__self__, settings), (value.__name__, value.__func__, settings)]
+    if isinstance(value, types.FunctionType | type):
+        return _of_code(value, name, found)
+    if not settings:
+        return []
+    if isinstance(value, Mapping):
+        return [(str(part), inner, True) for part, inner in value.items()]
+    if isinstance(value, list | tuple):
+        return [(str(i), inner, True) for i, inner in enumerate(value)]
+    return _of_object(value)
+
+
+def _of_code(value: types.FunctionType | type, name: str, found: Marks) -> list[tuple[str, Any, bool]]:
+    if is_foreign(value):
+        found[name] = f"{_stable_module(value)}.{value.__qualname__}"
+        inside = getattr(value, "__wrapped__", None)
+        return [] if inside is None else [("wrapped", inside, False)]
+    found[f"{name}.source"] = _source(value)
+    if isinstance(value, type):
+        return []
+    changed = _rebound(value)
+    return [(part, inner, False) for part, inner in captured(value) if part not in changed]
+
+
+def _stable_module(value: Any) -> str:
+    """The module of foreign code; of our own the top package alone, as a checkpoint outlives where a module lies."""
+    top = value.__module__.partition(".")[0]
+    return top if top == "inference" else value.__module__
+
+
+def _of_object(value: Any) -> list[tuple[str, Any, bool]]:
+    shown = vars(value).items() if _has_vars(value) else ()
+    own = [(part, inner, True) for part, inner in shown if part[:1] != "_" and part != "training"]
+    if isinstance(value, nn.Module):
+        inner = [*value.named_parameters(recurse=False), *value.named_children()]
+        own = [*own, *((part, child, True) for part, child in inner)]
+    return [("class", type(value), False), *own]
+
+
+def _has_vars(value: Any) -> bool:
+    return hasattr(value, "__dict__") and (isinstance(value, nn.Module) or not is_foreign(type(value)))
+
+
+def _rebound(function: types.FunctionType) -> set[str]:
+    """The names outside that the function itself sets, such as a counter of its calls."""
+    return {step.argval for step in dis.get_instructions(function) if step.opname in ("STORE_GLOBAL", "STORE_DEREF")}
+
+
+def _source(thing: Any) -> str:
+    try:
+        text = inspect.getsource(thing)
+    except (OSError, TypeError):  # typed in, or made at run time
+        text = _code(thing.__code__) if hasattr(thing, "__code__") else thing.__qualname__
+    return f"{_HASH}{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _code(code: types.CodeType) -> str:
+    inner = [_code(part) if isinstance(part, types.CodeType) else repr(part) for part in code.co_consts]
+    return repr((code.co_code, code.co_names, inner))
+
+
+def _of_tensor(value: Tensor) -> str:
+    if value.requires_grad:
+        return f"parameter {tuple(value.shape)}"
+    return _of_array(value.detach().cpu().numpy())
+
+
+def _of_array(value: np.ndarray) -> str:
+    return f"{value.dtype} {value.shape} {_HASH}{fingerprint(value)}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return str(value) if isinstance(value, torch.dtype | torch.device | bytes | complex) else name_of(value)
