@@ -24,7 +24,7 @@ from numpyro.infer.initialization import init_to_median
 from numpyro.optim import Adam
 
 from examples.bayesian_nn import DRAWS, GRID, LR, run
-from ppl_models.datasets import cosine
+from ppl_models.data.datasets import cosine
 
 
 def network(x: jax.Array, y: jax.Array | None = None) -> None:

@@ -28,8 +28,8 @@ from examples.bayesian_nn import GRID
 from guides import conditional_normal, full_rank_normal, low_rank_normal, mean_field_normal
 from inference import cosine_decay, fit
 from ppl_models import bnn_regression
-from ppl_models.datasets import cosine
-from ppl_models.tables import Table
+from ppl_models.data.datasets import cosine
+from ppl_models.data.tables import Table
 
 MODEL = partial(bnn_regression, noise="learned")
 DRAWS, STEPS, LR, WARMUP = 1000, 10_000, 0.01, 500

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.problems import edward
 from benchmarks.uci import BATCH, HIDDEN, LENGTH_SCALE, SPLITS
-from benchmarks.works import edward
 from guides import bernoulli_dropout
 from inference import fit, fit_many
 from ppl_models import DropoutNetwork
-from ppl_models.download import data_folder
-from ppl_models.tables import load_npz
+from ppl_models.data.download import data_folder
+from ppl_models.data.tables import load_npz
 
 
 def seconds(run: Callable[[], object]) -> float:

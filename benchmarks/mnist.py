@@ -27,12 +27,12 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from benchmarks.works import Network
+from benchmarks.problems import Network
 from guides import bernoulli_dropout
 from inference import ClassPrediction, Posterior, cosine_decay, fit
 from inference.predictive.reliability import reliability
 from ppl_models import DropoutCNN
-from ppl_models.datasets import fashion_mnist, mnist
+from ppl_models.data.datasets import fashion_mnist, mnist
 
 DRAWS, EPOCHS, BATCH, LR = 50, 10, 1000, 1e-4
 

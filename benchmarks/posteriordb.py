@@ -26,7 +26,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from pyro.optim import ClippedAdam
 
-from benchmarks.posteriors import NAMES, Errors, Posterior, read
+from benchmarks.posteriordb_models import NAMES, Errors, Posterior, read
 from guides import full_rank_normal, funnel_flow, mean_field_normal, planar_flow, spline_flow
 from inference import fit
 from inference.optim.adaptive import Stop

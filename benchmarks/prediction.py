@@ -33,7 +33,7 @@ from torch import Tensor
 from guides import mean_field_normal
 from inference import Posterior, fit
 from ppl_models import bnn_regression
-from ppl_models.datasets import cosine
+from ppl_models.data.datasets import cosine
 
 SIZES = (10**3, 10**4, 10**5, 3 * 10**5, 10**6, 3 * 10**6, 10**7)
 Work = Callable[[np.ndarray], object]

@@ -24,8 +24,8 @@ from pyro.infer import SVI as PyroSVI
 from pyro.infer import Trace_ELBO
 from tqdm import tqdm
 
-from benchmarks.by_torch import BY_HAND, by_hand
-from benchmarks.works import WORKS, Work
+from benchmarks.baselines.torch import BY_HAND, by_hand
+from benchmarks.problems import WORKS, Work
 from inference.engine.compiled import CompiledEngine
 from inference.engine.eager import EagerEngine
 from inference.engine.svi_problem import Task
@@ -72,7 +72,7 @@ def contenders(name: str, device: str, with_jax: bool) -> dict[str, Callable[[],
         found[TORCH] = lambda: by_hand(BY_HAND[name], compiled=False)
         found[TORCH_COMPILE] = lambda: by_hand(BY_HAND[name], compiled=True)
     if with_jax:
-        from benchmarks.by_jax import RIVALS
+        from benchmarks.baselines.jax import RIVALS
 
         found[JAX] = RIVALS[name][1]
     return found

@@ -29,7 +29,7 @@ torch.set_num_threads(THREADS)
 from guides import mean_field_normal
 from inference import fit
 from ppl_models import bnn_regression
-from ppl_models.datasets import cosine
+from ppl_models.data.datasets import cosine
 ready = time.perf_counter()
 data = cosine()
 posterior = fit(bnn_regression, mean_field_normal(bnn_regression), data.x, data.y, engine=ENGINE, steps={STEPS},
@@ -47,7 +47,7 @@ from numpyro.infer import SVI, Trace_ELBO
 from numpyro.infer.autoguide import AutoNormal
 from numpyro.optim import Adam
 from benchmarks.edward import network
-from ppl_models.datasets import cosine
+from ppl_models.data.datasets import cosine
 ready = time.perf_counter()
 data = cosine()
 svi = SVI(network, AutoNormal(network), Adam(0.01), Trace_ELBO())

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from guides import bernoulli_dropout
 from inference import Progress, fit
-from ppl_models.download import data_folder
-from ppl_models.tables import load_npz
+from ppl_models.data.download import data_folder
+from ppl_models.data.tables import load_npz
 
 PUBLISHED = {
     "concrete": ((4.83, 0.16), (-2.937, 0.025)),

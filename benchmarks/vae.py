@@ -21,7 +21,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from guides import amortized_encoder
 from inference import Posterior, fit
 from ppl_models import VAE
-from ppl_models.datasets import mnist_bits
+from ppl_models.data.datasets import mnist_bits
 from ppl_models.vae import decoder_network, encoder_network
 
 BATCH, EPOCHS, LR, LATENT = 128, 20, 1e-3, 50

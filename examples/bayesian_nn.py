@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from guides import conditional_normal, mean_field_normal
 from inference import Posterior, Prediction, cosine_decay, fit
 from ppl_models import bnn_regression
-from ppl_models.datasets import cosine
+from ppl_models.data.datasets import cosine
 
 GRID = np.linspace(-1, 1, 200)[:, None]
 DRAWS, SHOWN, LR = 1000, 50, 0.01

@@ -28,7 +28,7 @@ from inference import ClassPrediction, Posterior, cosine_decay, fit
 from inference.predictive.scoring import ClassScores, HeldOut
 from inference.reporting.figures.image_grids import entropy_grids
 from ppl_models import DropoutCNN
-from ppl_models.datasets import digits, mnist
+from ppl_models.data.datasets import digits, mnist
 
 DRAWS, BATCH, SHOWN = 50, 1000, 9
 

@@ -29,7 +29,7 @@ from guides import amortized_encoder
 from inference import Posterior, Progress, every, fit
 from inference.reporting.autoencoder_section import Codes
 from ppl_models import VAE
-from ppl_models.datasets import digits, mnist_bits
+from ppl_models.data.datasets import digits, mnist_bits
 
 BATCH, LR = 128, 1e-3
 MAPPED = 3000

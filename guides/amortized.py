@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
-from guides.rows import first_rows, look
+from guides.plates import first_rows, look
 
 __all__ = ["AmortizedEncoder", "amortized_encoder"]
 

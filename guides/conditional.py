@@ -13,10 +13,10 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from guides.initialization import count
 from guides.linear_model import LinearModel, run_in_units
 from guides.mean_field import mean_field_normal
-from guides.rows import look, row_count
-from guides.starts import count
+from guides.plates import look, row_count
 
 __all__ = ["ConditionalNormal", "conditional_normal"]
 

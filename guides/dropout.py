@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from guides.rows import look, row_count
+from guides.plates import look, row_count
 
 __all__ = ["BernoulliDropout", "bernoulli_dropout"]
 

@@ -14,7 +14,7 @@ from pyro.nn import PyroParam
 from torch import Tensor, nn
 from torch.distributions import Transform, biject_to
 
-from guides.triangle import Triangle
+from guides.affine_transform import Triangle
 
 __all__ = ["FlowDistribution", "FlowGuide", "FlowLayers"]
 
@@ -98,7 +98,7 @@ class FlowGuide(AutoNormalizingFlow):
 
 
 class FlowDistribution(dist.TransformedDistribution):
-    """The density of a flow's draws, with its layers f and a :class:`~guides.triangle.Triangle` as ``transforms``."""
+    """The density of a flow's draws; ``transforms`` are f and a :class:`~guides.affine_transform.Triangle`."""
 
     def fixed(self) -> _Fixed:
         """The same density with its parameters cut off from their gradient."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoMultivariateNormal
 
-from guides.starts import InitLoc, count, init_loc_fn, positive
+from guides.initialization import InitLoc, count, init_loc_fn, positive
 
 __all__ = ["full_rank_normal", "low_rank_normal"]
 

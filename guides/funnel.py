@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from guides.flow import FlowGuide, FlowLayers
-from guides.starts import InitLoc, init_loc_fn, positive
+from guides.initialization import InitLoc, init_loc_fn, positive
 
 __all__ = ["FunnelFlow", "FunnelLayers", "funnel_flow"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyro.infer.autoguide import AutoNormal
 
-from guides.starts import InitLoc, init_loc_fn, positive
+from guides.initialization import InitLoc, init_loc_fn, positive
 
 __all__ = ["mean_field_normal"]
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from guides.flow import FlowGuide, FlowLayers
-from guides.recurrence import tanh_recurrence
-from guides.starts import InitLoc, count, init_loc_fn, positive
+from guides.initialization import InitLoc, count, init_loc_fn, positive
+from guides.tanh_recurrence import tanh_recurrence
 
 __all__ = ["PlanarFlow", "PlanarLayers", "planar_flow"]
 
@@ -77,7 +77,7 @@ class PlanarLayers(FlowLayers):
     û = u + (m(w·u) − w·u) w/‖w‖² keeps w·û above −1, so that each layer grows
     along w and has an inverse; m(t) = log(1 + e^(t+c)) − 1 + 0.01, with c such
     that m(0) = 0. As w_k·x_k = w_k·x + Σ_{j<k} (w_k·û_j) h_j, all layers are
-    matrix products but for the h, which :func:`~guides.recurrence.tanh_recurrence` finds.
+    matrix products but for the h, which :func:`~guides.tanh_recurrence.tanh_recurrence` finds.
 
     ``u`` and ``w`` have shape (K, D), ``b`` (K,).
 

@@ -11,7 +11,7 @@ import zuko
 from torch import Tensor
 
 from guides.flow import FlowGuide, FlowLayers
-from guides.starts import InitLoc, count, init_loc_fn, positive
+from guides.initialization import InitLoc, count, init_loc_fn, positive
 
 __all__ = ["SplineFlow", "SplineLayers", "spline_flow"]
 

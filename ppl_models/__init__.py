@@ -4,7 +4,7 @@ from ppl_models.bnn_regression import bnn_regression
 from ppl_models.dropout import DropoutNetwork
 from ppl_models.dropout_networks import DropoutCNN, DropoutRegression
 from ppl_models.energy import Energy, u1, u2, u3, u4
-from ppl_models.exact import ExactPosterior, exact_linear_regression
+from ppl_models.exact_posterior import ExactPosterior, exact_linear_regression
 from ppl_models.linear_regression import linear_regression
 from ppl_models.mlp_regression import mlp_regression
 from ppl_models.scaling import Scaling

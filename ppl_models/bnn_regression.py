@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_models.network import network_regression
-from ppl_models.noise import Noise
+from ppl_models.noise_scale import Noise
 from ppl_models.scaling import Scaling
 
 __all__ = ["bnn_regression", "suggested_options"]

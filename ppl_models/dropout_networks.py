@@ -43,7 +43,7 @@ class DropoutCNN(DropoutNetwork):
     --------
     >>> from guides import bernoulli_dropout
     >>> from inference import fit
-    >>> from ppl_models.datasets import digits
+    >>> from ppl_models.data.datasets import digits
     >>> data = digits()
     >>> model = DropoutCNN((8, 8), hidden=20, brightest=16)
     >>> posterior = fit(model, bernoulli_dropout(model), data.x, data.y, steps=5, batch_size=100, progress=False)

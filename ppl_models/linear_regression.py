@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from ppl_models.noise import Noise, noise_scale
+from ppl_models.noise_scale import Noise, noise_scale
 from ppl_models.scaling import Scaling
 
 __all__ = ["linear_regression", "suggested_options"]

@@ -11,7 +11,7 @@ from torch.nn.functional import leaky_relu
 
 from ppl_models.bnn_regression import suggested_options
 from ppl_models.network import network_regression
-from ppl_models.noise import Noise
+from ppl_models.noise_scale import Noise
 from ppl_models.scaling import Scaling
 
 __all__ = ["mlp_regression", "suggested_options"]

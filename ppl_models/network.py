@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ppl_models.noise import Noise, noise_scale
+from ppl_models.noise_scale import Noise, noise_scale
 from ppl_models.scaling import Scaling
 
 __all__ = ["network_regression"]

@@ -16,7 +16,7 @@ from inference import calibrate, fit, load, open_prediction
 from inference.cli.runs import Run
 from ppl_models import linear_regression
 
-SAVED = Path(__file__).parents[1] / "data" / "saved_by_0_1_0"
+SAVED = Path(__file__).parents[1] / "saved" / "by_0_1_0"
 
 
 def module(path):

@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import Phase
 
-from faults import outcomes
+from tests.faults import outcomes
 
 
 @pytest.fixture

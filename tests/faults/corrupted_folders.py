@@ -1,4 +1,4 @@
-"""Load folders that were harmed, many of them: ``python -m faults.corrupted_folders --count 5000`` from ``tests/``.
+"""Load folders that were harmed, many of them: ``python -m tests.faults.corrupted_folders --count 5000``.
 
 Each ends in one of Kiln's own errors or loads to what was written; forgeries,
 whose checksums are right, may load to what the forger wrote. Nothing in them is
@@ -26,7 +26,6 @@ from unittest import mock
 import numpy as np
 import torch
 
-from faults.corruptions import Canary, harm
 from guides import mean_field_normal
 from inference import every, fit, load
 from inference.cli.commands import main as command_line
@@ -36,6 +35,7 @@ from inference.storage.checkpoint import Checkpoint, read_checkpoint
 from inference.svi.calibration.folder import CalibrationFolder
 from inference.svi.calibration.simulation import Outcome, Simulation
 from ppl_models import linear_regression
+from tests.faults.corruptions import Canary, harm
 
 OURS = (ValueError, TypeError, NotImplementedError, OSError)
 SECONDS, BYTES = 20, 2**30

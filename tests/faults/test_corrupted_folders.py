@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from faults import corrupted_folders, corruptions
 from inference.storage import json_document, tensor_archive
+from tests.faults import corrupted_folders, corruptions
 
 ROOT = Path(__file__).parents[2]
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from several import forked
 
 from guides import mean_field_normal
 from inference import Checkpoint, fit
 from inference.storage.checkpoint import has_checkpoint
 from ppl_models import linear_regression
+from tests.helpers.torchrun import forked
 
 pytestmark = pytest.mark.slow
 KILLS = 100  # of each engine

@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import strategies as st
 
-from faults.outcomes import hold
 from guides import mean_field_normal
 from inference import fit
 from inference.cli import commands
 from ppl_models import linear_regression
+from tests.faults.outcomes import hold
 
 FEW = 4
 ROWS = 12
@@ -570,7 +570,7 @@ def test_a_process_of_its_own_says_one_line_too(place, words, named):
 
 
 def test_the_property_fails_where_a_bare_error_gets_through(place, monkeypatch, unshrunk):
-    monkeypatch.setattr("ppl_models.tables._numbers", lambda column, path: column.to_numpy(dtype=float))
+    monkeypatch.setattr("ppl_models.data.tables._numbers", lambda column, path: column.to_numpy(dtype=float))
     with pytest.raises(AssertionError):
         test_a_cell_that_is_no_number_is_named_by_file_and_column(25, place)
 

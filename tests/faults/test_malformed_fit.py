@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from faults.malformed import MATRICES, MEANT, ODD, WRONG, numbers
-from faults.outcomes import hold, outcome
 from guides import mean_field_normal
 from inference import fit
 from ppl_models import linear_regression
+from tests.faults.malformed import MATRICES, MEANT, ODD, WRONG, numbers
+from tests.faults.outcomes import hold, outcome
 
 FEW = 8
 MODEL = partial(linear_regression, noise=1.0)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from faults.malformed import MATRICES, MEANT, ODD, WRONG, numbers
-from faults.outcomes import hold, outcome
-from faults.test_malformed_fit import examples, is_number, whole
 from guides import mean_field_normal
 from inference import fit, load
 from ppl_models import linear_regression
+from tests.faults.malformed import MATRICES, MEANT, ODD, WRONG, numbers
+from tests.faults.outcomes import hold, outcome
+from tests.faults.test_malformed_fit import examples, is_number, whole
 
 MODEL = partial(linear_regression, noise=1.0)
 GUIDE = mean_field_normal(MODEL)

@@ -1,0 +1,1 @@
+"""The problems of the benchmarks in other frameworks: JAX and plain torch."""

@@ -1,0 +1,511 @@
+import os
+import subprocess
+import sys
+import threading
+from functools import partial
+from itertools import pairwise
+
+import h5py
+import numpy as np
+import pandas as pd
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import zarr
+from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_value
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+import inference.data.iterable_dataset
+from guides import amortized_encoder, mean_field_normal
+from inference import NonFinite, batches, fit, load
+from inference.data.batch_loader import BatchStream
+from inference.engine.svi_problem import Task
+from inference.model.bound_model import Program
+from inference.model.elbo import loss
+from inference.utils.random_state import RandomStream
+from ppl_models import VAE
+
+ROWS = 1000
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(ROWS, 2))
+    return x, 1 + x @ [2.0, -1.0] + 0.5 * rng.normal(size=ROWS)
+
+
+def model(x, y=None):
+    bias = pyro.sample("bias", dist.Normal(0.0, 1.0))
+    weights = pyro.sample("weights", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        rows = pyro.subsample(x, event_dim=1)
+        seen = pyro.subsample(y, event_dim=0) if y is not None else None
+        return pyro.sample("y", dist.Normal(rows @ weights + bias, 0.5), obs=seen)
+
+
+def npy(folder, x, y):
+    np.save(folder / "x.npy", x)
+    np.save(folder / "y.npy", y)
+    return batches(folder / "x.npy", str(folder / "y.npy"))
+
+
+def mapped(folder, x, y):
+    np.save(folder / "more.npy", np.concatenate([x[:3], x]))
+    np.save(folder / "y.npy", y)
+    return batches(np.load(folder / "more.npy", mmap_mode="r")[3:], np.load(folder / "y.npy", mmap_mode="r"))
+
+
+def in_zarr(folder, x, y):
+    for name, values, chunk in (("x", x, (64, 2)), ("y", y, (64,))):
+        zarr.create_array(folder / f"{name}.zarr", data=values, chunks=chunk)
+    return batches(folder / "x.zarr", zarr.open_array(folder / "y.zarr", mode="r"))
+
+
+def in_hdf5(folder, x, y):
+    file = h5py.File(folder / "xy.h5", "w")
+    return batches(file.create_dataset("x", data=x, chunks=(50, 2)), file.create_dataset("y", data=y))
+
+
+def parquet(folder, x, y):
+    frame = pd.DataFrame({"a": x[:, 0], "y": y, "b": x[:, 1]})
+    for part in range(2):
+        frame[part * 500 : part * 500 + 500].to_parquet(folder / f"{part}.parquet", row_group_size=70)
+    return batches(folder, target="y")
+
+
+def by_columns(folder, x, y):
+    np.save(folder / "f.npy", np.asfortranarray(x))
+    return batches(folder / "f.npy", torch.from_numpy(y))
+
+
+def loader(_, x, y):
+    return batches(DataLoader(TensorDataset(torch.from_numpy(x), torch.from_numpy(y)), batch_size=64, shuffle=True))
+
+
+SOURCES = [npy, mapped, in_zarr, in_hdf5, parquet, by_columns, loader]
+
+
+def stream(source, size=64, seed=0):
+    return BatchStream(source, ["x", "y"], CPU, torch.float64, size, seed)
+
+
+def taken(found, steps, first=0):
+    found.hold(first, steps)
+    try:
+        return found.rows(first, steps)
+    finally:
+        found.close()
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_each_row_comes_once_an_epoch_in_an_order_of_the_seed(source, data, tmp_path):
+    x, y = data
+    made = source(tmp_path, x, y)
+    xs, ys = (part.flatten(0, 1) for part in taken(stream(made, size=50), 40))  # two epochs
+    for epoch in (slice(0, ROWS), slice(ROWS, 2 * ROWS)):
+        seen = ys[epoch].numpy()
+        assert np.array_equal(np.sort(seen), np.sort(y))
+        assert not np.array_equal(seen, y)
+    assert not torch.equal(ys[:ROWS], ys[ROWS:])
+    assert np.array_equal(xs.numpy(), x[[np.flatnonzero(y == value)[0] for value in ys.numpy()]])
+    again = taken(stream(made, size=50), 40)
+    assert torch.equal(again[1].flatten(), ys)
+    assert not torch.equal(taken(stream(made, size=50, seed=1), 40)[1].flatten(), ys)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_batch_of_a_step_is_the_same_from_wherever_reading_begins(source, data, tmp_path):
+    made = source(tmp_path, *data)
+    whole = taken(stream(made, size=48), 50)
+    part = taken(stream(made, size=48), 7, first=31)
+    assert all(torch.equal(a[31:38], b) for a, b in zip(whole, part, strict=True))
+
+
+def test_rows_in_their_own_order(data, tmp_path):
+    x, y = data
+    npy(tmp_path, x, y)
+    ordered = batches(tmp_path / "x.npy", tmp_path / "y.npy", shuffle=False)
+    assert np.array_equal(taken(stream(ordered, size=100), 10)[1].flatten().numpy(), y)
+
+
+def test_rows_from_all_over_are_in_one_batch(tmp_path):
+    rows = np.arange(10**6, dtype=np.float32)[:, None]  # in the order of what a model would learn
+    np.save(tmp_path / "x.npy", rows)
+    (first,) = taken(stream(batches(tmp_path / "x.npy"), size=1000), 5)
+    error = rows.std() / np.sqrt(1000)
+    assert ((first.mean((1, 2)) - rows.mean()).abs() < 5 * error).all()
+
+
+def epoch_of_losses(source, factor):
+    found = stream(source, size=50)
+    random = RandomStream.seeded(0)
+    program = Program.start(model, mean_field_normal(model), found.first, random, CPU, torch.float64)
+    task = Task.of(program, found.first, batches=found)
+    found.hold(0, 20)
+    values = []
+    with torch.no_grad():
+        for step in range(20):
+            with program.running(program.params.flatten(), RandomStream.seeded(1)):
+                values.append(loss(task.model, task.guide, task.args_at(step), 1, True)[0] * factor)
+    found.close()
+    with torch.no_grad(), program.running(program.params.flatten(), RandomStream.seeded(1)):
+        args = tuple(part.flatten(0, 1) for part in found.rows(0, 20))
+        return torch.stack(values).mean(), loss(program.model, program.guide, args, 1, True)[0]
+
+
+def test_the_mean_over_an_epoch_is_the_full_elbo(data, tmp_path):
+    mean, full = epoch_of_losses(npy(tmp_path, *data), 1.0)
+    assert abs(mean - full) < 1e-9 * abs(full)
+    mean, full = epoch_of_losses(npy(tmp_path, *data), 50 / ROWS)  # what it is without the scale
+    assert abs(mean - full) > 0.1 * abs(full)
+
+
+OPTIONS = {"batch_size": 50, "lr": 0.01, "dtype": torch.float64, "progress": False}
+
+
+def test_both_engines_take_the_steps_of_a_loop_by_hand(data, tmp_path):
+    source = npy(tmp_path, *data)
+    guide = AutoDelta(
+        model,
+        init_loc_fn=init_to_value(
+            values={"bias": torch.zeros((), dtype=torch.float64), "weights": torch.zeros(2, dtype=torch.float64)}
+        ),
+    )
+    fits = [
+        fit(model, guide, source, optimizer="sgd", steps=60, engine=engine, **OPTIONS | {"lr": 1e-5})
+        for engine in ("eager", "compiled")
+    ]
+    xs, ys = taken(stream(source, size=50), 60)
+    bias, weights, losses = torch.zeros((), dtype=torch.float64), torch.zeros(2, dtype=torch.float64), []
+    for x, y in zip(xs, ys, strict=True):
+        b, w = bias.clone().requires_grad_(), weights.clone().requires_grad_()
+        prior = dist.Normal(0.0, 1.0).log_prob(b) + dist.Normal(0.0, 1.0).log_prob(w).sum()
+        value = -(prior + ROWS / 50 * dist.Normal(x @ w + b, 0.5).log_prob(y).sum())
+        value.backward()
+        bias, weights = bias - 1e-5 * b.grad, weights - 1e-5 * w.grad
+        losses.append(value.item())
+    for found in fits:
+        assert np.allclose(found.losses, losses, rtol=1e-9)
+
+
+@pytest.mark.parametrize("engine", [pytest.param("eager", marks=pytest.mark.slow), "compiled"])
+def test_a_fit_lands_where_the_one_in_memory_does(data, tmp_path, engine):
+    source = npy(tmp_path, *data)
+    found = fit(model, mean_field_normal(model), source, steps=1500, seed=2, engine=engine, **OPTIONS)
+    x = np.column_stack([np.ones(ROWS), data[0]])
+    precision = x.T @ x / 0.25 + np.eye(3)
+    exact = np.linalg.solve(precision, x.T @ data[1] / 0.25)
+    params = found.params
+    assert abs(params["AutoNormal.locs.bias"] - exact[0]) < 0.05
+    assert np.abs(params["AutoNormal.locs.weights"].numpy() - exact[1:]).max() < 0.05
+    assert found.record.options["num_data"] == ROWS
+    assert found.record.options["batch_size"] == 50
+    assert found.data[1].shape == (50,)
+
+
+def test_arrays_on_disk_with_a_batch_size_are_read_in_batches(data, tmp_path):
+    npy(tmp_path, *data)
+    x, y = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in "xy")
+    found = fit(model, mean_field_normal(model), x, y, steps=20, **OPTIONS)
+    assert np.array_equal(found.losses, fit(model, mean_field_normal(model), batches(x, y), steps=20, **OPTIONS).losses)
+    assert found.record.options["num_data"] == ROWS
+
+
+def test_a_loader_draws_from_the_fit_s_seed_and_is_left_as_it_was(data):
+    source = loader(None, *data)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    options = {**OPTIONS, "batch_size": None, "steps": 40}
+    fits = [fit(model, mean_field_normal(model), source, **options, seed=seed) for seed in (1, 1, 2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert source.sources[0].generator is None
+    assert source.sources[0].sampler.generator is None
+    assert np.array_equal(fits[0].losses, fits[1].losses)
+    assert not np.array_equal(fits[0].losses, fits[2].losses)
+    assert fits[0].record.options["batch_size"] == 64
+
+
+def test_a_source_that_draws_from_the_process_s_random_numbers_has_its_own(data):
+    def shuffled():
+        order = np.random.permutation(ROWS)
+        for rows in order.reshape(-1, 100):
+            yield tuple(part[rows] for part in data)
+
+    source = batches(shuffled, num_data=ROWS)
+    state = np.random.get_state()[1].copy()
+    fits = [fit(model, mean_field_normal(model), source, steps=25, lr=0.01, progress=False) for _ in range(2)]
+    assert np.array_equal(fits[0].losses, fits[1].losses)
+    assert np.array_equal(np.random.get_state()[1], state)
+
+
+def test_a_source_may_fill_the_same_memory_again(data):
+    x, y = (part.astype(np.float32) for part in data)
+
+    def reusing():
+        rows, values = np.empty_like(x[:50]), np.empty_like(y[:50])
+        for begin in range(0, ROWS, 50):
+            rows[:], values[:] = x[begin : begin + 50], y[begin : begin + 50]
+            yield rows, values
+
+    fresh = [(x[begin : begin + 50], y[begin : begin + 50]) for begin in range(0, ROWS, 50)]
+    runs = [
+        fit(model, mean_field_normal(model), batches(source, num_data=ROWS), steps=60, lr=0.01, progress=False)
+        for source in (reusing, fresh)
+    ]
+    assert np.array_equal(runs[0].losses, runs[1].losses)
+
+
+def test_batches_are_handed_on_together_where_they_are_alike(data, monkeypatch):
+    """All rows come in order, whatever their batches are, and the first batch at once."""
+    monkeypatch.setattr(inference.data.iterable_dataset, "_GROUP_SECONDS", torch.inf)
+    x, y = data
+    cuts = [0, 50, 100, 101, 160, 400, 460, 600, 700, ROWS]
+    pieces = [(x[a:b], y[a:b]) for a, b in pairwise(cuts)]
+    pieces[1] = tuple(part.astype(np.float32) for part in pieces[1])
+    pieces[3] = tuple(map(torch.from_numpy, pieces[3]))
+    pieces[5] = pd.DataFrame(pieces[5][0]), pieces[5][1]
+    opened = batches(lambda: iter(pieces), num_data=ROWS).opened(["x", "y"], torch.float64, 0)
+    for start in (0, 70, ROWS + 3):
+        rows, found = opened.rows(start), []
+        while sum(len(piece[0]) for piece in found) < 2 * ROWS:
+            found.append(next(rows))
+        for part, whole in zip(zip(*found, strict=True), data, strict=True):
+            expected = np.concatenate([whole] * 4)[start:][: sum(map(len, part))]
+            np.testing.assert_allclose(torch.cat(part).numpy(), expected, rtol=1e-6)
+        if start == 0:
+            assert [len(piece[0]) for piece in found] == 2 * [50, 50, 1, 59, 240, 60, 540]
+
+
+@pytest.mark.parametrize("row", [0, 130, 260])
+def test_a_bad_number_of_a_later_batch_is_named_by_its_row(data, row):
+    x, y = (part.copy() for part in data)
+    x[row, 1] = np.inf
+    pieces = [(x[begin : begin + 20], y[begin : begin + 20]) for begin in range(0, ROWS, 20)]
+    source = batches(lambda: iter(pieces), num_data=ROWS)
+    with pytest.raises(ValueError, match=rf"x .*{row}"):
+        fit(model, mean_field_normal(model), source, steps=60, lr=0.01, progress=False)
+
+
+@pytest.mark.parametrize("engine", ["eager", "compiled"])
+def test_a_fit_goes_on_from_its_checkpoint_with_the_batches_that_were_next(data, tmp_path, engine):
+    source = npy(tmp_path, *data)
+    run = partial(fit, model, mean_field_normal(model), source, **OPTIONS, engine=engine)
+    whole = run(steps=150)
+
+    class Stop(Exception):
+        pass
+
+    def stop(now):
+        if now.step == 100:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(steps=150, checkpoint=tmp_path / "run", callbacks=[stop])
+    run(steps=70, checkpoint=tmp_path / "other")
+    longer = run(steps=150, checkpoint=tmp_path / "other", resume=True)
+    assert np.array_equal(longer.losses, whole.losses)
+    with pytest.raises(ValueError, match=r"another fit.*batch_size"):
+        run(steps=150, checkpoint=tmp_path / "other", resume=True, batch_size=40)
+    np.save(tmp_path / "y.npy", data[1] + 1)
+    with pytest.raises(ValueError, match="another fit"):
+        run(steps=150, checkpoint=tmp_path / "other", resume=True)
+
+
+def test_weights_on_all_rows(data, tmp_path):
+    source = npy(tmp_path, *data)
+    found = fit(model, mean_field_normal(model), source, steps=100, **OPTIONS)
+    drawn, log_weights = found._weighted(40, 0)
+    x, y = map(torch.from_numpy, data)
+    mean = drawn["weights"] @ x.T + drawn["bias"][:, None]
+    prior = dist.Normal(0.0, 1.0).log_prob(drawn["weights"]).sum(1) + dist.Normal(0.0, 1.0).log_prob(drawn["bias"])
+    by_hand = prior + dist.Normal(mean, 0.5).log_prob(y).sum(1) - found.log_prob(drawn)
+    assert torch.allclose(log_weights, by_hand, rtol=1e-10)
+    assert torch.equal(found.log_weights(40), log_weights)
+    found.save(tmp_path / "run")
+    loaded = load(tmp_path / "run", model, mean_field_normal(model), source)
+    assert torch.allclose(loaded.log_weights(40), log_weights)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("kiln")]
+
+
+def test_what_asks_about_all_rows(data, tmp_path, blank_figures):
+    found = fit(model, mean_field_normal(model), npy(tmp_path, *data), steps=100, **OPTIONS)
+    diagnosis = found.diagnose(draws=200)
+    assert diagnosis.khat is not None
+    assert diagnosis.draws == 200
+    assert found.predict(data[0][:7], draws=5).mean.shape == (7,)
+    assert found.report(tmp_path / "report.html", progress=False).exists()
+    with pytest.raises(ValueError, match="held-out rows"):
+        found.loo()
+
+
+def test_an_encoder_takes_new_rows_at_each_step(tmp_path):
+    rows = (np.random.default_rng(0).random((300, 12)) < 0.3).astype(np.float32)
+    np.save(tmp_path / "x.npy", rows)
+    vae = VAE(12, hidden=(8, 8), latent=2)
+    options = {"lr": 1e-9, "progress": False, "steps": 200}
+    guide = amortized_encoder(vae)
+    few = fit(vae, guide, batches(tmp_path / "x.npy"), batch_size=20, **options)
+    all_rows = fit(vae, guide, rows, **options)
+    for ours, whole in ((few.losses, all_rows.losses), (few.kl, all_rows.kl)):
+        error = np.hypot(ours.std(), whole.std()) / np.sqrt(200)
+        assert abs(ours.mean() - whole.mean()) < 4 * error < 0.1 * whole.mean()
+    assert few.diagnose().khat is None
+
+
+def test_latents_of_rows_need_an_encoder(data, tmp_path):
+    def mixed(x, y=None):
+        with pyro.plate("data", len(x)):
+            shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(shift + x[:, 0], 0.5), obs=y)
+
+    with pytest.raises(ValueError, match=r"AutoNormal keeps a distribution for each row of .'shift'.*amortized"):
+        fit(mixed, AutoNormal(mixed), npy(tmp_path, *data), steps=5, **OPTIONS)
+
+
+def test_a_model_without_a_plate_is_told_how_to_write_it(data, tmp_path):
+    def flat(x, y=None):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(slope * x[:, 0], 0.5).to_event(1), obs=y)
+
+    with pytest.raises(ValueError, match=r"site 'y' observes rows outside.*pyro.plate\('data', len\(x\)\)"):
+        fit(flat, AutoNormal(flat), npy(tmp_path, *data), steps=5, **OPTIONS)
+
+
+def test_a_plate_that_names_all_rows_keeps_its_scale(data, tmp_path):
+    def sized(x, y=None):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", ROWS, subsample_size=len(x)):
+            pyro.sample("y", dist.Normal(slope * x[:, 0], 0.5), obs=y)
+
+    def plain(x, y=None):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(slope * x[:, 0], 0.5), obs=y)
+
+    source = npy(tmp_path, *data)
+    one, other = (fit(f, AutoDelta(f), source, steps=20, engine="eager", **OPTIONS).losses for f in (sized, plain))
+    assert np.allclose(one, other)
+
+
+def test_a_number_that_is_none_is_named_by_its_row(data, tmp_path):
+    x, y = data[0].copy(), data[1]
+    x[777, 1] = np.nan
+    with pytest.raises(ValueError, match=r"x has 1 values that are NaN.*row 777, column 1"):
+        fit(model, AutoNormal(model), npy(tmp_path, x, y), steps=50, **OPTIONS)
+
+
+def test_a_step_that_is_not_finite_is_named(data, tmp_path):
+    def logs(x, y=None):
+        slope = pyro.param("slope", torch.tensor(1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(slope * x[:, 0].log(), 1.0), obs=y)
+
+    x = np.abs(data[0])
+    x[0, 0] = 0.0
+    ordered = batches(np.ascontiguousarray(x[::-1]), np.ascontiguousarray(data[1][::-1]), shuffle=False)
+    for engine in ("eager", "compiled"):
+        with pytest.raises(NonFinite) as caught:
+            fit(logs, lambda x, y=None: None, ordered, steps=50, **OPTIONS, engine=engine)
+        assert caught.value.step == 19
+        assert caught.value.site == "y"
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter([(torch.zeros(2), torch.zeros(()))] * 10)
+
+
+REFUSED = {
+    "rows": (lambda x, y: batches(x, y[:-1]), "1,000 rows but y has 999"),
+    "nothing": (lambda x, y: batches("no.npy", "y.npy"), "no.npy"),
+    "kind": (lambda x, y: batches("x.csv"), "x.csv is not an .npy"),
+    "unknown": (lambda x, y: batches(DataLoader(Endless())), "pass num_data="),
+    "once": (lambda x, y: batches(iter([(x, y)]), num_data=10), "only once"),
+    "dict": (lambda x, y: batches([{"x": x, "y": y}], num_data=10), "dict of .'x', 'y'."),
+    "uneven": (lambda x, y: batches([(x, y[:5])], num_data=10), r"\[1000, 5\] rows"),
+    "empty": (lambda x, y: batches([], num_data=10), "no batch"),
+    "target": (lambda x, y: batches(x, y, target="y"), "column of Parquet"),
+    "count": (lambda x, y: batches(x, y, num_data=7), "1,000 rows"),
+    "object": (lambda x, y: batches(object()), "cannot take rows"),
+}
+
+
+@pytest.mark.parametrize(("make", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_read(data, make, words):
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        fit(model, AutoNormal(model), make(*data), steps=5, **OPTIONS)
+
+
+def test_batches_say_how_many_rows(data):
+    with pytest.raises(ValueError, match="pass batch_size="):
+        fit(model, AutoNormal(model), batches(*data), steps=5)
+    with pytest.raises(ValueError, match="batches stand alone"):
+        fit(model, AutoNormal(model), batches(data[0]), data[1], steps=5)
+
+
+def test_parquet_s_columns(tmp_path):
+    pd.DataFrame({"a": [1.0, None], "y": [1, 2]}).to_parquet(tmp_path / "null.parquet")
+    pd.DataFrame({"a": ["b", "c"], "y": [1, 2]}).to_parquet(tmp_path / "text.parquet")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    for name, target, words in (
+        ("null", "y", "column 'a' .* 1 values missing"),
+        ("text", "y", "column 'a' .* of type"),
+        ("text", "z", "no column 'z'"),
+        ("broken", "y", "cannot be read as Parquet"),
+        ("none", "y", "not there"),
+    ):
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            stream(batches(tmp_path / f"{name}.parquet", target=target), size=2)
+
+
+def test_a_file_that_is_not_whole(data, tmp_path):
+    npy(tmp_path, *data)
+    whole = (tmp_path / "x.npy").read_bytes()
+    (tmp_path / "x.npy").write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match="ends before its 1,000 rows"):
+        stream(batches(tmp_path / "x.npy"))
+    np.save(tmp_path / "x.npy", np.array([object()]), allow_pickle=True)
+    with pytest.raises(ValueError, match="Python objects"):
+        stream(batches(tmp_path / "x.npy"))
+
+
+def test_an_error_of_the_source_is_heard(data):
+    def failing():
+        yield from ((data[0][:50], data[1][:50]) for _ in range(5))
+        raise ConnectionError("the bucket is gone")
+
+    with pytest.raises(ConnectionError, match="bucket"):
+        fit(model, mean_field_normal(model), batches(failing, num_data=ROWS), steps=50, lr=0.01, progress=False)
+
+
+MEMORY = """
+import resource, sys, numpy as np, torch
+from tests.data.test_batched_dataset import model
+from guides import mean_field_normal
+from inference import batches, fit
+def run(steps):
+    source = batches(f"{sys.argv[1]}/x.npy", f"{sys.argv[1]}/y.npy")
+    fit(model, mean_field_normal(model), source, batch_size=1000, steps=steps, lr=0.01, engine="eager", progress=False)
+run(5)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run(150)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
+def test_memory_does_not_grow_with_the_rows(tmp_path):
+    rows = 12_000_000  # 288 MB
+    for name, shape in (("x", (rows, 2)), ("y", (rows,))):
+        np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.float64, shape).flush()
+    found = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert float(found.stdout) < 100

@@ -1,0 +1,38 @@
+"""The two engines side by side."""
+
+import torch
+
+from inference.engine.compiled import CompiledEngine
+from inference.engine.eager import EagerEngine
+from inference.engine.svi_problem import Task
+from inference.engine.tracing.random_ops import Replay
+from inference.model.bound_model import Program
+from inference.utils.random_state import RandomStream
+
+CPU = torch.device("cpu")
+
+
+def losses_of_both(model, guide, args, steps=60, dtype=torch.float64, batch_size=None, device=CPU, **options):
+    """Losses (and KL) of the compiled and of the eager engine, fed the same random numbers."""
+    args = tuple(a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
+    stream = RandomStream.seeded(0)
+    program = Program.start(model, guide, args, stream, device, dtype)
+    task = Task.of(program, args, batch_size, **options)
+    compiled = CompiledEngine(task, stream)
+    state = compiled.init(stream)
+    eager = EagerEngine(task)
+    start = eager.init(stream)
+    ours, theirs = [], []
+    with program.running(start.flat.detach(), stream, start.grad):
+        rows = compiled._rows(0, compiled.step.noise(steps), steps)
+        random_state = torch.get_rng_state()
+        ours = compiled.machine.run(rows)
+        torch.set_rng_state(random_state)
+        noise = [
+            dict(zip(compiled.row_names, rows, strict=True))[f"noise{i}"] for i in range(len(compiled.step.groups))
+        ]
+        for i in range(steps):
+            values = [value for run in compiled.step.replayed(noise, i) for value in run]
+            with Replay(values):
+                theirs.append(eager._step(start, i))
+    return ours, torch.stack(theirs), state.flat, start.flat.detach()
