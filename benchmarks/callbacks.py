@@ -29,12 +29,12 @@ from tqdm import tqdm
 
 from inference import JsonLines, LivePlot, ParameterTrace, Progress, Snapshots, TensorBoard
 from inference.engine.compiled import CompiledEngine
-from inference.engine.svi_problem import Task
-from inference.model.bound_model import Program
+from inference.engine.svi_problem import SVIProblem
+from inference.model.bound_model import BoundModel
 from inference.posterior import Posterior
 from inference.predictive.fit_record import FitRecord
-from inference.svi.callbacks.base import Watch, opened
-from inference.svi.training_loop import Keeper, run_steps
+from inference.svi.callbacks.base import CallbackRunner, opened
+from inference.svi.training_loop import CheckpointWriter, run_steps
 from inference.utils.random_state import RandomStream
 from ppl_models import bnn_regression
 
@@ -79,21 +79,23 @@ class Tutorial:
         model = partial(bnn_regression, hidden=(16, 32))
         self.stream = RandomStream.seeded(0)
         device, kind = torch.device("cpu"), torch.float32
-        self.program = Program.start(model, AutoDelta(model), self.args, self.stream, device, kind)
-        self.engine = CompiledEngine(Task.of(self.program, self.args, lr=1e-3), self.stream)
+        self.bound_model = BoundModel.start(model, AutoDelta(model), self.args, self.stream, device, kind)
+        self.engine = CompiledEngine(SVIProblem.of(self.bound_model, self.args, lr=1e-3), self.stream)
 
-    def posterior(self, flat: torch.Tensor, curves: torch.Tensor, seconds: float) -> Posterior:
+    def posterior(self, flat_params: torch.Tensor, curves: torch.Tensor, seconds: float) -> Posterior:
         """As a fit makes it for callbacks."""
         losses, kl = curves.clone().numpy()
-        return Posterior(self.program, flat, self.args, ["x", "y"], FitRecord(losses, kl, seconds, 0))
+        return Posterior(self.bound_model, flat_params, self.args, ["x", "y"], FitRecord(losses, kl, seconds, 0))
 
     def time(self, callbacks: list[Any], steps: int) -> tuple[float, float]:
         """Microseconds a step, and milliseconds from the last step to the end."""
         state = self.engine.init(self.stream)
         with opened(callbacks):
-            watch = Watch(callbacks, steps, self.program.params, self.posterior)
+            watch = CallbackRunner(callbacks, steps, self.bound_model.params, self.posterior)
             start = time.perf_counter()
-            run_steps(self.engine, state, self.program, watch, "", progress=False, keeper=Keeper(None, dict))
+            run_steps(
+                self.engine, state, self.bound_model, watch, "", progress=False, writer=CheckpointWriter(None, dict)
+            )
             done = time.perf_counter()
         return (done - start) / steps * 1e6, (time.perf_counter() - done) * 1e3
 

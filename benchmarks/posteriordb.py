@@ -29,7 +29,7 @@ from pyro.optim import ClippedAdam
 from benchmarks.posteriordb_models import NAMES, Errors, Posterior, read
 from guides import full_rank_normal, funnel_flow, mean_field_normal, planar_flow, spline_flow
 from inference import fit
-from inference.optim.adaptive import Stop
+from inference.optim.adaptive import StopReason
 
 CEILING, PYROS, DRAWS, WEIGHTS = 7_000, 8_000, 20_000, 5_000
 GUIDES: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
@@ -66,7 +66,7 @@ def by_kiln(posterior: Posterior, guide: Callable[..., Any], seed: int, particle
     )
 
 
-def _end(stop: Stop | None) -> str:
+def _end(stop: StopReason | None) -> str:
     if stop is None:
         return "all steps"
     words = "converged" if stop.converged else "settled" if stop.settled else "ceiling"

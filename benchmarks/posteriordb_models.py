@@ -84,7 +84,7 @@ def read(name: str) -> Posterior:
     return Posterior(name, model, columns(values), reference)
 
 
-def flat(*shape: int) -> dist.ImproperUniform:
+def flat_params(*shape: int) -> dist.ImproperUniform:
     """Density 1 everywhere."""
     return dist.ImproperUniform(constraints.real, (), shape)
 
@@ -114,7 +114,7 @@ def eight_schools_noncentered(sigma: Tensor, y: Tensor | None = None) -> None:
 
 def kidscore_momiq(mom_iq: Tensor, kid_score: Tensor | None = None) -> None:
     """A line with a flat prior."""
-    beta = pyro.sample("beta", flat(2))
+    beta = pyro.sample("beta", flat_params(2))
     sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
     with pyro.plate("data", len(mom_iq)):
         pyro.sample("kid_score", dist.Normal(beta[0] + beta[1] * mom_iq, sigma), obs=kid_score)
@@ -122,7 +122,7 @@ def kidscore_momiq(mom_iq: Tensor, kid_score: Tensor | None = None) -> None:
 
 def logearn_height(height: Tensor, log_earn: Tensor | None = None) -> None:
     """A line, all flat."""
-    beta = pyro.sample("beta", flat(2))
+    beta = pyro.sample("beta", flat_params(2))
     sigma = pyro.sample("sigma", flat_positive())
     with pyro.plate("data", len(height)):
         pyro.sample("log_earn", dist.Normal(beta[0] + beta[1] * height, sigma), obs=log_earn)
@@ -130,7 +130,7 @@ def logearn_height(height: Tensor, log_earn: Tensor | None = None) -> None:
 
 def nes(x: Tensor, partyid7: Tensor | None = None) -> None:
     """Nine coefficients, all flat."""
-    beta = pyro.sample("beta", flat(9))
+    beta = pyro.sample("beta", flat_params(9))
     sigma = pyro.sample("sigma", flat_positive())
     with pyro.plate("data", len(x)):
         pyro.sample("partyid7", dist.Normal(x @ beta, sigma), obs=partyid7)

@@ -35,9 +35,9 @@ from tqdm import tqdm
 from guides import mean_field_normal
 from inference.engine.compiled import CompiledEngine
 from inference.engine.eager import EagerEngine
-from inference.engine.process_group import Group, gathered
-from inference.engine.svi_problem import Task
-from inference.model.bound_model import Program
+from inference.engine.process_group import ProcessGroup, gathered
+from inference.engine.svi_problem import SVIProblem
+from inference.model.bound_model import BoundModel
 from inference.utils.random_state import RandomStream
 from ppl_models import bnn_regression
 
@@ -49,15 +49,15 @@ COLUMNS, FIRST = 10, 5
 @contextmanager
 def clock() -> Iterator[list[float]]:
     """The seconds that this process spends in the exchange, its waits included, as one number that grows."""
-    spent, total = [0.0], Group.total
+    spent, total = [0.0], ProcessGroup.total
 
-    def timed(group: Group, values: Tensor) -> Tensor:
+    def timed(group: ProcessGroup, values: Tensor) -> Tensor:
         began = time.perf_counter()
         found = total(group, values)
         spent[0] += time.perf_counter() - began
         return found
 
-    with mock.patch.object(Group, "total", timed):
+    with mock.patch.object(ProcessGroup, "total", timed):
         yield spent
 
 
@@ -68,11 +68,11 @@ def work(name: str, engine: str, rows: int, seconds: float) -> dict[str, float]:
     model, stream = partial(bnn_regression, hidden=hidden), RandomStream.seeded(0)
     with gathered(torch.device("cpu")) as group:
         args = (x, x.sum(1).sin())
-        program = Program.start(
+        bound_model = BoundModel.start(
             model, mean_field_normal(model), args, stream, torch.device("cpu"), torch.float32, batch_size=batch_size
         )
-        task = Task.of(program, args, batch_size, group, lr=1e-4)
-        runner: Any = CompiledEngine(task, stream) if engine == "compiled" else EagerEngine(task)
+        problem = SVIProblem.of(bound_model, args, batch_size, group, lr=1e-4)
+        runner: Any = CompiledEngine(problem, stream) if engine == "compiled" else EagerEngine(problem)
         state = runner.init(stream)
         runner.advance(state, FIRST)
         if group is not None:

@@ -27,7 +27,7 @@ from guides import amortized_encoder, bernoulli_dropout, mean_field_normal
 from inference import Posterior, cosine_decay, fit
 from inference.model.bound_model import set_training
 from inference.model.elbo import loss
-from inference.model.subsampling import MiniBatch
+from inference.model.subsampling import Subsampling
 from inference.utils.random_state import RandomStream
 from ppl_models import VAE, DropoutCNN, DropoutRegression, bnn_regression, linear_regression, mlp_regression
 from ppl_models.data.datasets import cosine, mnist, mnist_bits, uci
@@ -117,14 +117,14 @@ def fitted(work: Work, seed: int, **options: Any) -> Posterior:
 
 def final_elbo(posterior: Posterior, draws: int, rows: int | None = None) -> tuple[float, float]:
     """The ELBO on all rows, as it was maximised, and its standard error, in nats."""
-    program = posterior.program
-    model, guide = program.model, program.guide
+    bound_model = posterior.bound_model
+    model, guide = bound_model.model, bound_model.guide
     if rows is not None:
-        batch = MiniBatch(len(posterior.data[0]), rows)
+        batch = Subsampling(len(posterior.data[0]), rows)
         model, guide = batch(model), batch(guide)
     theta = torch.cat([value.reshape(-1) for value in posterior.unconstrained_params.values()])
-    set_training(program.guide, True)
-    with program.running(theta, RandomStream.seeded(1)), torch.no_grad():
+    set_training(bound_model.guide, True)
+    with bound_model.running(theta, RandomStream.seeded(1)), torch.no_grad():
         found = [-float(loss(model, guide, posterior.data, 1, True)[0]) for _ in range(draws)]
     return mean(found), stdev(found) / math.sqrt(draws)
 

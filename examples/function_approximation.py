@@ -107,7 +107,7 @@ def descent() -> Figure:
     posterior = fit(
         line, no_guide, x, 2 * x - 1, steps=100, lr=0.005, optimizer="sgd", callbacks=[trace], progress=False
     )
-    return plot_loss_contour(posterior, ("W", "b"), path=trace.flat, steps=trace.steps.tolist(), progress=False)
+    return plot_loss_contour(posterior, ("W", "b"), path=trace.flat_params, steps=trace.steps.tolist(), progress=False)
 
 
 def bayesian(seed: int = 0, steps: int = 2 * STEPS, progress: bool = True) -> Posterior:
@@ -171,7 +171,7 @@ def main() -> None:
     draw(learned, unsure, options.out / "function_approximation.png")
     descent().savefig(options.out / "function_descent.png", dpi=110)
     steps = learned.trace.steps.tolist()
-    contour = plot_loss_contour(learned.posterior, path=learned.trace.flat, steps=steps, draws=1)
+    contour = plot_loss_contour(learned.posterior, path=learned.trace.flat_params, steps=steps, draws=1)
     contour.savefig(options.out / "function_contour.png", dpi=110)
     for name in ("loss", "approximation", "descent", "contour"):
         print(f"figure: {options.out / f'function_{name}.png'}")

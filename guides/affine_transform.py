@@ -7,17 +7,17 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import Transform
 
-__all__ = ["Triangle"]
+__all__ = ["LowerTriangularAffine"]
 
 
-class Triangle(Transform):
+class LowerTriangularAffine(Transform):
     """Y → μ + σ ⊙ Uy, with a unit lower triangular U: with y ~ N(0, I) every Normal is such a z.
 
     μ and σ are (D,), U is (D, D). The product is a sum of D × D numbers, which
     runs for many draws at once as elementwise code does.
 
     >>> loc, scale, unit = torch.zeros(2), torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 0.0], [0.5, 1.0]])
-    >>> Triangle(loc, scale, unit)(torch.ones(2))
+    >>> LowerTriangularAffine(loc, scale, unit)(torch.ones(2))
     tensor([1., 3.])
     """
 
@@ -28,9 +28,9 @@ class Triangle(Transform):
         super().__init__(cache_size=1)
         self._parts = (loc, scale, unit)
 
-    def detached(self) -> Triangle:
+    def detached(self) -> LowerTriangularAffine:
         """The same map, cut off from the gradient of μ, σ and U."""
-        return Triangle(*(part.detach() for part in self._parts))
+        return LowerTriangularAffine(*(part.detach() for part in self._parts))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Σ log σ, the shape of x without its last dimension."""

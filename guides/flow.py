@@ -14,7 +14,7 @@ from pyro.nn import PyroParam
 from torch import Tensor, nn
 from torch.distributions import Transform, biject_to
 
-from guides.affine_transform import Triangle
+from guides.affine_transform import LowerTriangularAffine
 
 __all__ = ["FlowDistribution", "FlowGuide", "FlowLayers"]
 
@@ -70,7 +70,7 @@ class FlowGuide(AutoNormalizingFlow):
 
     def _place(self) -> Transform:
         if self.latent_dim <= _CORRELATED:
-            return Triangle(self.loc, self.scale, self.scale_tril)
+            return LowerTriangularAffine(self.loc, self.scale, self.scale_tril)
         place: Transform = dist.transforms.AffineTransform(self.loc, self.scale, cache_size=1, event_dim=1)
         return place
 
@@ -98,7 +98,10 @@ class FlowGuide(AutoNormalizingFlow):
 
 
 class FlowDistribution(dist.TransformedDistribution):
-    """The density of a flow's draws; ``transforms`` are f and a :class:`~guides.affine_transform.Triangle`."""
+    """The density of a flow's draws.
+
+    ``transforms`` are the layers f and a :class:`~guides.affine_transform.LowerTriangularAffine`.
+    """
 
     def fixed(self) -> _Fixed:
         """The same density with its parameters cut off from their gradient."""

@@ -11,15 +11,15 @@ import torch
 from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNormal
 
 from inference.data.arguments import argument_names, as_tensors
-from inference.data.batch_loader import BatchStream
-from inference.data.batched_dataset import Batches
-from inference.diagnostics.importance_sampling import khat_threshold, smoothed
+from inference.data.batch_loader import BatchLoader
+from inference.data.batched_dataset import BatchedDataset
+from inference.diagnostics.importance_sampling import khat_threshold, smoothed_weights
 from inference.export.inference_data import to_arviz
 from inference.export.npz import write_predictor
-from inference.export.predictive_function import Asked
-from inference.model.bound_model import Program, clone, device_for
+from inference.export.predictive_function import PredictiveFunction
+from inference.model.bound_model import BoundModel, clone, device_for
 from inference.model.elbo import Model
-from inference.optim.adaptive import Stop
+from inference.optim.adaptive import StopReason
 from inference.predictive.approximation import Approximation
 from inference.predictive.fit_record import FitRecord
 from inference.predictive.stored_prediction import StoredClassPrediction, StoredPrediction
@@ -65,7 +65,7 @@ class Posterior(Approximation):
         """What a reader of exported draws has to know of them."""
         about: dict[str, str | float] = {"draws_of": "q, picked by importance weights" if corrected else "q"}
         if self.has_data and self._batches is None and self._no_weights() is None:
-            weights = smoothed(self.log_weights(draws, seed=seed).double().numpy())
+            weights = smoothed_weights(self.log_weights(draws, seed=seed).double().numpy())
             about |= {"pareto_khat": weights.khat, "pareto_khat_threshold": khat_threshold(draws)}
         return about
 
@@ -86,11 +86,11 @@ class Posterior(Approximation):
 
     def save(self, path: str | Path) -> Path:
         """Write parameters and record into the folder ``path``, without data, model code or pickle."""
-        program = self._program
+        bound_model = self._bound_model
         manifest = {
             "model": self.model_name,
             "guide": self.guide_name,
-            "dtype": str(program.dtype).removeprefix("torch."),
+            "dtype": str(bound_model.dtype).removeprefix("torch."),
             "arguments": [
                 posterior_archive.describe(n, v) for n, v in zip(self.argument_names, self._args, strict=True)
             ],
@@ -102,7 +102,7 @@ class Posterior(Approximation):
             "starts": self.record.starts,
         }
         traces = {"losses": torch.from_numpy(self.losses), "kl": torch.from_numpy(self.kl)}
-        return posterior_archive.write(Path(path), program.params.named(self._flat), traces, manifest)
+        return posterior_archive.write(Path(path), bound_model.params.named(self._flat_params), traces, manifest)
 
     def export(self, path: str | Path, *, draws: int = 1000, seed: int = 0, site: str | None = None) -> Path:
         """Write ``predictor.npz``, and beside it ``predictor.py``, which do what :meth:`predict` does with NumPy alone.
@@ -135,8 +135,8 @@ class Posterior(Approximation):
         >>> p.draws.shape, p.mean.shape, p.interval(0.9).lower.shape
         ((50, 3), (3,), (3,))
         """
-        asked = Asked.of(
-            *(self._program, self._flat, self._args, self.argument_names, self._has_data),
+        asked = PredictiveFunction.of(
+            *(self._bound_model, self._flat_params, self._args, self.argument_names, self._has_data),
             *(site, _count(draws), seed_number(seed)),
         )
         return write_predictor(asked, Path(path), {"model": self.model_name, "guide": self.guide_name})
@@ -166,9 +166,9 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
     where, kind = device_for(device, model, guide), as_dtype(manifest["dtype"])
     names = argument_names(model, len(manifest["arguments"]))
     read = None
-    if data and isinstance(data[0], Batches):
+    if data and isinstance(data[0], BatchedDataset):
         size = manifest["options"]["batch_size"]
-        read = BatchStream(data[0], argument_names(model, 100), where, kind, size, manifest["seed"])
+        read = BatchLoader(data[0], argument_names(model, 100), where, kind, size, manifest["seed"])
         read.close()  # no step is taken
     raw = data or posterior_archive.placeholders(manifest["arguments"], folder)
     args = as_tensors(raw, argument_names(model, len(raw)), where, kind) if read is None else read.first
@@ -176,11 +176,13 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
     start = clone(guide)
     if isinstance(start, AutoLaplaceApproximation):
         start = AutoMultivariateNormal(start.model)
-    program = Program.start(model, start, args, stream, where, kind, check_values=False)
-    flat = posterior_archive.assemble(folder, program.params, pieces).to(where)
+    bound_model = BoundModel.start(model, start, args, stream, where, kind, check_values=False)
+    flat_params = posterior_archive.assemble(folder, bound_model.params, pieces).to(where)
     curves = (traces["losses"].numpy(), traces["kl"].numpy())
     stop = (
-        None if manifest["stop"] is None else Stop(**{**manifest["stop"], "doubts": tuple(manifest["stop"]["doubts"])})
+        None
+        if manifest["stop"] is None
+        else StopReason(**{**manifest["stop"], "doubts": tuple(manifest["stop"]["doubts"])})
     )
     record = FitRecord(
         *curves,
@@ -191,7 +193,7 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
         manifest["evaluations"],
         stop,
     )
-    return Posterior(program, flat, args, names, record, has_data=bool(data), batches=read)
+    return Posterior(bound_model, flat_params, args, names, record, has_data=bool(data), batches=read)
 
 
 def _count(draws: int, name: str = "draws") -> int:

@@ -105,8 +105,15 @@ def test_a_package_is_imported_without_those_above_it():
 def test_no_name_has_two_meanings():
     public = set(importlib.import_module("inference").__all__)
     names = Counter(path.stem for path in SOURCES if path.name != "__init__.py" and not allowed(path, "export/runtime"))
+    classes = Counter(
+        node.name
+        for path in SOURCES
+        if not allowed(path, "export/runtime")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+    )
     assert not public & names.keys()
-    assert not [name for name, count in names.items() if count > 1]
+    assert not [name for name, count in (names + classes).items() if count > 1]
 
 
 def test_no_folder_is_a_crowd():

@@ -16,7 +16,7 @@ import typer
 from torch import nn
 
 from inference.cli import registry
-from inference.cli.prediction_files import Asked, check_ending, is_store, write_prediction
+from inference.cli.prediction_files import FileOptions, check_ending, is_store, write_prediction
 from inference.cli.run_reports import REPORT, compare_runs, evaluate, report_run, write_run_report
 from inference.cli.runs import Run, Split, check_writable, data_for, least_squares_rmse, split_rows
 from inference.diagnostics.checks import Diagnosis
@@ -27,7 +27,7 @@ from inference.predictive.autoencoder import EvidenceScores
 from inference.predictive.scoring import ClassScores, Scores
 from inference.storage.checkpoint import Checkpoint
 from inference.svi.fitting import fit as fit_posterior
-from inference.utils.hashing import fingerprint
+from inference.utils.hashing import sha256_of
 from inference.utils.text import printable
 from inference.utils.validation import as_device, positive_integer, positive_number, seed_number
 
@@ -121,7 +121,7 @@ def fit(
     bound = registry.build_model(model, options, seed)
     chosen = guide or str(getattr(bound, "usual_guide", USUAL_GUIDE))
     run = Run(
-        model, chosen, options, source, table.target, list(table.columns), holdout, seed, fingerprint(table.x, table.y)
+        model, chosen, options, source, table.target, list(table.columns), holdout, seed, sha256_of(table.x, table.y)
     )
     usual = {"batch_size": None} | getattr(bound, "usual_fit", {})
     batch_size = usual["batch_size"] if batch_size is None else batch_size
@@ -193,7 +193,7 @@ def predict(
     own_code: OwnCode = False,
 ) -> None:
     """Predict new rows: mean, standard deviation and interval; or their codes, where the model makes whole rows."""
-    asked = Asked(draws, prob, batch_size, seed, keep, resume)
+    asked = FileOptions(draws, prob, batch_size, seed, keep, resume)
     check_ending(out, asked)
     check_writable(out.parent)
     run = Run.read(folder, own_code)

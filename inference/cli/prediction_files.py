@@ -15,13 +15,13 @@ from inference.predictive.autoencoder import Encoding
 from inference.predictive.prediction import ClassPrediction, Prediction, tails
 from inference.storage.atomic_files import replacing
 
-__all__ = ["Asked", "check_ending", "is_store", "write_prediction"]
+__all__ = ["FileOptions", "check_ending", "is_store", "write_prediction"]
 
 STORE = ".zarr"
 
 
 @dataclass(frozen=True)
-class Asked:
+class FileOptions:
     """The options of the command."""
 
     draws: int
@@ -32,7 +32,7 @@ class Asked:
     resume: bool
 
 
-def check_ending(out: Path, asked: Asked) -> None:
+def check_ending(out: Path, asked: FileOptions) -> None:
     """Raise a ValueError unless files with the ending of ``out`` are written, with these options."""
     endings = [*_WRITERS, STORE]
     if out.suffix not in endings:
@@ -49,7 +49,7 @@ def is_store(out: Path) -> bool:
     return out.suffix == STORE
 
 
-def write_prediction(posterior: Posterior, x: Any, out: Path, asked: Asked) -> None:
+def write_prediction(posterior: Posterior, x: Any, out: Path, asked: FileOptions) -> None:
     """Predict the rows ``x``, or encode them where the model makes whole rows, and write that to ``out``.
 
     Raises
@@ -75,7 +75,7 @@ def write_prediction(posterior: Posterior, x: Any, out: Path, asked: Asked) -> N
         _WRITERS[out.suffix](pd.DataFrame(columns), partial)
 
 
-def _write_store(posterior: Posterior, x: Any, out: Path, asked: Asked) -> None:
+def _write_store(posterior: Posterior, x: Any, out: Path, asked: FileOptions) -> None:
     if posterior.is_autoencoder:
         raise ValueError(f"the model makes whole rows, of which codes are written: give an --out that is no {STORE}")
     lower, upper = tails(asked.prob)

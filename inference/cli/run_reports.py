@@ -20,7 +20,7 @@ REPORT = "report.html"
 
 def evaluate(posterior: Posterior, split: Split) -> HeldOut | HeldOutRows | None:
     """The evaluation on the rows that were held out; None where there are none."""
-    return posterior.evaluate(*data_for(posterior.program.model, split.test)) if len(split.test[0]) else None
+    return posterior.evaluate(*data_for(posterior.bound_model.model, split.test)) if len(split.test[0]) else None
 
 
 def write_run_report(

@@ -20,7 +20,7 @@ from inference.storage.atomic_files import ADVICE
 from inference.storage.cache_folder import cache_folder, is_private, newest_first
 from inference.storage.json_document import digest, read_json, write_json
 from inference.storage.schema import ANY, NUMBER, SEED, TEXT, check, list_of, mapping_of, record
-from inference.utils.hashing import fingerprint
+from inference.utils.hashing import sha256_of
 from inference.utils.text import printable
 
 __all__ = ["Run", "Split", "check_writable", "data_for", "least_squares_rmse", "split_rows"]
@@ -122,7 +122,7 @@ class Run:
             If the data is not what it was at the fit.
         """
         table = registry.read_table(self.data, self.target)
-        if fingerprint(table.x, table.y) != self.data_sha256:
+        if sha256_of(table.x, table.y) != self.data_sha256:
             raise ValueError(f"{self.data} has changed since the fit: fit again, or bring the old file back")
         return split_rows(table, self.holdout, self.seed)
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from inference.data.arguments import as_tensors
-from inference.data.batched_dataset import Batches
-from inference.data.prefetch import ReadAhead
-from inference.data.shuffle_buffer import Pools
+from inference.data.batched_dataset import BatchedDataset
+from inference.data.prefetch import Prefetcher
+from inference.data.shuffle_buffer import ShuffleBuffer
 from inference.utils.random_state import RandomStream
 
-__all__ = ["BatchStream"]
+__all__ = ["BatchLoader"]
 
 _HELD_BYTES = 2**24  # of batches that are held for the steps at hand, and again of those that are read ahead
 _MOST = 10_000
@@ -22,7 +22,7 @@ _MOST = 10_000
 Slab = tuple[Any, ...]  # of each argument K batches, (K, B, …); what is no tensor as it is
 
 
-class BatchStream:
+class BatchLoader:
     """One batch a step, of B rows each; that of a step is always the same.
 
     ``first`` are the rows of step 0. Before steps are taken :meth:`hold` has
@@ -31,7 +31,7 @@ class BatchStream:
 
     def __init__(
         self,
-        declared: Batches,
+        declared: BatchedDataset,
         names: list[str],
         device: torch.device,
         dtype: torch.dtype,
@@ -42,7 +42,7 @@ class BatchStream:
         self._source = declared.opened(names, dtype, seed)
         if batch_size is not None:
             batch_size = min(batch_size, self.num_data)
-        elif isinstance(self._source, Pools):
+        elif isinstance(self._source, ShuffleBuffer):
             raise ValueError(f"{self.num_data:,} rows are to be read in batches, of an unknown size: pass batch_size=")
         self._own = RandomStream.seeded(seed)
         before = self._own.mark()
@@ -103,7 +103,7 @@ class BatchStream:
 
     def close(self) -> None:
         """End the reading ahead."""
-        if isinstance(self._slabs, ReadAhead):
+        if isinstance(self._slabs, Prefetcher):
             self._slabs.close()
 
     def _from(self, row: int, size: int | None) -> Iterator[Slab]:
@@ -111,11 +111,11 @@ class BatchStream:
 
     def _read_ahead(self) -> None:
         if self._ahead:
-            self._slabs = ReadAhead(self._slabs, self.most, _rows)
+            self._slabs = Prefetcher(self._slabs, self.most, _rows)
 
     def _read(self) -> Slab:
         """The next batches; those of an iterator that uses the process's random numbers at numbers of its own."""
-        if isinstance(self._slabs, ReadAhead):
+        if isinstance(self._slabs, Prefetcher):
             return next(self._slabs)
         with self._own.active():
             return next(self._slabs)

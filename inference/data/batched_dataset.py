@@ -11,17 +11,17 @@ import torch
 
 from inference.data.arguments import refuse_uneven
 from inference.data.array_conversion import is_array, plain_tensor
-from inference.data.iterable_dataset import Loader, rows_in
+from inference.data.iterable_dataset import IterableRows, rows_in
 from inference.data.parquet import is_parquet, parquet_blocks
 from inference.data.row_arrays import Rows, is_on_disk, rows_of
-from inference.data.shuffle_buffer import RUN_BYTES, Blocks, Convert, Pools
+from inference.data.shuffle_buffer import RUN_BYTES, Blocks, Convert, ShuffleBuffer
 from inference.utils.validation import flag, positive_integer
 
-__all__ = ["Batches", "batches", "on_disk"]
+__all__ = ["BatchedDataset", "batches", "on_disk"]
 
 
 @dataclass(frozen=True)
-class Batches:
+class BatchedDataset:
     """Where the rows of a fit come from, a batch at a time; made by :func:`batches`."""
 
     sources: tuple[Any, ...]
@@ -29,7 +29,7 @@ class Batches:
     target: str | None = None
     shuffle: bool = True
 
-    def opened(self, names: list[str], dtype: torch.dtype, seed: int) -> Pools | Loader:
+    def opened(self, names: list[str], dtype: torch.dtype, seed: int) -> ShuffleBuffer | IterableRows:
         """The rows, in an order that ``seed`` fixes, as tensors for the arguments called ``names``.
 
         Raises
@@ -45,16 +45,18 @@ class Batches:
         elif all(_has_rows(source) or _is_setting(source) for source in self.sources):
             blocks = _array_blocks(self.sources, names)
         elif len(self.sources) == 1 and (callable(first) or hasattr(first, "__iter__")):
-            return Loader(first, rows_in(first, self.num_data), _converting(names, dtype), seed)
+            return IterableRows(first, rows_in(first, self.num_data), _converting(names, dtype), seed)
         else:
             found = [type(source).__name__ for source in self.sources]
             raise ValueError(f"batches cannot take rows from {found}: see its documentation for what it can")
         if self.num_data not in (None, blocks.rows):
             raise ValueError(f"num_data is {self.num_data:,}, and there are {blocks.rows:,} rows: leave it out")
-        return Pools(blocks, _converting(names, dtype), self.shuffle, seed)
+        return ShuffleBuffer(blocks, _converting(names, dtype), self.shuffle, seed)
 
 
-def batches(*sources: Any, num_data: int | None = None, target: str | None = None, shuffle: bool = True) -> Batches:
+def batches(
+    *sources: Any, num_data: int | None = None, target: str | None = None, shuffle: bool = True
+) -> BatchedDataset:
     """Rows that are read a batch at a time, ahead of the steps, to be handed to ``fit`` in place of arrays.
 
     The model is given one batch after the other, and what is inside its plate
@@ -111,7 +113,7 @@ def batches(*sources: Any, num_data: int | None = None, target: str | None = Non
     if not sources:
         raise ValueError("batches takes what gives the rows, such as batches('x.npy', 'y.npy')")
     count = None if num_data is None else positive_integer(num_data, "num_data")
-    return Batches(sources, count, target, flag(shuffle, "shuffle"))
+    return BatchedDataset(sources, count, target, flag(shuffle, "shuffle"))
 
 
 def on_disk(data: tuple[Any, ...]) -> bool:

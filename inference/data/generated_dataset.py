@@ -13,17 +13,17 @@ from torch import Tensor
 from inference.data.arguments import as_tensors, shape_of
 from inference.utils.random_state import RandomStream, environment
 
-__all__ = ["Feed", "Fresh", "fresh"]
+__all__ = ["GeneratedBatches", "GeneratedDataset", "fresh"]
 
 
 @dataclass(frozen=True)
-class Fresh:
+class GeneratedDataset:
     """Data to be drawn by ``draw()`` at every step; made by :func:`fresh`."""
 
     draw: Callable[[], Any]
 
 
-def fresh(draw: Callable[[], Any]) -> Fresh:
+def fresh(draw: Callable[[], Any]) -> GeneratedDataset:
     """Data that ``draw()`` makes anew at each step, to be handed to ``fit`` in place of arrays.
 
     ``draw`` returns what ``fit`` takes, such as ``x, y``, of the same shapes
@@ -44,10 +44,10 @@ def fresh(draw: Callable[[], Any]) -> Fresh:
     """
     if not callable(draw):
         raise TypeError(f"fresh takes a function that draws the data, found {draw!r}")
-    return Fresh(draw)
+    return GeneratedDataset(draw)
 
 
-class Feed:
+class GeneratedBatches:
     """What ``source`` gives: ``first`` as an example, then new data at every run of a guide and its model.
 
     ``by_torch`` says whether two draws from the same state of torch's random
@@ -55,7 +55,7 @@ class Feed:
     """
 
     def __init__(
-        self, source: Fresh, names: Sequence[str], device: torch.device, dtype: torch.dtype, seed: int
+        self, source: GeneratedDataset, names: Sequence[str], device: torch.device, dtype: torch.dtype, seed: int
     ) -> None:
         self.draw = source.draw
         self._device, self._dtype = device, dtype
@@ -102,11 +102,11 @@ class Feed:
         return value.to(self._device, self._dtype) if value.is_floating_point() else value.to(self._device)
 
 
-def _on_new(feed: Feed, guide: Callable[..., Any], *_: Any) -> Any:
+def _on_new(feed: GeneratedBatches, guide: Callable[..., Any], *_: Any) -> Any:
     return guide(*feed.next())
 
 
-def _on_same(feed: Feed, model: Callable[..., Any], *_: Any) -> Any:
+def _on_same(feed: GeneratedBatches, model: Callable[..., Any], *_: Any) -> Any:
     return model(*feed.now)
 
 

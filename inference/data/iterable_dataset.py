@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from inference.data.shuffle_buffer import Convert
 
-__all__ = ["Loader", "rows_in"]
+__all__ = ["IterableRows", "rows_in"]
 
 _GROUP_BYTES, _GROUP_SECONDS = 2**20, 0.002  # that batches are collected for, to be handed on together
 _SETTINGS = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)
-class Loader:
+class IterableRows:
     """The batches of ``source``, again and again; ``num_data`` are the rows of them all."""
 
     source: Any
@@ -32,7 +32,7 @@ class Loader:
 
     def rows(self, start: int) -> Iterator[tuple[Any, ...]]:
         """The rows from number ``start`` on, for ever: first one batch, then as many together as come at once."""
-        group = _Group(self.convert)
+        group = _RowBuffer(self.convert)
         try:
             for batch, first_row in self._batches(start):
                 if not group.takes(batch, first_row):
@@ -78,7 +78,7 @@ class Loader:
             yield tuple(batch) if isinstance(batch, tuple | list) else (batch,)
 
 
-class _Group:
+class _RowBuffer:
     """Batches in a row that are made tensors together, which costs about as much as for one."""
 
     def __init__(self, convert: Convert) -> None:

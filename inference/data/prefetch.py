@@ -7,17 +7,17 @@ from collections.abc import Callable, Iterator
 from threading import Condition, Thread
 from typing import Generic, TypeVar
 
-__all__ = ["ReadAhead"]
+__all__ = ["Prefetcher"]
 
 T = TypeVar("T")
 
 
-class ReadAhead(Generic[T]):
+class Prefetcher(Generic[T]):
     """The items of ``items``, read before they are asked for, until together they have the ``size`` of ``most``.
 
     An error of the iterator is raised where its item would have been.
 
-    >>> numbers = ReadAhead(iter(range(5)), most=2, size=lambda number: 1)
+    >>> numbers = Prefetcher(iter(range(5)), most=2, size=lambda number: 1)
     >>> list(numbers)
     [0, 1, 2, 3, 4]
     >>> numbers.close()

@@ -62,7 +62,7 @@ class RowSource:
             rows = slice(begin, min(begin + size, self.count))
             yield rows, self.part(rows)
 
-    def marks(self, size: int, checked: Checked) -> dict[str, Any]:
+    def fingerprint(self, size: int, checked: Checked) -> dict[str, Any]:
         """What tells the data from other data, read and ``checked`` once from start to end: types, shapes, SHA-256."""
         digests = [hashlib.sha256() for _ in self.values]
         args: tuple[Any, ...] = ()

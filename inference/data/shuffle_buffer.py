@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Blocks", "Convert", "Pools"]
+__all__ = ["Blocks", "Convert", "ShuffleBuffer"]
 
 Convert = Callable[[tuple[Any, ...], int], tuple[Any, ...]]
-POOL_BYTES = 2**24
+BUFFER_BYTES = 2**24
 RUN_BYTES = 2**16
 
 
@@ -38,7 +38,7 @@ class Blocks:
 
 
 @dataclass(frozen=True)
-class Pools:
+class ShuffleBuffer:
     """All rows once an epoch: blocks in a random order, their rows mixed within pools of some 16 MiB of blocks.
 
     Reading costs the same for a row however many there are, and a pool has
@@ -74,7 +74,7 @@ class Pools:
             order = np.random.default_rng([self.seed, epoch]).permutation(order)
         sizes = self.blocks.sizes[order]
         ends = np.cumsum(sizes)
-        most = max(1, POOL_BYTES // self.blocks.row_bytes)
+        most = max(1, BUFFER_BYTES // self.blocks.row_bytes)
         begin = 0
         while begin < len(order):
             before = int(ends[begin] - sizes[begin])

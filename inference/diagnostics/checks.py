@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from inference.diagnostics.importance_sampling import Moments, Shift, khat_threshold, moments, smoothed
-from inference.optim.adaptive import RHAT, Stop
+from inference.diagnostics.importance_sampling import Moments, Shift, khat_threshold, moments, smoothed_weights
+from inference.optim.adaptive import RHAT, StopReason
 from inference.optim.convergence import Convergence, convergence
 
 __all__ = ["OFF", "Check", "Diagnosis", "Evidence", "NoWeights", "diagnose", "weight_checks"]
@@ -115,7 +115,7 @@ def diagnose(
     log_weights: np.ndarray | NoWeights,
     losses: np.ndarray,
     values: Mapping[str, np.ndarray] | None = None,
-    stop: Stop | None = None,
+    stop: StopReason | None = None,
 ) -> Diagnosis:
     """The verdict from R repeats of S log weights, (R, S) in nats, the latents at the same draws, and −ELBO per step.
 
@@ -160,9 +160,9 @@ class _Weights:
 
     @classmethod
     def of(cls, log_weights: np.ndarray, values: Mapping[str, np.ndarray] | None) -> _Weights:
-        khats = np.array([smoothed(row).khat for row in log_weights])
+        khats = np.array([smoothed_weights(row).khat for row in log_weights])
         spread = float(np.std(khats)) if np.isfinite(khats).all() else math.inf
-        pooled, draws = smoothed(log_weights.reshape(-1)), log_weights.shape[1]
+        pooled, draws = smoothed_weights(log_weights.reshape(-1)), log_weights.shape[1]
         evidence = Evidence(log_weights, khats, moments(values, pooled) if values else None)
         khat = float(np.median(khats))
         return cls(draws, log_weights.size, khat, spread, khat_threshold(draws), pooled.ess, evidence)
@@ -190,7 +190,7 @@ def _of_elbo(state: Convergence, steps: int) -> Check:
     return Check("ELBO", state.gain, max(state.threshold, 2 * state.gain_se), state.converged, words, _LONGER)
 
 
-def _of_steps(stop: Stop | None) -> tuple[Check, ...]:
+def _of_steps(stop: StopReason | None) -> tuple[Check, ...]:
     if stop is None or stop.rhat is None:
         return ()
     return (Check("R-hat of the steps", stop.rhat, RHAT, stop.settled, stop.rest, _LONGER),)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from inference.data.arguments import argument_names, as_tensors
-from inference.engine.svi_problem import Task
-from inference.model.bound_model import Program, device_for
+from inference.engine.svi_problem import SVIProblem
+from inference.model.bound_model import BoundModel, device_for
 from inference.model.double_precision import InDouble
 from inference.model.elbo import Model, loss, traces
 from inference.utils.random_state import RandomStream
@@ -164,55 +164,57 @@ def check_gradients(
     kind = _own_dtype(model, guide)
     size = None if batch_size is None else positive_integer(batch_size, "batch_size")
     args = as_tensors(data, names, where, kind)
-    program = Program.start(model, guide, args, stream, where, kind, batch_size=size)
-    task = Task.of(program, args, size, particles=positive_integer(particles, "particles"))
-    task = replace(
-        task, program=replace(program, dtype=torch.float64), args=as_tensors(data, names, where, torch.float64)
+    bound_model = BoundModel.start(model, guide, args, stream, where, kind, batch_size=size)
+    problem = SVIProblem.of(bound_model, args, size, particles=positive_integer(particles, "particles"))
+    problem = replace(
+        problem,
+        bound_model=replace(bound_model, dtype=torch.float64),
+        args=as_tensors(data, names, where, torch.float64),
     )
-    flat = _place(task.program, at, stream)
-    _refuse_other_gradients(task, flat, stream)
-    return _compare(_Slopes(task, seed), flat, most, limit)
+    flat_params = _place(problem.bound_model, at, stream)
+    _refuse_other_gradients(problem, flat_params, stream)
+    return _compare(_Slopes(problem, seed), flat_params, most, limit)
 
 
 @dataclass(frozen=True)
 class _Slopes:
     """The loss as a function of θ alone: every call draws the same random numbers."""
 
-    task: Task
+    problem: SVIProblem
     seed: int
 
-    def loss(self, flat: Tensor, grad: Tensor | None = None) -> float:
+    def loss(self, flat_params: Tensor, grad: Tensor | None = None) -> float:
         """ℓ(θ; ε), its gradient written to ``grad`` where one is given."""
-        task = self.task
-        with torch.enable_grad(), task.program.running(flat, RandomStream.seeded(self.seed, 1), grad):
+        problem = self.problem
+        with torch.enable_grad(), problem.bound_model.running(flat_params, RandomStream.seeded(self.seed, 1), grad):
             with InDouble():
-                value = loss(task.model, task.guide, task.args, task.particles, reparameterized=True)[0]
+                value = loss(problem.model, problem.guide, problem.args, problem.particles, reparameterized=True)[0]
             if grad is not None and value.requires_grad:
                 value.backward()
         return value.item()
 
-    def difference(self, flat: Tensor, i: int, step: float, extrapolate: bool) -> float:
+    def difference(self, flat_params: Tensor, i: int, step: float, extrapolate: bool) -> float:
         """dᵢ with h = step · max(1, |θᵢ|), or (4 dᵢ(h) − dᵢ(2h)) / 3."""
-        h = step * max(1.0, abs(flat[i].item()))
-        near = self._central(flat, i, h)
-        return (4 * near - self._central(flat, i, 2 * h)) / 3 if extrapolate else near
+        h = step * max(1.0, abs(flat_params[i].item()))
+        near = self._central(flat_params, i, h)
+        return (4 * near - self._central(flat_params, i, 2 * h)) / 3 if extrapolate else near
 
-    def _central(self, flat: Tensor, i: int, h: float) -> float:
-        above, below = flat.clone(), flat.clone()
+    def _central(self, flat_params: Tensor, i: int, h: float) -> float:
+        above, below = flat_params.clone(), flat_params.clone()
         above[i] += h
         below[i] -= h
         return (self.loss(above) - self.loss(below)) / (above[i] - below[i]).item()
 
 
-def _compare(slopes: _Slopes, flat: Tensor, most: int, tolerance: float) -> GradientCheck:
-    params = slopes.task.program.params
-    grad = torch.zeros_like(flat)
-    value = slopes.loss(flat, grad)
+def _compare(slopes: _Slopes, flat_params: Tensor, most: int, tolerance: float) -> GradientCheck:
+    params = slopes.problem.bound_model.params
+    grad = torch.zeros_like(flat_params)
+    value = slopes.loss(flat_params, grad)
     if not math.isfinite(value):
         raise ValueError(f"the loss is {value} where the gradient was to be checked: pass at= with other parameters")
-    places = [(name, tuple(i)) for name, leaf in params.named(flat).items() for i in np.ndindex(*leaf.shape)]
+    places = [(name, tuple(i)) for name, leaf in params.named(flat_params).items() for i in np.ndindex(*leaf.shape)]
     chosen = _choose([leaf.numel() for leaf in params.leaves], most, slopes.seed)
-    first = {i: slopes.difference(flat, i, _FIRST, False) for i in chosen}
+    first = {i: slopes.difference(flat_params, i, _FIRST, False) for i in chosen}
     steepest = max(grad.abs().max().item(), *(abs(d) for d in first.values()))
     floor = max(_SMALL * steepest, _ROUNDING * abs(value), _ROUNDING)
     worst: dict[str, GradientEntry] = {}
@@ -220,12 +222,12 @@ def _compare(slopes: _Slopes, flat: Tensor, most: int, tolerance: float) -> Grad
         entry = _entry(*places[i], grad[i].item(), d, floor)
         for step in _AGAIN:
             if entry.error > tolerance:
-                other = _entry(*places[i], grad[i].item(), slopes.difference(flat, i, *step), floor)
+                other = _entry(*places[i], grad[i].item(), slopes.difference(flat_params, i, *step), floor)
                 entry = min(entry, other, key=lambda e: e.error)
         worst[entry.name] = max(entry, worst.get(entry.name, entry), key=lambda e: e.error)
     silent = {name for name, view in params.named(grad).items() if not view.any()}
     detached = tuple(name for name, entry in worst.items() if name in silent and entry.error > tolerance)
-    return GradientCheck(worst, detached, tolerance, len(chosen), len(flat))
+    return GradientCheck(worst, detached, tolerance, len(chosen), len(flat_params))
 
 
 def _entry(name: str, index: tuple[int, ...], g: float, d: float, floor: float) -> GradientEntry:
@@ -240,9 +242,9 @@ def _choose(sizes: list[int], most: int, seed: int) -> list[int]:
     return sorted(ranks.argsort(stable=True)[:most].tolist())
 
 
-def _place(program: Program, at: Mapping[str, Any] | None, stream: RandomStream) -> Tensor:
+def _place(bound_model: BoundModel, at: Mapping[str, Any] | None, stream: RandomStream) -> Tensor:
     """θ to look at, shape (P,)."""
-    params = program.params
+    params = bound_model.params
     if not params.size:
         raise ValueError("neither model nor guide has a parameter: there is no gradient to check")
     if at is None:
@@ -251,17 +253,18 @@ def _place(program: Program, at: Mapping[str, Any] | None, stream: RandomStream)
             return start + _JITTER * torch.randn(len(start), dtype=torch.float64).to(start.device)
     if at.keys() != set(params.names):
         raise ValueError(f"at has {sorted(at)}, the parameters are {sorted(params.names)}: give each, in its own space")
-    return params.unconstrained({n: torch.as_tensor(v, device=program.device).double() for n, v in at.items()})
+    return params.unconstrained({n: torch.as_tensor(v, device=bound_model.device).double() for n, v in at.items()})
 
 
-def _refuse_other_gradients(task: Task, flat: Tensor, stream: RandomStream) -> None:
-    if task.program.scored:
+def _refuse_other_gradients(problem: SVIProblem, flat_params: Tensor, stream: RandomStream) -> None:
+    if problem.bound_model.score_function_sites:
         raise ValueError(
-            f"the guide draws {list(task.program.scored)} without reparameterisation: their gradient is a "
+            f"the guide draws {list(problem.bound_model.score_function_sites)} without reparameterisation: their "
+            "gradient is a "
             "score-function estimate, right on average, which is not the slope of the loss at fixed random numbers"
         )
-    with torch.enable_grad(), task.program.running(flat, stream), InDouble():
-        _, guide_trace = traces(task.model, task.guide, task.args)
+    with torch.enable_grad(), problem.bound_model.running(flat_params, stream), InDouble():
+        _, guide_trace = traces(problem.model, problem.guide, problem.args)
     for name, site in guide_trace.nodes.items():
         fn = site.get("fn")
         while fn is not None and hasattr(fn, "base_dist"):

@@ -10,11 +10,11 @@ import numpy as np
 
 from inference.utils.arviz_compat import psis
 
-__all__ = ["Moments", "Shift", "Weighted", "khat_threshold", "moments", "pareto_khat", "smoothed"]
+__all__ = ["Moments", "Shift", "SmoothedWeights", "khat_threshold", "moments", "pareto_khat", "smoothed_weights"]
 
 
 @dataclass(frozen=True)
-class Weighted:
+class SmoothedWeights:
     """S importance weights p(x, z)/q(z), Pareto-smoothed and normalised.
 
     ``log`` is (S,), in nats, its exponentials summing to 1; ``khat`` the shape of
@@ -99,7 +99,7 @@ class Shift:
         return abs(self.ratio - 1)
 
 
-def smoothed(log_weights: np.ndarray) -> Weighted:
+def smoothed_weights(log_weights: np.ndarray) -> SmoothedWeights:
     """Pareto-smoothed importance weights of S log weights, in nats.
 
     Weights that are equal but for rounding, an exact guide's, have no tail: k-hat is 0.
@@ -109,14 +109,14 @@ def smoothed(log_weights: np.ndarray) -> Weighted:
     finite = np.where(np.isfinite(log_weights), log_weights, -np.inf).astype(float)
     if not np.isfinite(finite).any() or np.isposinf(log_weights).any():
         even = np.full(len(finite), -math.log(len(finite)))
-        return Weighted(even, math.inf, 0.0)
+        return SmoothedWeights(even, math.inf, 0.0)
     log, khat = psis(finite)
-    return Weighted(log, float(khat), float(1 / np.exp(2 * log).sum()))
+    return SmoothedWeights(log, float(khat), float(1 / np.exp(2 * log).sum()))
 
 
 def pareto_khat(log_weights: np.ndarray) -> float:
     """k̂, the shape of the generalised Pareto fitted to the largest of S importance weights."""
-    return smoothed(log_weights).khat
+    return smoothed_weights(log_weights).khat
 
 
 def khat_threshold(draws: int) -> float:
@@ -130,7 +130,7 @@ def khat_threshold(draws: int) -> float:
     return min(1 - 1 / math.log10(draws), 0.7) if draws > 1 else -math.inf
 
 
-def moments(values: Mapping[str, np.ndarray], weights: Weighted) -> Moments | None:
+def moments(values: Mapping[str, np.ndarray], weights: SmoothedWeights) -> Moments | None:
     """Compare S draws by latent, ``{name: (S,)}``, with the same draws weighted; None where none of them varies."""
     draws = np.stack(list(values.values()), 1)
     mean, sd = weights.moments(draws)

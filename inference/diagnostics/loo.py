@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
-from inference.diagnostics.importance_sampling import khat_threshold, smoothed
+from inference.diagnostics.importance_sampling import khat_threshold, smoothed_weights
 from inference.utils.arviz_compat import psis
 
 __all__ = ["LeaveOneOut", "leave_one_out"]
@@ -96,7 +96,7 @@ def leave_one_out(site: str, log_weights: np.ndarray, log_likelihoods: Iterable[
     Magnusson, Andersen, Jonasson, Vehtari (2019), Bayesian leave-one-out cross-validation for large data.
     Vehtari, Gelman, Gabry (2017), Practical Bayesian model evaluation using leave-one-out cross-validation and WAIC.
     """
-    whole = smoothed(log_weights)
+    whole = smoothed_weights(log_weights)
     found, k, gain, shapes = [], [], 0.0, []
     influence = np.zeros(len(log_weights))
     for batch in log_likelihoods:

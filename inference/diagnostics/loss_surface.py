@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributions import constraints
 from tqdm.auto import tqdm
 
-from inference.model.bound_model import Program, set_training
+from inference.model.bound_model import BoundModel, set_training
 from inference.model.elbo import log_weight, traces
 from inference.model.parameters import Params
-from inference.model.vectorization import draws_together, for_each_draw
+from inference.model.vectorization import draws_together, map_over_draws
 from inference.utils.random_state import RandomStream
 
 __all__ = ["LossSurface", "Plane", "loss_surface", "plane_of", "principal_plane", "random_plane"]
@@ -63,7 +63,7 @@ class LossSurface:
         return float(self.x[1] - self.x[0]), float(self.y[1] - self.y[0])
 
 
-def plane_of(params: Params, flat: Tensor, over: Sequence[Any]) -> Plane:
+def plane_of(params: Params, flat_params: Tensor, over: Sequence[Any]) -> Plane:
     """The plane over two numbers in θ, named ``"name"`` or ``("name", index)``, or along two vectors (P,).
 
     Raises
@@ -74,37 +74,39 @@ def plane_of(params: Params, flat: Tensor, over: Sequence[Any]) -> Plane:
     if len(over) != 2:
         raise ValueError(f"over has {len(over)} entries: give two parameters or two directions")
     if not all(_is_name(entry) for entry in over):
-        vectors = [torch.as_tensor(entry, dtype=flat.dtype, device=flat.device).reshape(-1) for entry in over]
+        vectors = [
+            torch.as_tensor(entry, dtype=flat_params.dtype, device=flat_params.device).reshape(-1) for entry in over
+        ]
         for vector in vectors:
-            if vector.shape != flat.shape:
-                raise ValueError(f"a direction has {len(vector)} numbers, θ has {len(flat)}: give one for each")
-        return _checked(Plane(flat, torch.stack(vectors), ("first direction", "second direction")))
+            if vector.shape != flat_params.shape:
+                raise ValueError(f"a direction has {len(vector)} numbers, θ has {len(flat_params)}: give one for each")
+        return _checked(Plane(flat_params, torch.stack(vectors), ("first direction", "second direction")))
     places = [_place(params, entry) for entry in over]
-    directions = torch.zeros(2, len(flat), dtype=flat.dtype, device=flat.device)
-    origin = flat.clone()
+    directions = torch.zeros(2, len(flat_params), dtype=flat_params.dtype, device=flat_params.device)
+    origin = flat_params.clone()
     for row, (place, _) in enumerate(places):
         directions[row, place] = 1.0
         origin[place] = 0.0
     return _checked(Plane(origin, directions, (places[0][1], places[1][1])))
 
 
-def principal_plane(flat: Tensor, path: Tensor) -> Plane:
+def principal_plane(flat_params: Tensor, path: Tensor) -> Plane:
     """The plane through θ along the two directions in which the optimiser's ``path``, (T, P), lies most.
 
     They are the first right singular vectors of the rows θₜ − θ, turned so that the path leads upwards on both axes.
 
     Li, Xu, Taylor, Studer, Goldstein (2018), Visualizing the loss landscape of neural nets, section 7.
     """
-    rows = path - flat
+    rows = path - flat_params
     _, sizes, directions = torch.linalg.svd(rows, full_matrices=False)
     signs = torch.where(directions[:2] @ rows[0] > 0, -1.0, 1.0)
     shares = (100 * sizes.square() / sizes.square().sum().clamp_min(1e-30)).tolist()
     names = ("first", "second")
     labels = [f"{names[i]} principal direction of the path ({shares[i]:.1f} %)" for i in range(2)]
-    return Plane(flat, signs[:, None] * directions[:2], (labels[0], labels[1]))
+    return Plane(flat_params, signs[:, None] * directions[:2], (labels[0], labels[1]))
 
 
-def random_plane(params: Params, flat: Tensor, seed: int) -> Plane:
+def random_plane(params: Params, flat_params: Tensor, seed: int) -> Plane:
     """The plane through θ along two random directions, each row of each parameter as long as it is in θ.
 
     So the axes are in units of the parameters' own size, layer by layer; a
@@ -113,17 +115,17 @@ def random_plane(params: Params, flat: Tensor, seed: int) -> Plane:
     Li, Xu, Taylor, Studer, Goldstein (2018), Visualizing the loss landscape of neural nets, section 4.
     """
     generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(2, len(flat), generator=generator, dtype=torch.float64).to(flat)
+    directions = torch.randn(2, len(flat_params), generator=generator, dtype=torch.float64).to(flat_params)
     for direction in directions:
-        for part, own in zip(params.views(direction), params.views(flat), strict=True):
+        for part, own in zip(params.views(direction), params.views(flat_params), strict=True):
             rows, sizes = (t.reshape(len(t) if t.dim() > 1 else 1, -1) for t in (part, own))
             norms = [t.norm(dim=1, keepdim=True) for t in (rows, sizes)]
             part.copy_((rows * norms[1] / norms[0]).reshape(part.shape))
-    return Plane(flat, directions, ("first random direction", "second random direction"))
+    return Plane(flat_params, directions, ("first random direction", "second random direction"))
 
 
 def loss_surface(
-    program: Program,
+    bound_model: BoundModel,
     args: tuple[Any, ...],
     plane: Plane,
     path: Tensor,
@@ -143,27 +145,30 @@ def loss_surface(
     line = plane.project(path)
     x, y = (np.linspace(*ends, grid) for ends in _extent(line, span))
     found = np.empty((grid, grid))
-    training = getattr(program.guide, "training", False)
-    set_training(program.guide, True)
+    training = getattr(bound_model.guide, "training", False)
+    set_training(bound_model.guide, True)
     try:
         with tqdm(total=grid**2, desc="loss", unit="point", delay=1, leave=False, disable=not progress) as bar:
             for j, b in enumerate(y):
                 for i, a in enumerate(x):
-                    found[j, i] = _loss(program, args, plane.point(a, b), draws, seed)
+                    found[j, i] = _loss(bound_model, args, plane.point(a, b), draws, seed)
                 bar.update(grid)
     finally:
-        set_training(program.guide, training)
+        set_training(bound_model.guide, training)
     return LossSurface(x, y, np.where(np.isfinite(found), found, np.nan), line, plane.labels)
 
 
-def _loss(program: Program, args: tuple[Any, ...], flat: Tensor, draws: int, seed: int) -> float:
+def _loss(bound_model: BoundModel, args: tuple[Any, ...], flat_params: Tensor, draws: int, seed: int) -> float:
     def run(_: object) -> Tensor:
-        return -log_weight(*traces(program.model, program.guide, args))
+        return -log_weight(*traces(bound_model.model, bound_model.guide, args))
 
-    with torch.enable_grad(), program.running(flat, RandomStream.seeded(seed)):  # a model may ask whether there is one
-        if draws == 1 or program.is_point:
+    with (
+        torch.enable_grad(),
+        bound_model.running(flat_params, RandomStream.seeded(seed)),
+    ):  # a model may ask whether there is one
+        if draws == 1 or bound_model.is_delta:
             return run(None).item()
-        return float(for_each_draw(run, {}, draws, draws_together(args)).mean())
+        return float(map_over_draws(run, {}, draws, draws_together(args)).mean())
 
 
 def _extent(line: np.ndarray, span: tuple[float, float] | None) -> list[tuple[float, float]]:

@@ -16,11 +16,11 @@ from inference.engine.compiler.cache import executable
 from inference.engine.compiler.cuda_graph import ReplayedStep
 from inference.engine.compiler.executable import Executable
 from inference.engine.compiler.inductor import NotCompilable
-from inference.engine.iterates import Pauses
-from inference.engine.svi_problem import Task
-from inference.engine.svi_step import Step, step_rates, trace_step
+from inference.engine.iterates import IterateRecorder
+from inference.engine.svi_problem import SVIProblem
+from inference.engine.svi_step import SVIStep, step_rates, trace_step
 from inference.engine.tracing.graph_text import graph_text
-from inference.engine.tracing.random_ops import Replay
+from inference.engine.tracing.random_ops import ReplayRandomOps
 from inference.engine.tracing.tracer import Untraceable
 from inference.model.captured_values import changed, outside_values
 from inference.model.elbo import traces
@@ -34,9 +34,9 @@ __all__ = [
     "CompiledState",
     "NotCompilable",
     "Untraceable",
-    "apart",
     "replayed_traces",
     "update_for",
+    "without_aliases",
 ]
 
 _WORTH_THREADS = 2**15  # numbers in a tensor from which a second thread gives more than its start costs
@@ -50,7 +50,7 @@ class CompiledState:
     ``seed`` is what it comes from, where processes have noise of their own.
     """
 
-    flat: Tensor
+    flat_params: Tensor
     moments: list[Tensor]
     stream: RandomStream
     step: int = 0
@@ -70,13 +70,13 @@ class CompiledEngine:
         With site or line and reason, if model, guide or optimiser cannot be recorded.
     """
 
-    def __init__(self, task: Task, stream: RandomStream) -> None:
-        self.task = task
-        self.program = task.program
-        self.update = update_for(task)
+    def __init__(self, problem: SVIProblem, stream: RandomStream) -> None:
+        self.problem = problem
+        self.bound_model = problem.bound_model
+        self.update = update_for(problem)
         self.stream = stream
-        self.own = task.share is not None and task.share.own
-        if task.share is not None and self.program.device.type != "cpu":
+        self.own = problem.share is not None and problem.share.own
+        if problem.share is not None and self.bound_model.device.type != "cpu":
             raise Untraceable("several processes on GPUs exchange their gradients between the steps of Python alone")
         self._trace()
 
@@ -89,12 +89,12 @@ class CompiledEngine:
             raise Untraceable(f"it changes {names} while it runs and computes with it, which a graph cannot")
 
     def _outside(self) -> dict[str, object]:
-        draw = self.task.feed.draw if self.task.feed else None
-        args = () if self.task.batches else self.task.args
-        return outside_values((self.task.model, self.task.guide, args, draw))
+        draw = self.problem.feed.draw if self.problem.feed else None
+        args = () if self.problem.batches else self.problem.args
+        return outside_values((self.problem.model, self.problem.guide, args, draw))
 
-    def _recorded(self) -> Step:
-        return trace_step(self.task, self.update, self.stream)
+    def _recorded(self) -> SVIStep:
+        return trace_step(self.problem, self.update, self.stream)
 
     @property
     def operators(self) -> int:
@@ -114,29 +114,33 @@ class CompiledEngine:
         NotCompilable
             If there is no compiler, or it refuses the program.
         """
-        flat = self.task.begin
-        state = CompiledState(flat, self.update.begin(flat), stream)
+        flat_params = self.problem.begin
+        state = CompiledState(flat_params, self.update.begin(flat_params), stream)
         self._bind(state)
         return state
 
     def result(self, state: CompiledState) -> Tensor:
         """θ that the steps so far have found: their last, or an average."""
-        return state.flat if self.task.landing is None else self.task.landing.result(state.flat, state.moments)
+        return (
+            state.flat_params
+            if self.problem.adaptive is None
+            else self.problem.adaptive.result(state.flat_params, state.moments)
+        )
 
     def refresh(self, state: CompiledState) -> None:
         """Record and compile again if something that the model takes from around it has changed."""
         names = changed(self.outside, self._outside())
-        if self.task.share is not None:
-            self.task.share.refuse(names)
+        if self.problem.share is not None:
+            self.problem.share.refuse(names)
         if names:
             self._trace()
             state.noise = []
             self._bind(state)
 
-    def advance(self, state: CompiledState, steps: int, pauses: Pauses | None = None) -> Tensor:
+    def advance(self, state: CompiledState, steps: int, iterates: IterateRecorder | None = None) -> Tensor:
         """Take ``steps`` steps in place and return what :func:`~inference.model.elbo.loss` was in each, (steps, 2).
 
-        On the way θ is kept at the steps that ``pauses`` wants.
+        On the way θ is kept at the steps that ``iterates`` wants.
 
         Raises
         ------
@@ -144,12 +148,12 @@ class CompiledEngine:
             At the first loss or gradient that is not finite, naming the step, the
             site and the parameter; the state is put back to where this call began.
         """
-        if self.task.batches is not None:
-            self.task.batches.hold(state.step, steps)
+        if self.problem.batches is not None:
+            self.problem.batches.hold(state.step, steps)
         start = _copy(state)
         with self._drawing(state.stream):
-            found = torch.cat(self._take(state, steps, pauses))
-        if not (torch.isfinite(found[:, 0]).all() and torch.isfinite(state.flat).all()):
+            found = torch.cat(self._take(state, steps, iterates))
+        if not (torch.isfinite(found[:, 0]).all() and torch.isfinite(state.flat_params).all()):
             self._explain(state, start, found[:, 0])
         return found
 
@@ -157,7 +161,7 @@ class CompiledEngine:
         """All that changes, as numbers and tensors, for :meth:`restore`."""
         return {
             "step": state.step,
-            "flat": state.flat,
+            "flat": state.flat_params,
             "moments": list(state.moments),
             "noise": list(state.noise) if state.step % self.block and not self.own else [],
             "seed": state.seed,
@@ -167,23 +171,23 @@ class CompiledEngine:
     def restore(self, state: CompiledState, saved: dict[str, Any]) -> None:
         """Bring a state to what was saved, in place."""
         stream = RandomStream.restored(saved["stream"])
-        noise = [] if self.own else [part.to(state.flat.device) for part in saved["noise"]]
+        noise = [] if self.own else [part.to(state.flat_params.device) for part in saved["noise"]]
         if [part.shape for part in saved["moments"]] != [moment.shape for moment in state.moments]:
             raise TypeError("the optimiser's moments are of other shapes")
         seed = saved.get("seed")
         _put_back(state, CompiledState(saved["flat"], saved["moments"], stream, saved["step"], noise, seed))
 
-    def _take(self, state: CompiledState, steps: int, pauses: Pauses | None = None) -> list[Tensor]:
+    def _take(self, state: CompiledState, steps: int, iterates: IterateRecorder | None = None) -> list[Tensor]:
         """Steps as they come, good or bad: their losses, in pieces."""
         losses, last = [], state.step + steps
-        with self.task.together():
+        with self.problem.together():
             while state.step < last:
-                stop = last if pauses is None else min(last, pauses.until(state.step))
+                stop = last if iterates is None else min(last, iterates.until(state.step))
                 rows, values = self._run(state, stop - state.step)
                 losses.append(values)
                 state.step += len(rows[0])
-                if pauses is not None and state.step == stop:
-                    pauses.keep(stop, state.flat)
+                if iterates is not None and state.step == stop:
+                    iterates.keep(stop, state.flat_params)
         return losses
 
     def _run(self, state: CompiledState, most: int) -> tuple[list[Tensor], Tensor]:
@@ -194,7 +198,7 @@ class CompiledEngine:
 
     def _noise_of(self, state: CompiledState) -> AbstractContextManager[None]:
         """Where processes have noise of their own, that of the block that ``state`` is in."""
-        share = self.task.share
+        share = self.problem.share
         if share is None or not self.own:
             return nullcontext()
         if state.step % self.block == 0 or state.seed is None:
@@ -210,18 +214,18 @@ class CompiledEngine:
         return self._rows(state.step, [noise[place : place + count] for noise in state.noise], count)
 
     def _bind(self, state: CompiledState) -> None:
-        values = {"theta": state.flat, **dict(zip(self.update.moments, state.moments, strict=True))}
+        values = {"theta": state.flat_params, **dict(zip(self.update.moments, state.moments, strict=True))}
         values["rates"] = self._rates(0, 1)[0]
-        values.update(self.task.batch_inputs)
+        values.update(self.problem.batch_inputs)
         with self._drawing(RandomStream(dict(state.stream.state))):
             values.update({f"noise{i}": noise[0] for i, noise in enumerate(self.step.noise(1))})
-        values.update({f"constant{i}": value for i, value in enumerate(apart(self.step.constants))})
+        values.update({f"constant{i}": value for i, value in enumerate(without_aliases(self.step.constants))})
         names = [str(node.target) for node in self.step.module.graph.nodes if node.op == "placeholder"]
         self.row_names = [name for name in names if name.startswith(("rates", "noise", "batch"))]
         inputs = [values[name] for name in names]
         rows = [names.index(name) for name in self.row_names]
         self.machine: Executable | ReplayedStep
-        if self.program.device.type == "cuda":
+        if self.bound_model.device.type == "cuda":
             self.machine = ReplayedStep(self.step.module, inputs, rows, self.block)
         else:
             threads = torch.get_num_threads() if self.step.largest >= _WORTH_THREADS else 1
@@ -229,88 +233,88 @@ class CompiledEngine:
 
     @contextmanager
     def _drawing(self, stream: RandomStream) -> Iterator[None]:
-        with stream.drawing(), environment(self.program.device, self.program.dtype):
+        with stream.drawing(), environment(self.bound_model.device, self.bound_model.dtype):
             yield
 
     def _rates(self, step: int, count: int) -> Tensor:
-        rates = [step_rates(self.task, self.update, i) for i in range(step, step + count)]
-        return torch.tensor(rates, dtype=self.program.dtype, device=self.program.device)
+        rates = [step_rates(self.problem, self.update, i) for i in range(step, step + count)]
+        return torch.tensor(rates, dtype=self.bound_model.dtype, device=self.bound_model.device)
 
     def _rows(self, step: int, noise: Sequence[Tensor], count: int) -> list[Tensor]:
         named = {f"noise{i}": numbers for i, numbers in enumerate(noise)}
         named["rates"] = self._rates(step, count)
-        if self.task.batches is not None:
-            named |= dict(zip(self.task.batch_inputs, self.task.batches.rows(step, count), strict=True))
+        if self.problem.batches is not None:
+            named |= dict(zip(self.problem.batch_inputs, self.problem.batches.rows(step, count), strict=True))
         return [named[name] for name in self.row_names]
 
     def _explain(self, state: CompiledState, start: CompiledState, losses: Tensor) -> None:
         """Put the state back to ``start``, and raise what happened in the first bad of the steps with these losses."""
         good = first_failure(losses, lambda count: self._good_after(state, start, count))
         self._good_after(state, start, good)
-        flat, number = state.flat.clone(), state.step
-        with self._drawing(state.stream), self.task.together():
+        flat_params, number = state.flat_params.clone(), state.step
+        with self._drawing(state.stream), self.problem.together():
             rows, _ = self._run(state, 1)
-        after, stream = state.flat.clone(), RandomStream(dict(state.stream.state))
+        after, stream = state.flat_params.clone(), RandomStream(dict(state.stream.state))
         _put_back(state, start)
-        with self.program.running(flat, stream):
-            find = partial(failure, self.program.params, flat, after, self._seen(rows, number), number)
-            raise find() if self.task.share is None else self.task.share.agreed(find)
+        with self.bound_model.running(flat_params, stream):
+            find = partial(failure, self.bound_model.params, flat_params, after, self._seen(rows, number), number)
+            raise find() if self.problem.share is None else self.problem.share.agreed(find)
 
     def _good_after(self, state: CompiledState, start: CompiledState, steps: int) -> bool:
         """Take ``steps`` steps from ``start``, and say whether θ is finite."""
         _put_back(state, start)
         with self._drawing(state.stream):
             self._take(state, steps)
-        return bool(torch.isfinite(state.flat).all())
+        return bool(torch.isfinite(state.flat_params).all())
 
     def _seen(self, rows: Sequence[Tensor], step: int) -> Iterator[tuple[poutine.Trace, poutine.Trace]]:
         """The traces of the model itself on the noise of a step, one for each particle."""
         named = dict(zip(self.row_names, rows, strict=True))
         noise = [named[f"noise{i}"] for i in range(len(self.step.groups))]
-        return replayed_traces(self.task, self.step, noise, step)
+        return replayed_traces(self.problem, self.step, noise, step)
 
 
 def replayed_traces(
-    task: Task, recorded: Step, noise: Sequence[Tensor], step: int
+    problem: SVIProblem, recorded: SVIStep, noise: Sequence[Tensor], step: int
 ) -> Iterator[tuple[poutine.Trace, poutine.Trace]]:
     """The traces of the model itself on the first row of ``noise``, one for each particle."""
     for values in recorded.replayed(noise, 0):
         try:
-            with Replay(values):
-                pair = traces(task.model, task.guide, task.args_at(step))
+            with ReplayRandomOps(values):
+                pair = traces(problem.model, problem.guide, problem.args_at(step))
         except Exception as error:
             raise NonFinite(f"the model could not run at step {step}: {error}", step) from error
         yield pair
 
 
-def update_for(task: Task) -> Update:
+def update_for(problem: SVIProblem) -> Update:
     """The update of a task, or :class:`Untraceable` where its optimiser has no compiled form."""
-    update = task.landing or update_of(task.optimizer, task.lr)
+    update = problem.adaptive or update_of(problem.optimizer, problem.lr)
     if update is None:
-        name = getattr(task.optimizer, "__name__", task.optimizer)
+        name = getattr(problem.optimizer, "__name__", problem.optimizer)
         raise Untraceable(f"the optimiser {name} with these options has no compiled form")
     return update
 
 
-def apart(values: Sequence[Tensor]) -> list[Tensor]:
+def without_aliases(values: Sequence[Tensor]) -> list[Tensor]:
     """The values, each in memory of its own."""
     seen: set[int] = set()
-    apart = []
+    without_aliases = []
     for value in values:
         memory = value.untyped_storage().data_ptr()
-        apart.append(value.clone() if memory in seen else value)
+        without_aliases.append(value.clone() if memory in seen else value)
         seen.add(memory)
-    return apart
+    return without_aliases
 
 
 def _copy(state: CompiledState) -> CompiledState:
     moments = [moment.clone() for moment in state.moments]
     stream = RandomStream(dict(state.stream.state))
-    return CompiledState(state.flat.clone(), moments, stream, state.step, state.noise, state.seed)
+    return CompiledState(state.flat_params.clone(), moments, stream, state.step, state.noise, state.seed)
 
 
 def _put_back(state: CompiledState, saved: CompiledState) -> None:
-    state.flat.copy_(saved.flat)
+    state.flat_params.copy_(saved.flat_params)
     for moment, before in zip(state.moments, saved.moments, strict=True):
         moment.copy_(before)
     state.stream.state = dict(saved.stream.state)

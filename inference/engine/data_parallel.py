@@ -13,21 +13,21 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from inference.data.arguments import row_count
-from inference.engine.process_group import Group, spoken, total
-from inference.engine.tracing.random_ops import Count
+from inference.engine.process_group import ProcessGroup, spoken, total
+from inference.engine.tracing.random_ops import CountRandomOps
 from inference.model.elbo import Model, traces
 from inference.model.sites import observed_nodes, refuse_broadcast
-from inference.model.subsampling import MiniBatch, rows_from
+from inference.model.subsampling import Subsampling, rows_from
 from inference.utils.errors import NonFinite, problem_of
 from inference.utils.random_state import RandomStream
 
-__all__ = ["Share", "fixed_plates", "part_of"]
+__all__ = ["DataParallel", "fixed_plates", "shard_of"]
 
 
-def part_of(rows: int, rank: int, count: int) -> range:
+def shard_of(rows: int, rank: int, count: int) -> range:
     """The part of ``rows`` rows that one of ``count`` processes has: in order, and as even as can be.
 
-    >>> [part_of(10, rank, 4) for rank in range(4)]
+    >>> [shard_of(10, rank, 4) for rank in range(4)]
     [range(0, 2), range(2, 5), range(5, 7), range(7, 10)]
 
     Raises
@@ -42,7 +42,7 @@ def part_of(rows: int, rank: int, count: int) -> range:
 
 
 @dataclass(frozen=True)
-class Share:
+class DataParallel:
     """The part of this process in each step of B = ``rows`` rows.
 
     With Bᵣ rows at process r of R, the plates over the rows scale by N/Bᵣ, so that
@@ -57,14 +57,14 @@ class Share:
     than one process draws.
     """
 
-    group: Group
+    group: ProcessGroup
     rows: int
     own: bool = False
 
     @property
     def part(self) -> range:
         """The places of its rows among those of a step."""
-        return part_of(self.rows, self.group.rank, self.group.count)
+        return shard_of(self.rows, self.group.rank, self.group.count)
 
     @property
     def weight(self) -> float:
@@ -96,7 +96,7 @@ class Share:
         """As :meth:`noise` by a new number of the common stream, where noise is its own."""
         return self.noise(self.seed()) if self.own else nullcontext()
 
-    def checked(self, batch: MiniBatch, model: Model, guide: Model, args: tuple[Any, ...]) -> Share:
+    def checked(self, batch: Subsampling, model: Model, guide: Model, args: tuple[Any, ...]) -> DataParallel:
         """The share, knowing whether rows have noise, by runs of the model on all rows and on its part.
 
         Raises
@@ -104,17 +104,17 @@ class Share:
         ValueError
             If the model has no plate over the rows, or does not let it choose them.
         """
-        whole = MiniBatch(batch.rows, batch.batch_size, fixed=batch.fixed)
-        with Count() as all_rows:
+        whole = Subsampling(batch.rows, batch.batch_size, fixed=batch.fixed)
+        with CountRandomOps() as all_rows:
             traces(whole(model), whole(guide), args)
-        with Count() as part:
+        with CountRandomOps() as part:
             problem = self._problem(batch, model, guide, args)
         problem = self.group.told(problem)
         if problem is not None:
             raise spoken(ValueError(problem), 0)
         return replace(self, own=bool(self.group.most(int(part.numbers != all_rows.numbers))[0]))
 
-    def _problem(self, batch: MiniBatch, model: Model, guide: Model, args: tuple[Any, ...]) -> str | None:
+    def _problem(self, batch: Subsampling, model: Model, guide: Model, args: tuple[Any, ...]) -> str | None:
         """Why its part of the rows cannot be all that the model is given, if so."""
         try:
             model_trace, _ = traces(batch(model), batch(guide), args)

@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from inference.utils.pytree import packed, unpacked
+from inference.utils.pytree import flatten, unflatten
 
-__all__ = ["Group", "gathered", "launched", "speaks", "spoken", "total", "who"]
+__all__ = ["ProcessGroup", "gathered", "launched", "speaks", "spoken", "total", "who"]
 
 _STEP = timedelta(seconds=60)  # how far apart the processes may be within a chunk of steps
 _PATIENCE = timedelta(minutes=30)  # and elsewhere: one of them searches, compiles, or writes, and the others wait
@@ -29,7 +29,7 @@ _SPEAKER = "speaker"
 E = TypeVar("E", bound=Exception)
 
 
-class Group:
+class ProcessGroup:
     """The process ``rank`` among the ``count`` that call ``fit`` together, inside torch's process group.
 
     As a context manager it has connections of its own, with time limits of its
@@ -118,7 +118,7 @@ class Group:
         finally:
             _NOW.reset(token)
 
-    def __enter__(self) -> Group:
+    def __enter__(self) -> ProcessGroup:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -126,7 +126,7 @@ class Group:
 
     def _sent(self, value: Any, source: int) -> Any:
         """``value`` of the process ``source``, at all."""
-        content, tensors = packed(value) if self.rank == source else (None, {})
+        content, tensors = flatten(value) if self.rank == source else (None, {})
         kinds = [[name, str(part.dtype).removeprefix("torch."), list(part.shape)] for name, part in tensors.items()]
         text = self._bytes(json.dumps([content, kinds]).encode() if self.rank == source else None, source)
         content, kinds = json.loads(text)
@@ -136,7 +136,7 @@ class Group:
             if raw.numel():
                 self._broadcast(raw.reshape(-1).view(torch.uint8), source)
             tensors[name] = raw
-        return value if self.rank == source else unpacked(content, tensors)
+        return value if self.rank == source else unflatten(content, tensors)
 
     def _bytes(self, text: bytes | None, source: int) -> bytes:
         size = torch.tensor([0 if text is None else len(text)])
@@ -190,12 +190,12 @@ class Group:
             setattr(self, name, None)
 
 
-_NOW: ContextVar[Group | None] = ContextVar("kiln_group", default=None)
+_NOW: ContextVar[ProcessGroup | None] = ContextVar("kiln_group", default=None)
 
 
 @torch.library.custom_op("kiln::total", mutates_args=())
 def total(values: Tensor) -> Tensor:
-    """The sum over the processes of the :class:`Group` that is reducing; ``values`` themselves where none is."""
+    """The sum over the processes of the :class:`ProcessGroup` that is reducing; ``values`` themselves where none is."""
     group = _NOW.get()
     return values.clone() if group is None else group.total(values.clone())
 
@@ -206,13 +206,13 @@ def _(values: Tensor) -> Tensor:
 
 
 @contextmanager
-def gathered(device: torch.device) -> Iterator[Group | None]:
+def gathered(device: torch.device) -> Iterator[ProcessGroup | None]:
     """The group of this process, None where it is alone; all but the first keep their warnings to themselves."""
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         yield None
         return
     with ExitStack() as stack:
-        group = stack.enter_context(Group(device))
+        group = stack.enter_context(ProcessGroup(device))
         if not group.leads:
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore", UserWarning)

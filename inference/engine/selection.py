@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 
 from inference.engine.compiled import CompiledEngine, NotCompilable, Untraceable
 from inference.engine.eager import EagerEngine
-from inference.engine.iterates import Pauses
-from inference.engine.svi_problem import Task
+from inference.engine.iterates import IterateRecorder
+from inference.engine.svi_problem import SVIProblem
 from inference.model.bound_model import name_of
 from inference.utils.random_state import RandomStream
 
@@ -23,10 +23,10 @@ _ALWAYS_EAGER = 1_000  # runs of the model that cannot earn a compilation back, 
 class Engine(Protocol):
     """What ``fit`` asks of an engine, beside the state that it makes."""
 
-    def advance(self, state: Any, steps: int, pauses: Pauses | None = None) -> Tensor:
+    def advance(self, state: Any, steps: int, iterates: IterateRecorder | None = None) -> Tensor:
         """Take steps in place; their losses. θ is kept at the end, and on the way where the engine can."""
 
-    task: Task
+    problem: SVIProblem
 
     def result(self, state: Any) -> Tensor:
         """θ that the steps so far have found."""
@@ -41,7 +41,7 @@ class Engine(Protocol):
         """Bring a state to what was saved, in place."""
 
 
-def choose(name: str, task: Task, stream: RandomStream, steps: int, progress: bool) -> tuple[Engine, Any]:
+def choose(name: str, problem: SVIProblem, stream: RandomStream, steps: int, progress: bool) -> tuple[Engine, Any]:
     """The engine to run, and its first state; ``name`` is ``"eager"``, ``"compiled"`` or ``"auto"``.
 
     ``steps`` are those of all the fits that one compilation would serve.
@@ -51,33 +51,33 @@ def choose(name: str, task: Task, stream: RandomStream, steps: int, progress: bo
     ValueError
         With the reason, if it is to be compiled and cannot be.
     """
-    if name == "compiled" or (name == "auto" and steps * task.particles >= _ALWAYS_EAGER):
-        found, failed = _compiled(name, task, stream, steps, progress)
-        if task.share is not None:  # all or none, and all wait for the slowest
-            failed = task.share.group.told(failed)
-            found = None if task.share.group.most(int(found is None))[0] else found
+    if name == "compiled" or (name == "auto" and steps * problem.particles >= _ALWAYS_EAGER):
+        found, failed = _compiled(name, problem, stream, steps, progress)
+        if problem.share is not None:  # all or none, and all wait for the slowest
+            failed = problem.share.group.told(failed)
+            found = None if problem.share.group.most(int(found is None))[0] else found
         if found is not None:
             return found
         if failed is not None and name == "compiled":
             raise ValueError(f"{failed}; engine='eager' runs it as it is")
         if failed is not None:
             warnings.warn(f"{failed}; it runs eagerly, pass engine='eager' to say so", UserWarning, stacklevel=5)
-    eager = EagerEngine(task)
+    eager = EagerEngine(problem)
     return eager, eager.init(stream)
 
 
 def _compiled(
-    name: str, task: Task, stream: RandomStream, steps: int, progress: bool
+    name: str, problem: SVIProblem, stream: RandomStream, steps: int, progress: bool
 ) -> tuple[tuple[Engine, Any] | None, str | None]:
     """The compiled engine where it is worth it, and its first state; or why it cannot be."""
     try:
-        compiled = CompiledEngine(task, stream)
+        compiled = CompiledEngine(problem, stream)
         if name == "auto" and not worth_compiling(compiled.operators, steps, compiled.step.batched or 1):
             return None, None
         with tqdm(desc="compile", bar_format="{desc} {elapsed}", disable=not progress, leave=False):
             return (compiled, compiled.init(stream)), None
     except (Untraceable, NotCompilable) as error:
-        return None, f"the model {name_of(task.program.model)!r} cannot be compiled: {error}"
+        return None, f"the model {name_of(problem.bound_model.model)!r} cannot be compiled: {error}"
 
 
 def worth_compiling(operators: int, steps: int, particles: int = 1) -> bool:

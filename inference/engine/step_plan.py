@@ -8,21 +8,21 @@ from typing import Any
 
 from torch import Tensor
 
-from inference.engine.svi_problem import Task
-from inference.optim.averaged_adam import Landing
+from inference.engine.svi_problem import SVIProblem
+from inference.optim.averaged_adam import AveragedAdam
 from inference.optim.guide_moments import PathMoments
-from inference.optim.initialization.guide_placement import apply_start, start_at
-from inference.optim.initialization.pathfinder import NoStart, Start, start_again
-from inference.optim.prodigy import FoundSteps
+from inference.optim.initialization.guide_placement import place_guide, start_at
+from inference.optim.initialization.pathfinder import InitialNormal, NoInitialNormal, start_again
+from inference.optim.prodigy import Prodigy
 from inference.optim.whitening import whitening
 
-__all__ = ["Plan", "automatic"]
+__all__ = ["StepPlan", "automatic"]
 
 _MENDING = 2_000  # steps that mend the coordinates of a start that is no mode
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """How a fit is to find its way: from θ = ``theta``, (P,), in at most ``steps``.
 
     In the coordinates of ``start`` where there is one, else by steps of its own, and
@@ -32,34 +32,38 @@ class Plan:
     theta: Tensor
     steps: int
     early: bool
-    start: Start | None = None
+    start: InitialNormal | None = None
     why: str = ""
 
-    def task(self, task: Task) -> Task:
+    def problem(self, problem: SVIProblem) -> SVIProblem:
         """The task with these steps in the place of an optimiser."""
-        task = replace(task, optimizer="adam")
+        problem = replace(problem, optimizer="adam")
         if self.start is None:
-            return replace(task, landing=FoundSteps(self.theta, self.steps, self.early))
-        program, correlated = task.program, _has_triangle(task)
-        judged = PathMoments(program, self.start) if correlated else None
-        white = whitening(program, self.start, self.theta)
-        landing = Landing(white, self.theta, self.steps, self.early, judged)
-        return replace(task, landing=landing, sticking=correlated)
+            return replace(problem, adaptive=Prodigy(self.theta, self.steps, self.early))
+        bound_model, correlated = problem.bound_model, _has_triangle(problem)
+        judged = PathMoments(bound_model, self.start) if correlated else None
+        white = whitening(bound_model, self.start, self.theta)
+        adaptive = AveragedAdam(white, self.theta, self.steps, self.early, judged)
+        return replace(problem, adaptive=adaptive, sticking_the_landing=correlated)
 
     def saved(self) -> dict[str, Any]:
         """The plan as numbers and tensors, for :meth:`restored`."""
         return {**vars(self), "start": None if self.start is None else dict(vars(self.start))}
 
     @classmethod
-    def restored(cls, saved: dict[str, Any], like: Tensor) -> Plan:
+    def restored(cls, saved: dict[str, Any], like: Tensor) -> StepPlan:
         """The plan that was saved, its tensors on the device of ``like``."""
         start = None if saved["start"] is None else start_again(saved["start"], like.device)
         return cls(**{**saved, "theta": saved["theta"].to(like), "start": start})
 
 
 def automatic(
-    task: Task, start: Start | NoStart, steps: int, early: bool, taken: Callable[[Task, int], Tensor]
-) -> tuple[Plan, int]:
+    problem: SVIProblem,
+    start: InitialNormal | NoInitialNormal,
+    steps: int,
+    early: bool,
+    taken: Callable[[SVIProblem, int], Tensor],
+) -> tuple[StepPlan, int]:
     """How to find a step size and an end from ``start``, and what that and the start cost in gradients.
 
     Without a start the guide goes from where it is, by steps of its own; also
@@ -68,23 +72,23 @@ def automatic(
     then moved for 2,000 of the ``steps``, by ``taken``, and the coordinates made
     anew after it.
     """
-    program, unplaced = task.program, _unplaced(task, start)
-    if isinstance(start, NoStart) or unplaced:
-        return Plan(program.params.flatten(), steps, early, why=unplaced), start.evaluations
-    theta = apply_start(program, start)
+    bound_model, unplaced = problem.bound_model, _unplaced(problem, start)
+    if isinstance(start, NoInitialNormal) or unplaced:
+        return StepPlan(bound_model.params.flatten(), steps, early, why=unplaced), start.evaluations
+    theta = place_guide(bound_model, start)
     if start.is_mode or steps < 3 * _MENDING:
-        return Plan(theta, steps, early, start), start.evaluations
-    theta = taken(Plan(theta, _MENDING, early, start).task(task), _MENDING)
-    mended = Plan(theta, steps - _MENDING, early, start_at(program, start, theta))
-    return mended, start.evaluations + _MENDING * task.particles
+        return StepPlan(theta, steps, early, start), start.evaluations
+    theta = taken(StepPlan(theta, _MENDING, early, start).problem(problem), _MENDING)
+    mended = StepPlan(theta, steps - _MENDING, early, start_at(bound_model, start, theta))
+    return mended, start.evaluations + _MENDING * problem.particles
 
 
-def _unplaced(task: Task, start: Start | NoStart) -> str:
+def _unplaced(problem: SVIProblem, start: InitialNormal | NoInitialNormal) -> str:
     """Why the guide goes from where it is; nothing where it goes from ``start``."""
-    if isinstance(start, NoStart):
+    if isinstance(start, NoInitialNormal):
         return start.reason
-    return "" if start.is_mode or _has_triangle(task) else "the search of the mode ended at none"
+    return "" if start.is_mode or _has_triangle(problem) else "the search of the mode ended at none"
 
 
-def _has_triangle(task: Task) -> bool:
-    return hasattr(task.program.guide, "scale_tril")
+def _has_triangle(problem: SVIProblem) -> bool:
+    return hasattr(problem.bound_model.guide, "scale_tril")

@@ -11,55 +11,55 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from inference.data.arguments import row_count
-from inference.data.batch_loader import BatchStream
-from inference.data.generated_dataset import Feed
-from inference.engine.data_parallel import Share, fixed_plates
-from inference.engine.process_group import Group
-from inference.model.bound_model import Program, set_training
+from inference.data.batch_loader import BatchLoader
+from inference.data.generated_dataset import GeneratedBatches
+from inference.engine.data_parallel import DataParallel, fixed_plates
+from inference.engine.process_group import ProcessGroup
+from inference.model.bound_model import BoundModel, set_training
 from inference.model.elbo import Model, traces
 from inference.model.row_scaling import row_scale
-from inference.model.subsampling import MiniBatch
-from inference.optim.adaptive import Finding
-from inference.optim.annealing import Power
+from inference.model.subsampling import Subsampling
+from inference.optim.adaptive import AdaptiveOptimizer
+from inference.optim.annealing import TemperingSchedule
 from inference.optim.schedules import LearningRate
 from inference.utils.random_state import RandomStream
 
-__all__ = ["Task"]
+__all__ = ["SVIProblem"]
 
 _SHARED = ("a fit by several processes", "start one process alone")
 
 
 @dataclass(frozen=True)
-class Task:
+class SVIProblem:
     """A program with its data and the options of its optimisation; ``model`` and ``guide`` take mini-batches.
 
     ``anneal`` is β by step, the power that the target is raised to; a ``feed``
-    draws the data of each step, ``batches`` are where they are read; ``landing`` finds step size and end from a start,
-    and takes the place of the optimiser; ``sticking`` is the kind of gradient;
+    draws the data of each step, ``batches`` are where they are read; ``adaptive`` finds step size and end from a start,
+    and takes the place of the optimiser; ``sticking_the_landing`` is the kind of gradient;
     ``share`` is the part of the rows where several processes fit together. The
     optimiser begins at ``theta``, (P,), or where the program has its parameters.
     """
 
-    program: Program
+    bound_model: BoundModel
     model: Model
     guide: Model
     args: tuple[Any, ...]
     optimizer: str | Callable[..., Optimizer] = "adam"
     lr: LearningRate = 0.01
     particles: int = 1
-    anneal: Power | None = None
-    feed: Feed | None = None
-    batches: BatchStream | None = None
-    landing: Finding | None = None
-    sticking: bool = False
+    anneal: TemperingSchedule | None = None
+    feed: GeneratedBatches | None = None
+    batches: BatchLoader | None = None
+    adaptive: AdaptiveOptimizer | None = None
+    sticking_the_landing: bool = False
     theta: Tensor | None = None
-    share: Share | None = None
+    share: DataParallel | None = None
 
     @property
     def begin(self) -> Tensor:
         """θ before the first step, (P,)."""
-        own = self.theta if self.landing is None else self.landing.theta
-        return self.program.params.flatten() if own is None else own.clone()
+        own = self.theta if self.adaptive is None else self.adaptive.theta
+        return self.bound_model.params.flatten() if own is None else own.clone()
 
     def together(self) -> AbstractContextManager[None]:
         """Inside, losses and gradients are those of all processes."""
@@ -78,13 +78,13 @@ class Task:
     @classmethod
     def of(
         cls,
-        program: Program,
+        bound_model: BoundModel,
         args: tuple[Any, ...],
         batch_size: int | None = None,
-        group: Group | None = None,
+        group: ProcessGroup | None = None,
         **options: Any,
-    ) -> Task:
-        """The task of fitting ``program``, with ``batch_size`` rows a step or fresh data where either is given.
+    ) -> SVIProblem:
+        """The task of fitting ``bound_model``, with ``batch_size`` rows a step or fresh data where either is given.
 
         The processes of a ``group`` share the rows of each step.
 
@@ -94,35 +94,36 @@ class Task:
             If there are no rows to batch or share, or the model has no plate over them;
             if a target is to be annealed whose gradient needs the score function.
         """
-        if options.get("anneal") is not None and program.scored:
+        if options.get("anneal") is not None and bound_model.score_function_sites:
             raise ValueError(
-                f"anneal needs a guide whose draws are reparameterised, which its sites {list(program.scored)} are not"
+                "anneal needs a guide whose draws are reparameterised, which its sites "
+                f"{list(bound_model.score_function_sites)} are not"
             )
-        set_training(program.guide, True)
-        feed: Feed | None = options.get("feed")
+        set_training(bound_model.guide, True)
+        feed: GeneratedBatches | None = options.get("feed")
         if feed is not None:
             if batch_size is not None:
                 raise ValueError("batch_size is for data given as arrays: let the function draw fewer rows")
-            task = cls(program, feed.model(program.model), feed.guide(program.guide), args, **options)
+            problem = cls(bound_model, feed.model(bound_model.model), feed.guide(bound_model.guide), args, **options)
         elif options.get("batches") is not None:
-            batch_size, scale = None, row_scale(program, args, options["batches"].num_data)
-            task = cls(program, scale(program.model), scale(program.guide), args, **options)
+            batch_size, scale = None, row_scale(bound_model, args, options["batches"].num_data)
+            problem = cls(bound_model, scale(bound_model.model), scale(bound_model.guide), args, **options)
         else:
-            task = cls(program, program.model, program.guide, args, **options)
+            problem = cls(bound_model, bound_model.model, bound_model.guide, args, **options)
         if batch_size is None and group is None:
-            return task
+            return problem
         rows = row_count(args)
         if rows is None:
             asks, advice = ("batch_size", "leave batch_size out") if group is None else _SHARED
             raise ValueError(f"{asks} needs data with rows, but no argument is an array: {advice}")
         size = rows if batch_size is None else min(batch_size, rows)
-        share = None if group is None else Share(group, size)
-        with program.running(program.params.flatten(), RandomStream.seeded(0)):
+        share = None if group is None else DataParallel(group, size)
+        with bound_model.running(bound_model.params.flatten(), RandomStream.seeded(0)):
             if share is None:
-                batch = MiniBatch(rows, size)
-                traces(batch(task.model), batch(task.guide), args)
+                batch = Subsampling(rows, size)
+                traces(batch(problem.model), batch(problem.guide), args)
                 batch.require_use()
             else:
-                batch = MiniBatch(rows, size, share.part, fixed_plates(program.model, args))
-                share = share.checked(batch, task.model, task.guide, args)
-        return replace(task, model=batch(task.model), guide=batch(task.guide), share=share)
+                batch = Subsampling(rows, size, share.part, fixed_plates(bound_model.model, args))
+                share = share.checked(batch, problem.model, problem.guide, args)
+        return replace(problem, model=batch(problem.model), guide=batch(problem.guide), share=share)

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from inference.engine.svi_problem import Task
-from inference.engine.tracing.batching_rules import NoRule, run_side_by_side
-from inference.engine.tracing.random_ops import Draw, pack
-from inference.engine.tracing.tracer import Substitute, Tape, Untraceable
+from inference.engine.svi_problem import SVIProblem
+from inference.engine.tracing.batching_rules import NoRule, run_batched
+from inference.engine.tracing.random_ops import RandomOp, pack
+from inference.engine.tracing.tracer import Substitution, Tracer, Untraceable
 from inference.model.elbo import loss
 from inference.optim.functional import Update
 from inference.utils.random_state import RandomStream
 
-__all__ = ["Step", "step_rates", "trace_step"]
+__all__ = ["SVIStep", "step_rates", "trace_step"]
 
 aten = torch.ops.aten
 _NOISE_BYTES = 2**25
@@ -30,7 +30,7 @@ _MANY, _FEW = 32, 8  # particles from which, and numbers a particle up to which,
 
 
 @dataclass(frozen=True)
-class Step:
+class SVIStep:
     """θ, moments, rates, batches, noise, constants → loss, (2,), as a graph; θ and the moments change in place.
 
     ``groups`` are the positions in ``draws`` that share a noise input; each draw
@@ -41,7 +41,7 @@ class Step:
 
     module: fx.GraphModule
     constants: list[Tensor]
-    draws: list[Draw]
+    draws: list[RandomOp]
     randoms: list[int | None]
     groups: list[list[int]]
     batched: int | None
@@ -64,7 +64,7 @@ class Step:
         if len(group) == 1:
             return first.many(steps * copies).reshape(steps, -1)
         size = sum(self.draws[i].size for i in group) * copies
-        whole = Draw(first.func, first.args, first.kwargs, (size,), first.dtype, first.device)
+        whole = RandomOp(first.func, first.args, first.kwargs, (size,), first.dtype, first.device)
         return whole.many(steps)
 
     def replayed(self, noise: Sequence[Tensor], row: int) -> list[list[Tensor | None]]:
@@ -95,12 +95,12 @@ class Step:
         return next(size for size in (100, 50, 25, 20, 10, 5, 4, 2, 1) if size <= max(most, 1))
 
 
-def step_rates(task: Task, update: Update, step: int) -> tuple[float, ...]:
+def step_rates(problem: SVIProblem, update: Update, step: int) -> tuple[float, ...]:
     """The numbers that change from step to step: the optimiser's, then β where the target is annealed."""
-    return (*update.rates(step), task.anneal(step)) if task.anneal else update.rates(step)
+    return (*update.rates(step), problem.anneal(step)) if problem.anneal else update.rates(step)
 
 
-def trace_step(task: Task, update: Update, stream: RandomStream, folds: bool = True) -> Step:
+def trace_step(problem: SVIProblem, update: Update, stream: RandomStream, folds: bool = True) -> SVIStep:
     """Record one step; model and guide run once (once a particle where they cannot be batched).
 
     Without ``folds`` all constants are inputs, those of 0 and 1 too.
@@ -110,45 +110,46 @@ def trace_step(task: Task, update: Update, stream: RandomStream, folds: bool = T
     Untraceable
         With the reason, if what they do cannot be written down as a fixed graph.
     """
-    program = task.program
-    if program.scored:
+    bound_model = problem.bound_model
+    if bound_model.score_function_sites:
         raise Untraceable(
-            f"the guide's sites {list(program.scored)} have no reparameterised gradient (Trace_ELBO's score-function "
+            f"the guide's sites {list(bound_model.score_function_sites)} have no reparameterised gradient "
+            "(Trace_ELBO's score-function "
             "terms need a baseline kept between steps)"
         )
-    if task.feed is not None and not task.feed.by_torch:
+    if problem.feed is not None and not problem.feed.by_torch:
         raise Untraceable("its fresh data are not drawn by torch's random numbers alone, which a graph could repeat")
-    theta = task.begin.to(program.device)
-    with program.running(theta.clone(), RandomStream(dict(stream.state))):
+    theta = problem.begin.to(bound_model.device)
+    with bound_model.running(theta.clone(), RandomStream(dict(stream.state))):
         before = _other_randomness()
-        recorder = _Recorder(task, update, theta, folds)
-        step = recorder.batched(task.particles) if task.particles > 1 else recorder.plain(1)
+        recorder = _StepTracer(problem, update, theta, folds)
+        step = recorder.batched(problem.particles) if problem.particles > 1 else recorder.plain(1)
         if _other_randomness() != before:
             raise Untraceable("it draws from NumPy's or Python's random numbers, which a graph would fix: use torch's")
         return step
 
 
-class _Recorder:
-    def __init__(self, task: Task, update: Update, theta: Tensor, folds: bool) -> None:
-        self.task = task
+class _StepTracer:
+    def __init__(self, problem: SVIProblem, update: Update, theta: Tensor, folds: bool) -> None:
+        self.problem = problem
         self.folds = folds
-        self.program = task.program
+        self.bound_model = problem.bound_model
         self.update = update
         self.theta = theta.clone().requires_grad_(True)
         self.moments = update.begin(theta)
-        self.rates = torch.ones(len(step_rates(task, update, 0)), dtype=theta.dtype, device=theta.device)
+        self.rates = torch.ones(len(step_rates(problem, update, 0)), dtype=theta.dtype, device=theta.device)
 
-    def plain(self, particles: int) -> Step:
+    def plain(self, particles: int) -> SVIStep:
         """Loss, gradient and update on one tape."""
-        tape = Tape(self._state(), self._parameter_at, folds=self.folds)
+        tape = Tracer(self._state(), self._parameter_at, folds=self.folds)
         with tape:
             value = _or_nan(self._loss(particles, tape), tape.failures)
             value = self._descend(value)
         return self._step(tape, value, None, tape.draws, tape.randoms)
 
-    def batched(self, particles: int) -> Step:
+    def batched(self, particles: int) -> SVIStep:
         """The loss of one particle on a tape, then many of it at once by vmap; one after the other where that fails."""
-        single = Tape(self._read(), self._parameter_at, folds=self.folds)
+        single = Tracer(self._read(), self._parameter_at, folds=self.folds)
         with single:
             value = _or_nan(self._loss(1, single), single.failures)
         if not single.draws or _has_custom_gradient(value):
@@ -162,7 +163,7 @@ class _Recorder:
         except (RuntimeError, NotImplementedError) as error:  # an operator without a batching rule
             return self._one_by_one(particles, str(error))
 
-    def _one_by_one(self, particles: int, reason: str) -> Step:
+    def _one_by_one(self, particles: int, reason: str) -> SVIStep:
         if particles > _UNROLLED:
             raise Untraceable(
                 f"its {particles} particles cannot be run as one batch ({reason.splitlines()[0]}), and more than "
@@ -170,16 +171,16 @@ class _Recorder:
             )
         return self.plain(particles)
 
-    def _side_by_side(self, single: Tape, forward: fx.GraphModule, particles: int) -> Step:
+    def _side_by_side(self, single: Tracer, forward: fx.GraphModule, particles: int) -> SVIStep:
         noise = {f"draw{i}": draw.many(particles).movedim(0, -1).contiguous() for i, draw in enumerate(single.draws)}
         fixed = {f"constant{i}": value for i, value in enumerate(single.constants)}
-        tape = Tape({**self._state(), **noise}, folds=self.folds)
+        tape = Tracer({**self._state(), **noise}, folds=self.folds)
         with tape:
-            (value,) = run_side_by_side(forward.graph, {**self._read(), **fixed}, noise)
+            (value,) = run_batched(forward.graph, {**self._read(), **fixed}, noise)
             value = self._descend(value.mean(-1))
         return self._step(tape, value, particles, single.draws, single.randoms, last=True)
 
-    def _vectorised(self, single: Tape, forward: fx.GraphModule, particles: int) -> Step:
+    def _vectorised(self, single: Tracer, forward: fx.GraphModule, particles: int) -> SVIStep:
         noise = {f"draw{i}": draw.many(particles) for i, draw in enumerate(single.draws)}
         fixed = {f"constant{i}": value for i, value in enumerate(single.constants)}
         order = [node.name for node in forward.graph.nodes if node.op == "placeholder"]
@@ -190,7 +191,7 @@ class _Recorder:
             values = {**self._read(), **fixed, **draws}
             return torch.as_tensor(functional(*(values[name] for name in order))[0])
 
-        tape = Tape({**self._state(), **noise}, None, True, self.folds)  # vmap turns numbers into tensors
+        tape = Tracer({**self._state(), **noise}, None, True, self.folds)  # vmap turns numbers into tensors
         with tape:
             value = torch.vmap(one, randomness="different")(noise).mean(0)
             value = self._descend(value)
@@ -198,21 +199,21 @@ class _Recorder:
 
     def _read(self) -> dict[str, Tensor]:
         """What the loss depends on."""
-        return {"theta": self.theta, "rates": self.rates, **self.task.batch_inputs}
+        return {"theta": self.theta, "rates": self.rates, **self.problem.batch_inputs}
 
     def _state(self) -> dict[str, Tensor]:
         return {**self._read(), **dict(zip(self.update.moments, self.moments, strict=True))}
 
-    def _loss(self, particles: int, tape: Tape) -> Tensor:
-        leaves = self.program.params.leaves
-        with Substitute(list(zip(leaves, self.program.params.views(self.theta), strict=True)), tape):
-            task = self.task
-            beta = self.rates[-1] if task.anneal else None
-            return loss(task.model, task.guide, task.args, particles, True, beta, task.sticking)
+    def _loss(self, particles: int, tape: Tracer) -> Tensor:
+        leaves = self.bound_model.params.leaves
+        with Substitution(list(zip(leaves, self.bound_model.params.views(self.theta), strict=True)), tape):
+            problem = self.problem
+            beta = self.rates[-1] if problem.anneal else None
+            return loss(problem.model, problem.guide, problem.args, particles, True, beta, problem.sticking_the_landing)
 
     def _descend(self, value: Tensor) -> Tensor:
         """Change θ in place by what the loss says; the loss, that of all processes together."""
-        share, learns = self.task.share, value.requires_grad
+        share, learns = self.problem.share, value.requires_grad
         grad = torch.autograd.grad(value[0], self.theta)[0] if learns else torch.zeros_like(self.theta)
         with torch.no_grad():
             if share is not None:
@@ -223,20 +224,22 @@ class _Recorder:
 
     def _parameter_at(self, value: Tensor) -> str | None:
         memory = value.untyped_storage().data_ptr()
-        pairs = zip(self.program.params.names, self.program.params.leaves, strict=True)
+        pairs = zip(self.bound_model.params.names, self.bound_model.params.leaves, strict=True)
         return next((name for name, leaf in pairs if leaf.untyped_storage().data_ptr() == memory), None)
 
     def _step(
         self,
-        tape: Tape,
+        tape: Tracer,
         value: Tensor,
         batched: int | None,
-        draws: list[Draw],
+        draws: list[RandomOp],
         randoms: list[int | None],
         last: bool = False,
-    ) -> Step:
+    ) -> SVIStep:
         graph = tape.finish(value)
-        step = Step(fx.GraphModule({}, graph), tape.constants, draws, randoms, pack(draws), batched, tape.largest, last)
+        step = SVIStep(
+            fx.GraphModule({}, graph), tape.constants, draws, randoms, pack(draws), batched, tape.largest, last
+        )
         _join_draws(graph, step)
         step.module.recompile()
         return step
@@ -284,7 +287,7 @@ def _has_custom_gradient(value: Tensor) -> bool:
     return False
 
 
-def _join_draws(graph: fx.Graph, step: Step) -> None:
+def _join_draws(graph: fx.Graph, step: SVIStep) -> None:
     """Replace the inputs ``draw0, …`` by one input ``noise0, …`` a group, cut into pieces."""
     inputs = {node.target: node for node in graph.nodes if node.op == "placeholder"}
     first_operator = next(node for node in graph.nodes if node.op != "placeholder")

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from inference.engine.tracing.tracer import Tape
+from inference.engine.tracing.tracer import Tracer
 from inference.export.operator_names import NotExportable, positional, table_name, type_name
 
-__all__ = ["Recording", "recorded"]
+__all__ = ["ExportedGraph", "export_graph"]
 
 _ROWS = "the model makes something that depends on the number of rows in a way that cannot be written down"
 
 
 @dataclass(frozen=True)
-class Recording:
+class ExportedGraph:
     """The ``graph`` of one manifest, the ``arrays`` it reads, and the numbers a row of its largest tensor.
 
     ``calls`` holds for each random call of the run, in order, the number of its
@@ -39,7 +39,7 @@ class Recording:
     operators: list[Any]
 
 
-class _Notes(Tape):
+class _Notes(Tracer):
     """A tape that notes the type of every value, and which random call a node stands for."""
 
     def _follow(self, value: Tensor, node: fx.Node) -> None:
@@ -55,7 +55,7 @@ class _Notes(Tape):
 
 
 @dataclass(frozen=True)
-class _Run:
+class _TracedRun:
     """One recording: its nodes in order, what the placeholders hold, and the outputs."""
 
     tape: _Notes
@@ -65,12 +65,12 @@ class _Run:
     values: tuple[Tensor, ...]
 
 
-def recorded(
+def export_graph(
     run: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]],
     inputs: Callable[[int], Mapping[str, Tensor]],
     rows: tuple[int, int] | None,
     known: Mapping[str, np.ndarray],
-) -> Recording:
+) -> ExportedGraph:
     """``run``, from named inputs to named outputs, as operators of NumPy for any number of rows.
 
     ``rows`` are two numbers of rows at which to run it; sizes that differ
@@ -91,14 +91,14 @@ def recorded(
     return _Writer(one[0], two[0], rows or (0, 1), known).written(one[1])
 
 
-def _run(run: Any, inputs: Mapping[str, Tensor]) -> tuple[_Run, tuple[str, ...]]:
+def _run(run: Any, inputs: Mapping[str, Tensor]) -> tuple[_TracedRun, tuple[str, ...]]:
     given = {name: value.clone() for name, value in inputs.items()}
     tape = _Notes({f"input{i}": value for i, value in enumerate(given.values())})
     with torch.no_grad(), _small_operators(), tape:
         outputs = run(given)
     graph = tape.finish(*outputs.values())
     *nodes, last = graph.nodes
-    return _Run(tape, tuple(given), nodes, last.args[0], tuple(outputs.values())), tuple(outputs)
+    return _TracedRun(tape, tuple(given), nodes, last.args[0], tuple(outputs.values())), tuple(outputs)
 
 
 @contextmanager
@@ -116,7 +116,9 @@ def _small_operators() -> Iterator[None]:
 class _Writer:
     """Two recordings of one function, side by side, on their way to JSON."""
 
-    def __init__(self, one: _Run, two: _Run, rows: tuple[int, int], known: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self, one: _TracedRun, two: _TracedRun, rows: tuple[int, int], known: Mapping[str, np.ndarray]
+    ) -> None:
         self.one, self.two, self.rows = one, two, rows
         self.arrays: dict[str, np.ndarray] = {}
         self.known = {_key(array): name for name, array in known.items()}
@@ -127,7 +129,7 @@ class _Writer:
         self.twins = dict(zip(one.nodes, two.nodes, strict=True))
         self.calls: list[int | None] = [None] * len(one.tape.randoms)
 
-    def written(self, names: tuple[str, ...]) -> Recording:
+    def written(self, names: tuple[str, ...]) -> ExportedGraph:
         """The whole as plain data."""
         inputs = [f"input{i}" for i in range(len(self.one.inputs))]
         held = [node for node in self.one.nodes if node.op == "placeholder" and str(node.target).startswith("constant")]
@@ -150,7 +152,7 @@ class _Writer:
         }
         shapes = [list(run.values[0].shape) for run in (self.one, self.two)]
         growth = (self.two.tape.largest - self.one.tape.largest) / (self.rows[1] - self.rows[0])
-        return Recording(
+        return ExportedGraph(
             graph, self.arrays, self.calls, self._number(*shapes), max(1, math.ceil(growth)), self.operators
         )
 

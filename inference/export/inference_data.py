@@ -42,7 +42,7 @@ def to_arviz(
     of all. A posterior loaded without data has only ``posterior`` and
     ``optimization``. ``others`` are groups that are there already.
     """
-    latents = {site.name: site for site in posterior.program.latents}
+    latents = {site.name: site for site in posterior.bound_model.latents}
     groups = {"posterior": _draws(drawn, latents)}
     groups["posterior"].attrs.update(about)
     if posterior.has_data:
@@ -59,7 +59,7 @@ def to_arviz(
 def _data_groups(
     posterior: Posterior, latents: dict[str, Site], drawn: dict[str, Tensor], draws: int, seed: int
 ) -> dict[str, xr.Dataset]:
-    observed = {site.name: site for site in posterior.program.observed}
+    observed = {site.name: site for site in posterior.bound_model.observed}
     prior = posterior.prior(draws, seed=seed)
     at = drawn or draws  # a model of parameters alone has no latents
     predictive = {name: posterior.predict_data(draws=at, seed=seed, site=name).samples for name in observed}

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from inference.engine.tracing.tracer import Untraceable
-from inference.export.graph_recording import Recording, recorded
+from inference.export.graph_recording import ExportedGraph, export_graph
 from inference.export.onnx import write_onnx
 from inference.export.operator_names import NotExportable
-from inference.export.predictive_function import Asked
+from inference.export.predictive_function import PredictiveFunction
 from inference.export.runtime.predictor import LATENT, MANIFEST, SCHEMA, Predictor
 from inference.export.standalone import MARK, module_source
 from inference.export.verification import verified
@@ -25,7 +25,7 @@ from inference.utils.versions import versions
 __all__ = ["write_predictor"]
 
 
-def write_predictor(asked: Asked, path: Path, names: Mapping[str, str]) -> Path:
+def write_predictor(asked: PredictiveFunction, path: Path, names: Mapping[str, str]) -> Path:
     """Record what ``asked`` computes, compare it with torch, and write ``path`` and the module of the same stem.
 
     A path that ends in ``.onnx`` is written by :func:`~inference.export.onnx.write_onnx` instead.
@@ -55,16 +55,16 @@ def write_predictor(asked: Asked, path: Path, names: Mapping[str, str]) -> Path:
     return path
 
 
-def _recording(asked: Asked) -> Recording:
+def _recording(asked: PredictiveFunction) -> ExportedGraph:
     """All draws together where torch can, else one draw, to be run for each."""
     rows, known = asked.two_counts(), _latents(asked)
     with asked.running():  # the tape holds on to parameters, which have the fit's values only here
         try:
-            found = recorded(asked.together, asked.inputs, rows, known)
+            found = export_graph(asked.together, asked.inputs, rows, known)
             return _completed(found, False, [])
         except Exception as reason:  # the model is anybody's code; if it is at fault, it says so when it runs alone
             try:
-                found = recorded(asked.each, asked.inputs_with_latents, rows, known)
+                found = export_graph(asked.each, asked.inputs_with_latents, rows, known)
             except (Untraceable, NotExportable) as error:
                 if isinstance(reason, NotExportable):
                     raise reason from None
@@ -72,18 +72,18 @@ def _recording(asked: Asked) -> Recording:
             return _completed(found, True, list(asked.shared))
 
 
-def _latents(asked: Asked) -> dict[str, np.ndarray]:
+def _latents(asked: PredictiveFunction) -> dict[str, np.ndarray]:
     return {LATENT + name: value for name, value in asked.latent_arrays().items()}
 
 
-def _completed(recording: Recording, each: bool, latents: list[str]) -> Recording:
+def _completed(recording: ExportedGraph, each: bool, latents: list[str]) -> ExportedGraph:
     recording.graph.update(each=each, latents=latents)
     if not each:
         del recording.row_shape[0]
     return recording
 
 
-def _manifest(asked: Asked, recording: Recording, names: Mapping[str, str]) -> dict[str, Any]:
+def _manifest(asked: PredictiveFunction, recording: ExportedGraph, names: Mapping[str, str]) -> dict[str, Any]:
     return {
         "format": "kiln predictor",
         "schema": SCHEMA,
@@ -92,7 +92,7 @@ def _manifest(asked: Asked, recording: Recording, names: Mapping[str, str]) -> d
         "kind": "classes" if asked.classes else "numbers",
         "draws": asked.draws,
         "seed": asked.seed,
-        "dtype": str(asked.program.dtype).removeprefix("torch."),
+        "dtype": str(asked.bound_model.dtype).removeprefix("torch."),
         "inputs": asked.described_inputs(),
         "row_shape": recording.row_shape,
         "latents": {name: list(value.shape[1:]) for name, value in asked.latent_arrays().items()},

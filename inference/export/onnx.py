@@ -15,16 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inference.export.graph_recording import Recording
-from inference.export.operator_names import PLACES, NotExportable
-from inference.export.predictive_function import Asked
+from inference.export.graph_recording import ExportedGraph
+from inference.export.operator_names import NON_NUMERIC_ARGUMENTS, NotExportable
+from inference.export.predictive_function import PredictiveFunction
 from inference.export.runtime.random_operators import RANDOM
 from inference.storage.atomic_files import replacing
 
 __all__ = ["write_onnx"]
 
 
-def write_onnx(asked: Asked, recording: Recording, latents: Mapping[str, np.ndarray], path: Path) -> Path:
+def write_onnx(
+    asked: PredictiveFunction, recording: ExportedGraph, latents: Mapping[str, np.ndarray], path: Path
+) -> Path:
     """Write x → ``mean`` and ``variance``, or ``probs`` for classes, over the S draws, for any number of rows.
 
     Raises
@@ -46,7 +48,7 @@ def write_onnx(asked: Asked, recording: Recording, latents: Mapping[str, np.ndar
         try:
             with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")  # torch's to itself
-                program = torch.onnx.export(
+                bound_model = torch.onnx.export(
                     *(network, tuple(inputs.values())),
                     input_names=list(inputs),
                     output_names=names,
@@ -54,9 +56,9 @@ def write_onnx(asked: Asked, recording: Recording, latents: Mapping[str, np.ndar
                     dynamo=True,
                     verbose=False,
                 )
-                if program is None:
+                if bound_model is None:
                     raise NotExportable("torch's exporter gave nothing back")
-                program.save(partial)
+                bound_model.save(partial)
         except Exception as error:  # the exporter raises whatever it meets
             problem = str(error).strip().splitlines()
             raise NotExportable(
@@ -68,7 +70,9 @@ def write_onnx(asked: Asked, recording: Recording, latents: Mapping[str, np.ndar
 class _Mean(nn.Module):
     """The recorded operators in torch again, and moments over the draws."""
 
-    def __init__(self, recording: Recording, latents: Mapping[str, np.ndarray], asked: Asked, inputs: int) -> None:
+    def __init__(
+        self, recording: ExportedGraph, latents: Mapping[str, np.ndarray], asked: PredictiveFunction, inputs: int
+    ) -> None:
         super().__init__()
         if recording.graph["each"]:
             raise NotExportable("the draws of this model run one by one, which makes no graph: use .npz")
@@ -115,7 +119,7 @@ class _Mean(nn.Module):
     def _called(self, func: Any, given: list[Any]) -> Any:
         if func is operator.getitem:
             return func(*given)
-        schema = [argument for argument in func._schema.arguments if argument.name not in PLACES]
+        schema = [argument for argument in func._schema.arguments if argument.name not in NON_NUMERIC_ARGUMENTS]
         pairs = list(zip(schema, given, strict=True))
         keywords = {argument.name: value for argument, value in pairs if argument.kwarg_only}
         return func(*(value for argument, value in pairs if not argument.kwarg_only), **keywords)

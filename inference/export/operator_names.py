@@ -10,13 +10,13 @@ from torch import fx
 from inference.export.runtime.operators import OPERATORS
 from inference.export.runtime.random_operators import RANDOM
 
-__all__ = ["PLACES", "NotExportable", "positional", "table_name", "type_name"]
+__all__ = ["NON_NUMERIC_ARGUMENTS", "NotExportable", "positional", "table_name", "type_name"]
 
 _PLAIN = {
     "default", "Tensor", "Scalar", "self", "int", "Tensor_Tensor", "Tensor_Scalar", "Scalar_Tensor", "Tensor_float",
     "float_Tensor", "float", "ScalarSelf", "ScalarOther",
 }  # fmt: skip
-PLACES = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator", "copy"}
+NON_NUMERIC_ARGUMENTS = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator", "copy"}
 
 
 class NotExportable(ValueError):
@@ -29,7 +29,7 @@ def positional(node: Any, without_first: bool = False) -> list[Any]:
     schema = func._schema.arguments[without_first:]
     found = []
     for i, argument in enumerate(schema):
-        if argument.name not in PLACES:
+        if argument.name not in NON_NUMERIC_ARGUMENTS:
             default = argument.default_value if argument.has_default_value() else None
             found.append(node.args[i] if i < len(node.args) else node.kwargs.get(argument.name, default))
     return found

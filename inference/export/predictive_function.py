@@ -15,20 +15,20 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from inference.data.arguments import row_count
-from inference.model.bound_model import Program, named_failure
+from inference.model.bound_model import BoundModel, named_failure
 from inference.model.sites import latent_values
 from inference.model.vectorization import together
-from inference.predictive.latent_sampler import Latents
+from inference.predictive.latent_sampler import LatentSampler
 from inference.predictive.sampling import at_latents
 from inference.utils.random_state import RandomStream
 
-__all__ = ["Asked"]
+__all__ = ["PredictiveFunction"]
 
 Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Asked:
+class PredictiveFunction:
     """E[y | x, zₛ], Var[y | x, zₛ] and y itself at ``site``, for S ``draws`` of z ~ q at ``seed``.
 
     ``shared`` holds the draws that all rows have in common, ``{site: (S, *site
@@ -37,8 +37,8 @@ class Asked:
     calls them.
     """
 
-    program: Program
-    flat: Tensor
+    bound_model: BoundModel
+    flat_params: Tensor
     trained: tuple[Any, ...]
     names: tuple[str, ...]
     has_data: bool
@@ -52,15 +52,15 @@ class Asked:
     @classmethod
     def of(
         cls,
-        program: Program,
-        flat: Tensor,
+        bound_model: BoundModel,
+        flat_params: Tensor,
         trained: tuple[Any, ...],
         names: list[str],
         has_data: bool,
         site: str | None,
         draws: int,
         seed: int,
-    ) -> Asked:
+    ) -> PredictiveFunction:
         """Draw the shared latents, and run the model once to see what it says of the site.
 
         Raises
@@ -68,29 +68,31 @@ class Asked:
         ValueError
             If no site is named where there are several.
         """
-        latents = Latents(program, trained)
-        whole = cls(program, flat, trained, tuple(names), has_data, "", draws, seed, {}, False, True)
+        latents = LatentSampler(bound_model, trained)
+        whole = cls(bound_model, flat_params, trained, tuple(names), has_data, "", draws, seed, {}, False, True)
         with whole.running():
             drawn = latents.draw(draws, whole.arguments(whole.inputs(3)))
         own = latents.row_sites()
         shared = {name: value for name, value in drawn.items() if name not in own}
-        wanted = site or _only([s.name for s in program.observed] or list(shared))
-        found = cls(program, flat, trained, tuple(names), has_data, wanted, draws, seed, shared, False, True)
+        wanted = site or _only([s.name for s in bound_model.observed] or list(shared))
+        found = cls(bound_model, flat_params, trained, tuple(names), has_data, wanted, draws, seed, shared, False, True)
         if wanted in shared:
             return found
         with found.running():
             args, z = found.arguments(found.inputs(3)), {name: value[0] for name, value in shared.items()}
-            described, _ = named_failure("model", program.model, args, lambda: found._described(z, args))
+            described, _ = named_failure("model", bound_model.model, args, lambda: found._described(z, args))
         classes = len(described) == 1
         has_mean = bool(torch.isfinite(described[0]).all())
-        return cls(program, flat, trained, tuple(names), has_data, wanted, draws, seed, shared, classes, has_mean)
+        return cls(
+            bound_model, flat_params, trained, tuple(names), has_data, wanted, draws, seed, shared, classes, has_mean
+        )
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Where the model may be run, with random numbers from the seed."""
         with (
             torch.no_grad(),
-            self.program.running(self.flat, RandomStream.seeded(self.seed)),
+            self.bound_model.running(self.flat_params, RandomStream.seeded(self.seed)),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore", UserWarning)  # of what vmap is slow at
@@ -122,7 +124,7 @@ class Asked:
                 value = value[torch.arange(rows) % len(value)]
             if not self.has_data and value.is_floating_point():
                 value = torch.randn(value.shape, dtype=value.dtype, generator=torch.Generator().manual_seed(rows))
-            found[self.names[i]] = value.to(self.program.device)
+            found[self.names[i]] = value.to(self.bound_model.device)
         return found
 
     def inputs_with_latents(self, rows: int) -> dict[str, Tensor]:
@@ -132,7 +134,7 @@ class Asked:
     def arguments(self, inputs: Tensors) -> tuple[Any, ...]:
         """The model's arguments with the inputs at their places, and None for what it observes."""
         places = self._places()
-        observed = {site.argument for site in self.program.observed}
+        observed = {site.argument for site in self.bound_model.observed}
         given = (inputs.get(self.names[i]) if i in places else value for i, value in enumerate(self.trained))
         return tuple(None if i in observed and i not in places else value for i, value in enumerate(given))
 
@@ -162,17 +164,17 @@ class Asked:
 
     def _places(self) -> list[int]:
         """The arguments to predict from: tensors that are not observed, or else the first, as an autoencoder's."""
-        observed = {site.argument for site in self.program.observed}
+        observed = {site.argument for site in self.bound_model.observed}
         tensors = [i for i, value in enumerate(self.trained) if isinstance(value, Tensor)]
         return [i for i in tensors if i not in observed] or tensors[:1]
 
     def _described(self, z: Tensors, args: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
-        return at_latents(self.program.model, {**z, **self._own(z, args)}, args, self.site)
+        return at_latents(self.bound_model.model, {**z, **self._own(z, args)}, args, self.site)
 
     def _own(self, z: Tensors, args: tuple[Any, ...]) -> dict[str, Tensor]:
         """Latents of single rows, by the guide if it takes new rows; else none, and the model draws them."""
-        own = Latents(self.program, self.trained).row_sites()
-        guide = self.program.guide
+        own = LatentSampler(self.bound_model, self.trained).row_sites()
+        guide = self.bound_model.guide
         if not own or isinstance(guide, AutoGuide):
             return {}
         conditioned = poutine.condition(guide, data=dict(z)) if z else guide
@@ -181,7 +183,7 @@ class Asked:
         return {name: value for name, value in drawn.items() if name in own and value.shape[own[name]] == rows}
 
     def _latent(self, value: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        value = value if value.is_floating_point() else value.to(self.program.dtype)
+        value = value if value.is_floating_point() else value.to(self.bound_model.dtype)
         return (value, torch.zeros_like(value)), value
 
     def _named(self, described: tuple[Tensor, ...], samples: Tensor) -> dict[str, Tensor]:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from inference.data.arguments import row_count
-from inference.engine.tracing.random_ops import Replay
-from inference.export.graph_recording import Recording
+from inference.engine.tracing.random_ops import ReplayRandomOps
+from inference.export.graph_recording import ExportedGraph
 from inference.export.operator_names import NotExportable
-from inference.export.predictive_function import Asked
+from inference.export.predictive_function import PredictiveFunction
 from inference.export.runtime.predictor import Predictor
 from inference.export.runtime.random_operators import RANDOM
 
@@ -21,7 +21,7 @@ _ROWS = (1, 4)
 _TOLERANCE = {"float32": 3e-5, "float64": 1e-10}  # of the largest number; sums of 784 in single precision reach 4e-6
 
 
-def verified(predictor: Predictor, asked: Asked, recording: Recording) -> dict[str, Any]:
+def verified(predictor: Predictor, asked: PredictiveFunction, recording: ExportedGraph) -> dict[str, Any]:
     """How far NumPy is from torch on rows of the fit, relative to the largest number, and whether rows stand apart.
 
     Both are given the same random numbers, NumPy's.
@@ -32,7 +32,7 @@ def verified(predictor: Predictor, asked: Asked, recording: Recording) -> dict[s
         If they differ by more than rounding.
     """
     worst = max(_difference(predictor, asked, recording, rows) for rows in _ROWS)
-    bound = _TOLERANCE[str(asked.program.dtype).removeprefix("torch.")]
+    bound = _TOLERANCE[str(asked.bound_model.dtype).removeprefix("torch.")]
     if not worst <= bound:
         raise NotExportable(
             f"NumPy differs from torch by {worst:.1g} of the largest number, more than {bound}: "
@@ -41,7 +41,7 @@ def verified(predictor: Predictor, asked: Asked, recording: Recording) -> dict[s
     return {"agreement": worst, "rows_apart": _rows_apart(predictor, asked)}
 
 
-def _difference(predictor: Predictor, asked: Asked, recording: Recording, rows: int) -> float:
+def _difference(predictor: Predictor, asked: PredictiveFunction, recording: ExportedGraph, rows: int) -> float:
     wanted = ("draws",) if asked.classes else ("draws", "variance")
     made: list[dict[int, np.ndarray]] = []
 
@@ -60,18 +60,21 @@ def _difference(predictor: Predictor, asked: Asked, recording: Recording, rows: 
 
 
 def _by_torch(
-    asked: Asked, inputs: dict[str, torch.Tensor], recording: Recording, made: list[dict[int, np.ndarray]]
+    asked: PredictiveFunction,
+    inputs: dict[str, torch.Tensor],
+    recording: ExportedGraph,
+    made: list[dict[int, np.ndarray]],
 ) -> dict[str, torch.Tensor]:
     """The same in torch, its random calls answered by the numbers ``made``, one set for each run of the graph."""
     graph = recording.graph
     first = len(inputs) + len(graph["latents"]) + len(graph["constants"])
 
-    def replay(numbers: dict[int, np.ndarray]) -> Replay:
+    def replay(numbers: dict[int, np.ndarray]) -> ReplayRandomOps:
         kinds = {place: getattr(torch, graph["nodes"][place - first][2]) for place in numbers}
         given = {
-            place: torch.as_tensor(value).to(asked.program.device, kinds[place]) for place, value in numbers.items()
+            place: torch.as_tensor(value).to(asked.bound_model.device, kinds[place]) for place, value in numbers.items()
         }
-        return Replay([None if place is None else given.get(place) for place in recording.calls])
+        return ReplayRandomOps([None if place is None else given.get(place) for place in recording.calls])
 
     if not graph["each"]:
         with replay(made[0] if made else {}):
@@ -91,7 +94,7 @@ def _relative(value: np.ndarray, other: np.ndarray) -> float:
     return float(np.abs(value.astype(np.float64) - other).max(initial=0)) / scale
 
 
-def _rows_apart(predictor: Predictor, asked: Asked) -> bool:
+def _rows_apart(predictor: Predictor, asked: PredictiveFunction) -> bool:
     """Whether rows come out the same alone as together, with all random numbers at their middle."""
     inputs = [value.cpu().numpy() for value in asked.inputs(_ROWS[-1]).values()]
     if asked.two_counts() is None:

@@ -32,22 +32,31 @@ from inference.model.sites import (
     refuse_broadcast,
     score_sites,
 )
-from inference.model.subsampling import MiniBatch
+from inference.model.subsampling import Subsampling
 from inference.utils.errors import problem_of
 from inference.utils.random_state import RandomStream, environment
 from inference.utils.validation import as_device
 
-__all__ = ["Program", "clone", "device_for", "name_of", "named_failure", "parcel", "set_training", "unpacked"]
+__all__ = [
+    "BoundModel",
+    "clone",
+    "device_for",
+    "from_sendable",
+    "name_of",
+    "named_failure",
+    "set_training",
+    "to_sendable",
+]
 
 T = TypeVar("T")
 _CALLER = 6  # frames up from a warning to the line that called fit
 
 
 @dataclass(frozen=True)
-class Program:
+class BoundModel:
     """A model and a guide with the parameters, latents and observed sites that one run showed.
 
-    ``scored`` are the latents that need score-function gradients; ``is_point``
+    ``score_function_sites`` are the latents that need score-function gradients; ``is_delta``
     says that the guide puts all its mass on one value, as AutoDelta does.
     """
 
@@ -56,8 +65,8 @@ class Program:
     params: Params
     latents: tuple[Site, ...]
     observed: tuple[Site, ...]
-    scored: tuple[str, ...]
-    is_point: bool
+    score_function_sites: tuple[str, ...]
+    is_delta: bool
     device: torch.device
     dtype: torch.dtype
 
@@ -72,7 +81,7 @@ class Program:
         dtype: torch.dtype,
         check_values: bool = True,
         batch_size: int | None = None,
-    ) -> Program:
+    ) -> BoundModel:
         """Run guide and model once on ``args``, validated, and record what they are made of.
 
         The caller's guide is copied first, so that a guide can be fitted any
@@ -121,9 +130,13 @@ class Program:
         )
 
     @contextmanager
-    def running(self, flat: Tensor, stream: RandomStream, grad: Tensor | None = None) -> Iterator[None]:
-        """Everything between here and the end of the block reads θ = ``flat`` and draws from ``stream``."""
-        with stream.active(), environment(self.device, self.dtype, validate=False), self.params.bound(flat, grad):
+    def running(self, flat_params: Tensor, stream: RandomStream, grad: Tensor | None = None) -> Iterator[None]:
+        """Everything between here and the end of the block reads θ = ``flat_params`` and draws from ``stream``."""
+        with (
+            stream.active(),
+            environment(self.device, self.dtype, validate=False),
+            self.params.bound(flat_params, grad),
+        ):
             yield
 
 
@@ -144,13 +157,13 @@ def clone(guide: Model) -> Model:
     return twin
 
 
-def parcel(guide: Model) -> tuple[Model, list[Model]]:
-    """A guide for another process, and the models that its parts lose on the way; see :func:`unpacked`."""
+def to_sendable(guide: Model) -> tuple[Model, list[Model]]:
+    """A guide for another process, and the models that its parts lose on the way; see :func:`from_sendable`."""
     return clone(guide), [part.model for part in _autoguides(guide)]
 
 
-def unpacked(guide: Model, models: list[Model]) -> Model:
-    """The guide of a :func:`parcel`, with its models again."""
+def from_sendable(guide: Model, models: list[Model]) -> Model:
+    """The guide of a :func:`to_sendable`, with its models again."""
     for part, model in zip(_autoguides(guide), models, strict=True):
         part._model = (model,)
     return guide
@@ -198,12 +211,12 @@ def _few_rows(model: Model, guide: Model, args: tuple[Any, ...], batch_size: int
     if batch_size is None or rows is None:
         yield
         return
-    few, parts = MiniBatch(rows, batch_size), _autoguides(guide)
+    few, parts = Subsampling(rows, batch_size), _autoguides(guide)
     whole = bool(parts) and _has_latents_of_rows(model, args, few)
     models = [part._model for part in parts]
     if not whole:  # an autoguide hides its own run of the model
         for part in parts:
-            part._model = (MiniBatch(rows, batch_size)(part.model),)
+            part._model = (Subsampling(rows, batch_size)(part.model),)
     try:
         with nullcontext() if whole and isinstance(guide, AutoGuide) else few:
             yield
@@ -212,7 +225,7 @@ def _few_rows(model: Model, guide: Model, args: tuple[Any, ...], batch_size: int
             part._model = own
 
 
-def _has_latents_of_rows(model: Model, args: tuple[Any, ...], few: MiniBatch) -> bool:
+def _has_latents_of_rows(model: Model, args: tuple[Any, ...], few: Subsampling) -> bool:
     """Whether a latent lies in a plate over the rows; True where the model cannot be asked."""
     try:
         with pyro.get_param_store().scope(), few, torch.no_grad():

@@ -51,7 +51,10 @@ def log_density(trace: poutine.Trace) -> Tensor:
 
 
 def _estimate(
-    model_trace: poutine.Trace, guide_trace: poutine.Trace, beta: float | Tensor | None, sticking: bool = False
+    model_trace: poutine.Trace,
+    guide_trace: poutine.Trace,
+    beta: float | Tensor | None,
+    sticking_the_landing: bool = False,
 ) -> Tensor:
     """(2,): −log w, with the gradient of −(β log p(x, z) − log q(z)), and the part of it that is KL(q ‖ p(z)).
 
@@ -64,7 +67,9 @@ def _estimate(
     latents = [site for site in _samples(model_trace) if not site["is_observed"] and site["name"] not in exact]
     prior = _log_density(latents) - _log_density([site for site in drawn if type(site["fn"]) is Delta])
     of_guide = [site for site in drawn if type(site["fn"]) is not Delta]
-    entropy = _log_density([{**site, "fn": _fixed(site["fn"])} for site in of_guide] if sticking else of_guide)
+    entropy = _log_density(
+        [{**site, "fn": _fixed(site["fn"])} for site in of_guide] if sticking_the_landing else of_guide
+    )
     divergence = sum(exact.values(), entropy)
     target = _log_density([site for site in _samples(model_trace) if site["is_observed"]]) + prior
     if beta is not None:
@@ -147,7 +152,7 @@ def loss(
     particles: int,
     reparameterized: bool,
     beta: float | Tensor | None = None,
-    sticking: bool = False,
+    sticking_the_landing: bool = False,
 ) -> Tensor:
     """(2,): −ELBO in nats, estimated from ``particles`` draws, with Trace_ELBO's gradient; and its part KL(q ‖ p(z)).
 
@@ -164,7 +169,7 @@ def loss(
     With β the gradient is that of −E_q [β log p(x, z) − log q(z)], the annealed
     target's; the number is −ELBO all the same. It needs a reparameterised guide.
 
-    With ``sticking`` the gradient leaves out the score ∂ log q_θ(z)/∂θ at fixed
+    With ``sticking_the_landing`` the gradient leaves out the score ∂ log q_θ(z)/∂θ at fixed
     z, whose mean is 0: at q = p it has no variance. For guides of Normals, and
     of distributions that have a ``fixed()``.
 
@@ -177,5 +182,5 @@ def loss(
     if not reparameterized:
         value = Trace_ELBO(num_particles=particles).differentiable_loss(model, guide, *args)
         return torch.stack([value, torch.full_like(value, torch.nan)])
-    total = sum(_estimate(*traces(model, guide, args), beta, sticking) for _ in range(particles))
+    total = sum(_estimate(*traces(model, guide, args), beta, sticking_the_landing) for _ in range(particles))
     return torch.as_tensor(total / particles)

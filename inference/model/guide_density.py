@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.distributions import Normal, biject_to
 
 from inference.data.array_conversion import plain_tensor
-from inference.model.bound_model import Program
+from inference.model.bound_model import BoundModel
 from inference.model.elbo import Model
 from inference.model.sites import site_is_draw
 
 __all__ = ["as_points", "draws_at_once", "log_density"]
 
 
-def as_points(values: Mapping[str, Any], program: Program) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+def as_points(values: Mapping[str, Any], bound_model: BoundModel) -> tuple[dict[str, Tensor], tuple[int, ...]]:
     """Values of every latent as ``{site: (points, *site shape)}``, and the leading dimensions that they had.
 
     Raises
@@ -28,13 +28,13 @@ def as_points(values: Mapping[str, Any], program: Program) -> tuple[dict[str, Te
         If a site is missing or unknown, a shape is not a site's with leading
         dimensions that all share, or a value is no finite number.
     """
-    wanted = {site.name: site.shape for site in program.latents}
+    wanted = {site.name: site.shape for site in bound_model.latents}
     if wanted.keys() != values.keys():
         missing, unknown = sorted(wanted.keys() - values.keys()), sorted(values.keys() - wanted.keys())
         raise ValueError(f"a value of every latent is needed, {sorted(wanted)}: missing {missing}, unknown {unknown}")
     points, leading = {}, {}
     for name, shape in wanted.items():
-        value = plain_tensor(values[name], name, program.dtype, shared=True).to(program.device)
+        value = plain_tensor(values[name], name, bound_model.dtype, shared=True).to(bound_model.device)
         cut = value.dim() - len(shape)
         if cut < 0 or tuple(value.shape[cut:]) != shape:
             raise ValueError(f"{name} has shape {tuple(value.shape)}: its last dimensions must be {shape}")

@@ -12,11 +12,11 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.distributions import biject_to
 
-__all__ = ["Places"]
+__all__ = ["LatentLayout"]
 
 
 @dataclass(frozen=True)
-class Places:
+class LatentLayout:
     """The latents of an autoguide, once it has run: names, shapes in u, and h: u → z to each one's support."""
 
     names: tuple[str, ...]
@@ -24,7 +24,7 @@ class Places:
     transforms: tuple[Any, ...]
 
     @classmethod
-    def of(cls, guide: Callable[..., Any]) -> Places:
+    def of(cls, guide: Callable[..., Any]) -> LatentLayout:
         """Those of ``guide``; none if it is no autoguide."""
         nodes = dict(guide.prototype_trace.iter_stochastic_nodes()) if isinstance(guide, AutoGuide) else {}
         transforms = tuple(biject_to(site["fn"].support) for site in nodes.values())

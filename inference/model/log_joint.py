@@ -12,11 +12,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from inference.model.bound_model import Program
+from inference.model.bound_model import BoundModel
 from inference.model.double_precision import InDouble
 from inference.model.elbo import log_density
 from inference.model.improper_priors import DrawableFlats
-from inference.model.latent_layout import Places
+from inference.model.latent_layout import LatentLayout
 from inference.utils.random_state import RandomStream
 
 __all__ = ["LogJoint"]
@@ -34,20 +34,20 @@ class LogJoint:
     for a Hessian, which is as many Hessian-vector products.
     """
 
-    program: Program
+    bound_model: BoundModel
     args: tuple[Any, ...]
     stream: RandomStream
     jacobian: bool = True
     evaluations: int = 0
-    places: Places = field(init=False)
+    places: LatentLayout = field(init=False)
     _flat: Tensor = field(init=False)
     _all_double: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        self.program = replace(self.program, dtype=torch.float64)
+        self.bound_model = replace(self.bound_model, dtype=torch.float64)
         self.args = tuple(_double(value) for value in self.args)
-        self._flat = self.program.params.flatten().double()
-        self.places = Places.of(self.program.guide)
+        self._flat = self.bound_model.params.flatten().double()
+        self.places = LatentLayout.of(self.bound_model.guide)
 
     @property
     def size(self) -> int:
@@ -98,7 +98,7 @@ class LogJoint:
     def drawn(self) -> Tensor:
         """U of a draw from the prior, (D,); N(0, 1) where that is flat."""
         with torch.no_grad(), self._running(), InDouble(), poutine.block():
-            trace = poutine.trace(DrawableFlats(spread=True)(self.program.model)).get_trace(*self.args)
+            trace = poutine.trace(DrawableFlats(spread=True)(self.bound_model.model)).get_trace(*self.args)
             return self.places.joined(trace)
 
     def noise(self, count: int) -> Tensor:
@@ -108,20 +108,20 @@ class LogJoint:
 
     def prototype(self) -> Tensor:
         """U where the guide's own start is, (D,)."""
-        return self.places.joined(self.program.guide.prototype_trace)  # type: ignore[attr-defined]
+        return self.places.joined(self.bound_model.guide.prototype_trace)  # type: ignore[attr-defined]
 
     def _at(self, u: Tensor) -> Tensor:
         guard = nullcontext() if self._all_double else InDouble()
         with guard as doubled:
             values, change = self.places.values(u)
-            trace = poutine.trace(poutine.condition(self.program.model, data=values)).get_trace(*self.args)
+            trace = poutine.trace(poutine.condition(self.bound_model.model, data=values)).get_trace(*self.args)
             total = log_density(trace) + change if self.jacobian else log_density(trace)
         self._all_double = doubled is None or not doubled.met
         return total
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        with self.program.running(self._flat, self.stream):
+        with self.bound_model.running(self._flat, self.stream):
             yield
 
 

@@ -50,12 +50,12 @@ def first_failure(losses: Tensor, good_after: Callable[[int], bool]) -> int:
 
 def failure(
     params: Params,
-    flat: Tensor,
+    flat_params: Tensor,
     after: Tensor,
     pairs: Iterable[tuple[poutine.Trace, poutine.Trace]],
     step: int,
 ) -> NonFinite:
-    """What went wrong in a step from θ = ``flat`` to ``after``, which drew these traces of model and guide."""
+    """What went wrong in a step from θ = ``flat_params`` to ``after``, which drew these traces of model and guide."""
     where = f"at step {step}"
     for pair in pairs:
         site = _of_sites(*pair)
@@ -66,7 +66,7 @@ def failure(
             return NonFinite(f"{slope[2]} {where}: {slope[3]}; {_ADVICE}", step, site=slope[0], parameter=slope[1])
     for name, value in params.named(after).items():
         if not torch.isfinite(value).all():
-            was = params.constrained(flat, [name])[name]
+            was = params.constrained(flat_params, [name])[name]
             words = f"the step takes parameter {name!r} from {_extent(was)} to {_bad(value)} {where}"
             return NonFinite(f"{words}: use a smaller lr=", step, parameter=name)
     return NonFinite(f"the loss is not finite {where}: use a smaller lr= or look for overflow in the model", step)

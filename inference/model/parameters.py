@@ -60,16 +60,16 @@ class Params:
             return torch.zeros(0)
         return torch.cat([leaf.detach().reshape(-1) for leaf in self.leaves])
 
-    def views(self, flat: Tensor) -> list[Tensor]:
-        """Slices of ``flat``, one in each parameter's unconstrained shape, sharing its memory."""
-        pieces = flat.split([leaf.numel() for leaf in self.leaves]) if self.leaves else []
+    def views(self, flat_params: Tensor) -> list[Tensor]:
+        """Slices of ``flat_params``, one in each parameter's unconstrained shape, sharing its memory."""
+        pieces = flat_params.split([leaf.numel() for leaf in self.leaves]) if self.leaves else []
         return [piece.view(leaf.shape) for piece, leaf in zip(pieces, self.leaves, strict=True)]
 
-    def named(self, flat: Tensor) -> dict[str, Tensor]:
-        """Name → the view of ``flat`` that is this parameter, unconstrained."""
-        return dict(zip(self.names, self.views(flat), strict=True))
+    def named(self, flat_params: Tensor) -> dict[str, Tensor]:
+        """Name → the view of ``flat_params`` that is this parameter, unconstrained."""
+        return dict(zip(self.names, self.views(flat_params), strict=True))
 
-    def constrained(self, flat: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def constrained(self, flat_params: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Name → value in the user's space, as ``pyro.param`` would return it; of these ``names``, or else all.
 
         Raises
@@ -77,7 +77,7 @@ class Params:
         ValueError
             If there is no parameter of a name.
         """
-        kinds = dict(zip(self.names, zip(self.constraints, self.views(flat), strict=True), strict=True))
+        kinds = dict(zip(self.names, zip(self.constraints, self.views(flat_params), strict=True), strict=True))
         chosen = self.names if names is None else self.known(names)
         parts = ((name, *kinds[name]) for name in chosen)
         return {name: transform_to(kind)(view).detach().clone() for name, kind, view in parts}
@@ -99,24 +99,24 @@ class Params:
         parts = zip(self.names, self.constraints, strict=True)
         return torch.cat([transform_to(kind).inv(values[name]).detach().reshape(-1) for name, kind in parts])
 
-    def replaced(self, flat: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """``flat`` with some parameters at other values, given by name in the user's space."""
-        other = flat.clone()
+    def replaced(self, flat_params: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """``flat_params`` with some parameters at other values, given by name in the user's space."""
+        other = flat_params.clone()
         for name, kind, view in zip(self.names, self.constraints, self.views(other), strict=True):
             if name in values:
                 view.copy_(transform_to(kind).inv(values[name]).reshape(view.shape))
         return other
 
-    def hold(self, flat: Tensor) -> None:
+    def hold(self, flat_params: Tensor) -> None:
         """Let the leaves hold θ from now on, before and after they are bound to a vector."""
         with torch.no_grad():
-            for leaf, view in zip(self.leaves, self.views(flat), strict=True):
+            for leaf, view in zip(self.leaves, self.views(flat_params), strict=True):
                 if not torch.equal(leaf, view):  # a module of the user's is not written to without need
                     leaf.copy_(view)
 
     @contextmanager
-    def bound(self, flat: Tensor, grad: Tensor | None = None) -> Iterator[None]:
-        """Let model and guide read their parameters from ``flat`` and write gradients to ``grad``.
+    def bound(self, flat_params: Tensor, grad: Tensor | None = None) -> Iterator[None]:
+        """Let model and guide read their parameters from ``flat_params`` and write gradients to ``grad``.
 
         Raises
         ------
@@ -127,7 +127,7 @@ class Params:
         outside = [(leaf.data, leaf.grad) for leaf in self.leaves]
         with store.scope(self._store_state()):
             try:
-                self._attach(self.views(flat), self.views(grad) if grad is not None else None)
+                self._attach(self.views(flat_params), self.views(grad) if grad is not None else None)
                 yield
                 self._refuse_newcomers(store.keys())
             finally:

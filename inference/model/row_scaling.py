@@ -10,15 +10,15 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from inference.data.arguments import row_count
-from inference.model.bound_model import Program, name_of
+from inference.model.bound_model import BoundModel, name_of
 from inference.model.sites import latent_values
-from inference.model.subsampling import RowScale
+from inference.model.subsampling import SubsampleScale
 from inference.utils.random_state import RandomStream
 
 __all__ = ["row_scale"]
 
 
-def row_scale(program: Program, args: tuple[Any, ...], rows: int) -> RowScale:
+def row_scale(bound_model: BoundModel, args: tuple[Any, ...], rows: int) -> SubsampleScale:
     """What makes the batch ``args`` stand for all ``rows`` in model and guide.
 
     Raises
@@ -28,19 +28,20 @@ def row_scale(program: Program, args: tuple[Any, ...], rows: int) -> RowScale:
         would keep a distribution for each row of a batch.
     """
     batch = row_count(args) or 1
-    scale = RowScale(rows / batch)
+    scale = SubsampleScale(rows / batch)
     longer = tuple(torch.cat([v, v[:1]]) if isinstance(v, Tensor) and v.dim() else v for v in args)
-    automatic = isinstance(program.guide, AutoGuide)
-    with program.running(program.params.flatten(), RandomStream.seeded(0)), torch.no_grad(), scale:
+    automatic = isinstance(bound_model.guide, AutoGuide)
+    with bound_model.running(bound_model.params.flatten(), RandomStream.seeded(0)), torch.no_grad(), scale:
         for given in (longer, args):
             if not automatic:
-                poutine.trace(program.guide).get_trace(*given)
-            model_trace = poutine.trace(program.model).get_trace(*given)
+                poutine.trace(bound_model.guide).get_trace(*given)
+            model_trace = poutine.trace(bound_model.model).get_trace(*given)
     scale.require_use(model_trace, rows)
     own = [name for name in latent_values(model_trace) if scale.is_of_rows(model_trace.nodes[name])]
     if own and automatic:
         raise ValueError(
-            f"{name_of(program.guide)} keeps a distribution for each row of {own}, and a fit by batches sees new rows "
+            f"{name_of(bound_model.guide)} keeps a distribution for each row of {own}, and a fit by batches sees new "
+            "rows "
             "at each step: use a guide that computes them from the row, such as amortized_encoder"
         )
     return scale

@@ -13,7 +13,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-__all__ = ["MiniBatch", "RowScale", "rows_from"]
+__all__ = ["SubsampleScale", "Subsampling", "rows_from"]
 
 _NO_SHAPE = torch.Size()
 _SHUFFLED = 4096  # rows up to which all of them are shuffled for many steps at once
@@ -90,7 +90,7 @@ class _Subset(_Subsample):
 _Subset.__name__ = _Subsample.__name__  # Pyro tells such sites by the name of their class
 
 
-class MiniBatch(Messenger):
+class Subsampling(Messenger):
     """Give each plate of ``rows`` rows a fresh random subset of ``batch_size`` of them.
 
     A plate that names its own ``subsample_size`` keeps it. Pyro then scales the
@@ -130,7 +130,7 @@ class MiniBatch(Messenger):
             )
 
 
-class RowScale(Messenger):
+class SubsampleScale(Messenger):
     """Count what is inside the plates over the rows ``factor`` times, N/B where B rows stand for N.
 
     Those plates are the ones that have another size where there are other rows:

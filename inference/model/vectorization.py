@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from inference.data.arguments import row_count
 
-__all__ = ["Block", "Widest", "affordable", "draws_together", "for_each_draw", "rows_together", "together"]
+__all__ = ["BlockSize", "MemoryProbe", "affordable", "draws_together", "map_over_draws", "rows_together", "together"]
 
 _NUMBERS = 2**22  # of the data, times draws: what is run together
 _STREAMED = 2**21  # of a tensor, where memory may not grow
@@ -55,7 +55,7 @@ def affordable(rows: int, parameters: int, most: int) -> tuple[int, int]:
     return min(rows, int(_PATIENCE / (draws * work))), draws
 
 
-def for_each_draw(run: Run, latents: Latents, draws: int, at_once: int) -> Any:
+def map_over_draws(run: Run, latents: Latents, draws: int, at_once: int) -> Any:
     """``run`` at each of S ``latents``, ``{site: (S, *site shape)}``, its tensors stacked on the CPU as (S, …).
 
     Up to ``at_once`` draws are run together by ``torch.vmap``, in which what
@@ -81,24 +81,24 @@ def together(run: Run, latents: Latents, draws: int, at_once: int) -> list[Any]:
     return parts
 
 
-class Block(NamedTuple):
+class BlockSize(NamedTuple):
     """How many ``rows`` to finish before the next, and how many ``draws`` to run on them together."""
 
     rows: int
     draws: int
 
     @classmethod
-    def bounded(cls, seen: Widest, kept: float, draws: int, rows: int, most: int | None) -> Block:
+    def bounded(cls, seen: MemoryProbe, kept: float, draws: int, rows: int, most: int | None) -> BlockSize:
         """Such that no tensor has more than 2²¹ numbers, on the way those ``seen``, at last ``kept`` a row and draw.
 
         Of S ``draws`` all are kept at the rows at hand, no more than ``most`` of the
         ``rows`` that there are, and as many in each block.
 
-        >>> seen = Widest(rows=1)
+        >>> seen = MemoryProbe(rows=1)
         >>> with seen:
         ...     hidden = torch.zeros(1, 2) @ torch.zeros(2, 10)
-        >>> Block.bounded(seen, kept=1, draws=1000, rows=10**6, most=None)
-        Block(rows=2097, draws=100)
+        >>> BlockSize.bounded(seen, kept=1, draws=1000, rows=10**6, most=None)
+        BlockSize(rows=2097, draws=100)
         """
         pairs = max(1, int(_STREAMED / max(seen.of_row, 1)))
         fitting = max(1, min(int(_STREAMED / (draws * max(kept, 1))), pairs, most or rows))
@@ -106,7 +106,7 @@ class Block(NamedTuple):
         return cls(even, max(1, min(pairs // even, _STREAMED // max(seen.of_draw, 1))))
 
 
-class Widest(TorchFunctionMode):
+class MemoryProbe(TorchFunctionMode):
     """The largest tensors that torch has made in this block, where a model runs at one draw on ``rows`` rows.
 
     ``of_row`` is how many numbers a row the largest has that has rows, ``of_draw`` how many any other.

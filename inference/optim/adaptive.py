@@ -10,13 +10,13 @@ from torch import Tensor
 
 from inference.optim.functional import Update
 
-__all__ = ["RHAT", "Finding", "Stop"]
+__all__ = ["RHAT", "AdaptiveOptimizer", "StopReason"]
 
 RHAT = 1.1  # of a guide that wanders in place, at most
 
 
 @dataclass(frozen=True)
-class Stop:
+class StopReason:
     """Why a fit ended, and by which figures.
 
     ``settled`` says that the optimisation had come to rest by its own rule, as
@@ -53,7 +53,7 @@ class Stop:
         return f"converged {self.how}" if self.settled else self.how
 
 
-class Finding(Update):
+class AdaptiveOptimizer(Update):
     """An update from ``theta``, (P,), that takes at most ``steps`` and may lower their number when it looks.
 
     ``every`` are the steps between two points of the path that it wants to look
@@ -62,7 +62,7 @@ class Finding(Update):
     """
 
     every: int | None = None
-    stop: Stop
+    stop: StopReason
     settling: int
     _decided: bool
 
@@ -82,7 +82,7 @@ class Finding(Update):
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on from what was saved."""
         self.settling, self.steps, self._decided = saved["settling"], saved["steps"], saved["decided"]
-        self.stop = Stop(**saved["stop"])
+        self.stop = StopReason(**saved["stop"])
 
     def result(self, theta: Tensor, moments: list[Tensor]) -> Tensor:
         """What the steps so far have found."""

@@ -7,19 +7,19 @@ from collections.abc import Callable
 
 from inference.utils.validation import positive_integer
 
-__all__ = ["Power", "as_power"]
+__all__ = ["TemperingSchedule", "as_tempering_schedule"]
 
-Power = Callable[[int], float]
+TemperingSchedule = Callable[[int], float]
 _START = 0.01
 
 
-def as_power(anneal: int | Power | None, steps: int) -> Power | None:
+def as_tempering_schedule(anneal: int | TemperingSchedule | None, steps: int) -> TemperingSchedule | None:
     """β by step: the power that the target p(x, z) is raised to, for ``fit(..., anneal=…)``.
 
     A number of steps is how long β rises in a straight line from 0.01 to 1,
     as in Rezende, Mohamed (2015), equation 20.
 
-    >>> rise = as_power(100, steps=300)
+    >>> rise = as_tempering_schedule(100, steps=300)
     >>> rise(0), rise(50), rise(200)
     (0.01, 0.505, 1.0)
 
@@ -48,5 +48,5 @@ def as_power(anneal: int | Power | None, steps: int) -> Power | None:
     return power
 
 
-def _line(length: int) -> Power:
+def _line(length: int) -> TemperingSchedule:
     return lambda step: min(1.0, _START + (1 - _START) * step / length)

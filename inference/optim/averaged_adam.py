@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.optim.adaptive import RHAT, Finding, Stop
+from inference.optim.adaptive import RHAT, AdaptiveOptimizer, StopReason
 from inference.optim.convergence import convergence
 from inference.optim.whitening import Whitening
 
-__all__ = ["EVERY", "Landing", "split_rhat"]
+__all__ = ["EVERY", "AveragedAdam", "split_rhat"]
 
 EVERY = 10  # steps between two points of the path that are looked at
 _LOOK = 100  # steps between two looks
@@ -27,7 +27,7 @@ _AIM, _MCSE = 0.03, 0.06
 _FIRST_MOMENT, _SECOND_MOMENT, _EPSILON = 0.9, 0.999, 1e-8
 
 
-class Landing(Finding):
+class AveragedAdam(AdaptiveOptimizer):
     """Adam on φ, θ = θ₀ + Wφ, at one step size, then linearly to 0 while θ is averaged.
 
     Each φ moves by 0.05 a step, or by less where they are many, so that the
@@ -68,7 +68,7 @@ class Landing(Finding):
         self.size = _SIZE * min(1.0, math.sqrt(_MOVING / whitening.moving))
         self.settling = steps - min(max(_SETTLE, steps // 4), steps // 2)
         few = f"{steps:,} steps are too few to see whether they had settled"
-        self.stop = Stop(False, few if early else f"all {steps:,} steps were taken, as was asked", None, None)
+        self.stop = StopReason(False, few if early else f"all {steps:,} steps were taken, as was asked", None, None)
         self._map = whitening
         self._judged = judged or (lambda points: whitening.coordinates(points.double() - theta.double()))
         self._decided = not early or steps < _FIRST + _SETTLE  # then there is no time to look
@@ -135,7 +135,7 @@ class Landing(Finding):
         self.stop = _stop(step, rhat, mcse, rising)
 
 
-def _stop(step: int, rhat: float, mcse: float, rising: bool) -> Stop:
+def _stop(step: int, rhat: float, mcse: float, rising: bool) -> StopReason:
     troubles = []
     if not rhat <= RHAT:
         troubles.append(f"R-hat of the guide is {rhat:.2f}, above {RHAT}")
@@ -145,8 +145,8 @@ def _stop(step: int, rhat: float, mcse: float, rising: bool) -> Stop:
         troubles.append(f"its averages are known to {mcse:.2f} posterior sds only, above {_MCSE}")
     figures = f"R-hat {rhat:.2f} (at most {RHAT}), averages known to {mcse:.3f} posterior sds"
     if troubles:
-        return Stop(False, f"the ceiling of steps was reached: {'; '.join(troubles)}", rhat, mcse)
-    return Stop(True, f"after {step:,} steps and averaged since: {figures}", rhat, mcse)
+        return StopReason(False, f"the ceiling of steps was reached: {'; '.join(troubles)}", rhat, mcse)
+    return StopReason(True, f"after {step:,} steps and averaged since: {figures}", rhat, mcse)
 
 
 def split_rhat(points: Tensor) -> Tensor:

@@ -49,19 +49,19 @@ class Update(ABC):
 class Updating(Optimizer):
     """``update`` as an optimiser of torch over one flat vector, for the engine that calls those."""
 
-    def __init__(self, flat: Tensor, update: Update) -> None:
-        super().__init__([flat], {})
+    def __init__(self, flat_params: Tensor, update: Update) -> None:
+        super().__init__([flat_params], {})
         self._update = update
-        begun = zip(update.moments, update.begin(flat.detach()), strict=True)
-        self.state[flat] = {"step": 0, **dict(begun)}
+        begun = zip(update.moments, update.begin(flat_params.detach()), strict=True)
+        self.state[flat_params] = {"step": 0, **dict(begun)}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Change the vector in place."""
-        (flat,) = self.param_groups[0]["params"]
-        state = self.state[flat]
-        rates = torch.tensor(self._update.rates(state["step"]), dtype=flat.dtype, device=flat.device)
-        self._update.apply(flat, flat.grad, [state[name] for name in self._update.moments], rates)
+        (flat_params,) = self.param_groups[0]["params"]
+        state = self.state[flat_params]
+        rates = torch.tensor(self._update.rates(state["step"]), dtype=flat_params.dtype, device=flat_params.device)
+        self._update.apply(flat_params, flat_params.grad, [state[name] for name in self._update.moments], rates)
         state["step"] += 1
 
 

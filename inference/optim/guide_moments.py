@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.model.bound_model import Program
-from inference.optim.initialization.pathfinder import Start
+from inference.model.bound_model import BoundModel
+from inference.optim.initialization.pathfinder import InitialNormal
 from inference.utils.random_state import RandomStream
 
 __all__ = ["PathMoments"]
@@ -25,8 +25,8 @@ class PathMoments:
     about 1. Of u too, the log sds.
     """
 
-    program: Program
-    start: Start
+    bound_model: BoundModel
+    start: InitialNormal
 
     def __call__(self, points: Tensor) -> Tensor:
         """(T, 3D) in double precision, of θ at T points, (T, P)."""
@@ -35,8 +35,8 @@ class PathMoments:
     @torch.no_grad()
     def _of(self, theta: Tensor) -> Tensor:
         start = self.start
-        guide: Any = self.program.guide
-        with self.program.running(theta, RandomStream.seeded(0)):
+        guide: Any = self.bound_model.guide
+        with self.bound_model.running(theta, RandomStream.seeded(0)):
             draws = guide.get_posterior().sample((_DRAWS,)).double() - start.loc
         white = draws / start.sd if start.scale_tril is None else torch.linalg.solve(start.scale_tril, draws.T).T
         return torch.cat([white.mean(0), white.std(0).log(), draws.std(0).log()])

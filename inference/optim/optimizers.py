@@ -44,7 +44,7 @@ def optimizer_class(optimizer: str | Callable[..., Optimizer]) -> Callable[..., 
     return OPTIMIZERS[optimizer]
 
 
-def make_optimizer(optimizer: str | Callable[..., Optimizer], flat: Tensor, lr: LearningRate) -> Optimizer:
+def make_optimizer(optimizer: str | Callable[..., Optimizer], flat_params: Tensor, lr: LearningRate) -> Optimizer:
     """One optimiser over the flat vector: ``optimizer([θ], lr=lr)``, or the one of that name.
 
     Raises
@@ -53,7 +53,7 @@ def make_optimizer(optimizer: str | Callable[..., Optimizer], flat: Tensor, lr: 
         If the call fails, or makes no optimiser.
     """
     try:
-        made = optimizer_class(optimizer)([flat], lr=lr(0) if callable(lr) else lr)
+        made = optimizer_class(optimizer)([flat_params], lr=lr(0) if callable(lr) else lr)
     except TypeError as error:
         raise ValueError(f"optimizer cannot be called as optimizer([θ], lr=…): {error}") from error
     if not isinstance(made, Optimizer):

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.optim.adaptive import Finding, Stop
+from inference.optim.adaptive import AdaptiveOptimizer, StopReason
 from inference.optim.convergence import Convergence, convergence
 
-__all__ = ["FoundSteps"]
+__all__ = ["Prodigy"]
 
 _FIRST_MOMENT, _SECOND_MOMENT, _EPSILON = 0.9, 0.999, 1e-8
 _KEEP = math.sqrt(_SECOND_MOMENT)
@@ -22,7 +22,7 @@ _FIRST, _APART = 1000, 1.1  # the least step of a look, and the ratio of a look'
 _AIM, _NOISE = 0.5, 0.02  # nats, and standard deviations of one loss: what the ELBO may gain and be flat
 
 
-class FoundSteps(Finding):
+class Prodigy(AdaptiveOptimizer):
     """Prodigy: Adam with d as its step, a lower bound of how far away the optimum is, which grows on the way.
 
     With g the gradient of −ELBO at θ, b = √β₂ and γ the schedule,
@@ -53,7 +53,7 @@ class FoundSteps(Finding):
         super().__init__(theta, steps)
         self.settling = steps - steps // 2
         few = f"{steps:,} steps are too few to see whether the ELBO had settled"
-        self.stop = Stop(False, few if early else f"all {steps:,} steps were taken, as was asked", None, None)
+        self.stop = StopReason(False, few if early else f"all {steps:,} steps were taken, as was asked", None, None)
         self._growth = max(_GROWTH, _RANGE ** (4 / steps))
         self._decided = not early or steps < 2 * _FIRST  # then there is no time to look
         self._next = max(_FIRST, steps // 4)
@@ -102,17 +102,17 @@ class FoundSteps(Finding):
         self._next = math.ceil(step * _APART)
         seen = losses[:step].double().cpu().numpy()
         state, aim = convergence(seen), max(_AIM, _NOISE * float(seen[-(step // 4) :].std()))
-        flat = abs(state.gain) + 2 * state.gain_se < aim
-        if flat and not last:
+        flat_params = abs(state.gain) + 2 * state.gain_se < aim
+        if flat_params and not last:
             self.settling, self.steps = step, min(2 * step, self.ceiling)
-        if flat or last:
-            self.stop, self._decided = _stop(step, state, aim, flat), True
+        if flat_params or last:
+            self.stop, self._decided = _stop(step, state, aim, flat_params), True
 
 
-def _stop(step: int, state: Convergence, aim: float, flat: bool) -> Stop:
+def _stop(step: int, state: Convergence, aim: float, flat_params: bool) -> StopReason:
     figures = f"{state.gain:.2g} ± {state.gain_se:.1g} nats between two quarters of the steps"
-    if flat:
-        return Stop(True, f"after {step:,} steps, at which the ELBO was flat: {figures}", None, None)
-    return Stop(
+    if flat_params:
+        return StopReason(True, f"after {step:,} steps, at which the ELBO was flat: {figures}", None, None)
+    return StopReason(
         False, f"the ceiling of steps was reached: a gain of {figures} is not known to be below {aim:.2g}", None, None
     )

@@ -10,9 +10,9 @@ from pyro.infer.autoguide import AutoContinuous, AutoDelta, AutoNormal
 from torch import Tensor
 from torch.distributions import transform_to
 
-from inference.model.bound_model import Program
-from inference.model.latent_layout import Places
-from inference.optim.initialization.pathfinder import Start
+from inference.model.bound_model import BoundModel
+from inference.model.latent_layout import LatentLayout
+from inference.optim.initialization.pathfinder import InitialNormal
 
 __all__ = ["Whitening", "whitening"]
 
@@ -112,35 +112,35 @@ class Whitening:
         return values.index_copy(dim, triangle.spread, spread).index_copy(dim, triangle.unit, unit)
 
 
-def whitening(program: Program, start: Start, theta: Tensor) -> Whitening:
-    """The map of a guide placed at ``theta`` by :func:`~inference.optim.initialization.guide_placement.apply_start`.
+def whitening(bound_model: BoundModel, start: InitialNormal, theta: Tensor) -> Whitening:
+    """The map of a guide placed at ``theta`` by :func:`~inference.optim.initialization.guide_placement.place_guide`.
 
     A location moves by Lφ, L the Cholesky factor of the start's covariance; an
     independent spread by σφ/√2, a full-rank factor by LΦ with Φ/√2 on its
     diagonal, both to first order: at a Normal posterior the Hessian of −ELBO in
     φ is the identity. A flow's layers move by a tenth of φ, other parameters by φ.
     """
-    return _Layout(program, start, theta).whitening()
+    return _Layout(bound_model, start, theta).whitening()
 
 
 class _Layout:
     """Where in θ the guide's parameters are, and the map of each."""
 
-    def __init__(self, program: Program, start: Start, theta: Tensor) -> None:
-        self.guide = program.guide
-        self.params = program.params
+    def __init__(self, bound_model: BoundModel, start: InitialNormal, theta: Tensor) -> None:
+        self.guide = bound_model.guide
+        self.params = bound_model.params
         self.start = start
         self.theta = theta
         self.scale = torch.ones_like(theta)
         self.rows: list[int] = []
         self.spreads: list[int] = []
         self.triangle: Triangle | None = None
-        self.prefix = getattr(program.guide, "_pyro_name", "")
+        self.prefix = getattr(bound_model.guide, "_pyro_name", "")
 
     def whitening(self) -> Whitening:
         guide, tril = self.guide, self.start.scale_tril
         square = self.start.sd.diag() if tril is None else tril
-        sites = Places.of(guide).names
+        sites = LatentLayout.of(guide).names
         if isinstance(guide, AutoDelta):
             self.rows = [i for name in sites for i in self._entries(name)]
         elif isinstance(guide, AutoNormal):

@@ -12,15 +12,15 @@ from pyro import poutine
 from torch import Tensor
 
 from inference.diagnostics.checks import Diagnosis, NoWeights, diagnose, weight_checks
-from inference.diagnostics.importance_sampling import khat_threshold, smoothed
+from inference.diagnostics.importance_sampling import khat_threshold, smoothed_weights
 from inference.diagnostics.loo import LeaveOneOut, leave_one_out
 from inference.model.elbo import log_weight, traces
 from inference.model.guide_density import as_points, log_density
 from inference.model.row_scaling import row_scale
 from inference.model.sites import latent_values, observed_nodes, refuse_weighted_rows, scalars
-from inference.model.vectorization import affordable, draws_together, for_each_draw
+from inference.model.vectorization import affordable, draws_together, map_over_draws
 from inference.predictive.batched_log_weights import weighted_by_batches
-from inference.predictive.latent_sampler import Latents
+from inference.predictive.latent_sampler import LatentSampler
 from inference.predictive.posterior_predictive import Predicting
 from inference.utils.validation import flag, positive_integer
 
@@ -52,12 +52,12 @@ class Approximation(Predicting):
         if flag(corrected, "corrected"):
             return self._corrected(_count(draws), seed)
         with self._running(seed):
-            drawn = Latents(self._program, self._args).draw(_count(draws), self._args)
+            drawn = LatentSampler(self._bound_model, self._args).draw(_count(draws), self._args)
         return {name: value.cpu() for name, value in drawn.items()}
 
     def _corrected(self, draws: int, seed: int) -> dict[str, Tensor]:
         drawn, log_weights = self._reliable("there are no corrected draws", max(draws, PROPOSED), seed)
-        kept = torch.from_numpy(smoothed(log_weights).resampled(draws, np.random.default_rng(seed)))
+        kept = torch.from_numpy(smoothed_weights(log_weights).resampled(draws, np.random.default_rng(seed)))
         return {name: value[kept] for name, value in drawn.items()}
 
     def _reliable(self, refusal: str, draws: int, seed: int) -> tuple[dict[str, Tensor], np.ndarray]:
@@ -67,7 +67,7 @@ class Approximation(Predicting):
             raise ValueError(f"{refusal}, as {refused.reason}: {refused.advice}")
         drawn, found = self._weighted(draws, seed)
         log_weights = found.double().numpy()
-        khat = smoothed(log_weights).khat
+        khat = smoothed_weights(log_weights).khat
         if not khat < limit:
             raise ValueError(
                 f"{refusal}, as Pareto k-hat of {draws:,} draws is {khat:.2f}, and weights correct nothing from "
@@ -78,16 +78,16 @@ class Approximation(Predicting):
     def _weighted(self, draws: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
         """Draws of q, ``{site: (S, *site shape)}``, and log p(x, z) − log q(z) of each in nats, (S,)."""
         if self._batches is not None:
-            scale = row_scale(self._program, self._batches.first, self._batches.num_data)
+            scale = row_scale(self._bound_model, self._batches.first, self._batches.num_data)
             with self._running(seed):
-                return weighted_by_batches(self._program, self._batches, scale, draws)
+                return weighted_by_batches(self._bound_model, self._batches, scale, draws)
 
         def run(_: object) -> tuple[dict[str, Tensor], Tensor]:
-            model_trace, guide_trace = traces(self._program.model, self._program.guide, self.data)
+            model_trace, guide_trace = traces(self._bound_model.model, self._bound_model.guide, self.data)
             return latent_values(guide_trace), log_weight(model_trace, guide_trace)
 
         with self._running(seed):
-            found: tuple[dict[str, Tensor], Tensor] = for_each_draw(run, {}, draws, draws_together(self.data))
+            found: tuple[dict[str, Tensor], Tensor] = map_over_draws(run, {}, draws, draws_together(self.data))
         return found
 
     def log_prob(self, values: Mapping[str, Any]) -> Tensor:
@@ -102,11 +102,11 @@ class Approximation(Predicting):
             If a site is missing or unknown or has another shape, or if q has no
             density: a point guide, or one that draws more than the latents.
         """
-        if self._program.is_point:
+        if self._bound_model.is_delta:
             raise ValueError(f"the guide {self.guide_name!r} puts all its mass on one point, it has no density")
-        points, leading = as_points(values, self._program)
+        points, leading = as_points(values, self._bound_model)
         with self._running(0):
-            found = log_density(self._program.guide, self._args, points)
+            found = log_density(self._bound_model.guide, self._args, points)
         return found.reshape(leading).cpu()
 
     def prior(self, draws: int = 1000, *, seed: int = 0, rows: int | None = None) -> dict[str, Tensor]:
@@ -117,8 +117,8 @@ class Approximation(Predicting):
         """
         rows = None if rows is None else positive_integer(rows, "rows")
         data = tuple(value[:rows] if isinstance(value, Tensor) and value.dim() else value for value in self.data)
-        names = {site.name for site in (*self._program.latents, *self._program.observed)}
-        model = poutine.uncondition(self._program.model)
+        names = {site.name for site in (*self._bound_model.latents, *self._bound_model.observed)}
+        model = poutine.uncondition(self._bound_model.model)
 
         def run(_: object) -> dict[str, Tensor]:
             nodes = poutine.trace(model).get_trace(*data).nodes
@@ -126,23 +126,23 @@ class Approximation(Predicting):
 
         with self._running(seed):
             try:
-                found: dict[str, Tensor] = for_each_draw(run, {}, _count(draws), draws_together(data))
+                found: dict[str, Tensor] = map_over_draws(run, {}, _count(draws), draws_together(data))
                 return found
             except NotImplementedError:
                 return {}
 
     def observed_values(self) -> dict[str, Tensor]:
         """What the model observed in the fit, ``{site: tensor}``."""
-        sites = self._program.observed
+        sites = self._bound_model.observed
         if all(site.argument is not None for site in sites):
             return {site.name: self.data[site.argument or 0] for site in sites}
         with self._running(0):
-            model_trace, _ = traces(self._program.model, self._program.guide, self.data)
+            model_trace, _ = traces(self._bound_model.model, self._bound_model.guide, self.data)
         return {name: site["value"] for name, site in observed_nodes(model_trace).items()}
 
     def inputs(self) -> dict[str, Tensor]:
         """The tensors among the arguments of the fit that the model does not observe, by argument name."""
-        observed = {site.argument for site in self._program.observed}
+        observed = {site.argument for site in self._bound_model.observed}
         pairs = enumerate(zip(self.argument_names, self.data, strict=True))
         return {name: value for i, (name, value) in pairs if isinstance(value, Tensor) and i not in observed}
 
@@ -152,10 +152,10 @@ class Approximation(Predicting):
             return self._weighted(_count(draws), seed)[1]
 
         def run(_: object) -> Tensor:
-            return log_weight(*traces(self._program.model, self._program.guide, self.data))
+            return log_weight(*traces(self._bound_model.model, self._bound_model.guide, self.data))
 
         with self._running(seed):
-            found: Tensor = for_each_draw(run, {}, _count(draws), draws_together(self.data))
+            found: Tensor = map_over_draws(run, {}, _count(draws), draws_together(self.data))
         return found
 
     def diagnose(self, *, draws: int | None = None, repeats: int = 5, seed: int = 0) -> Diagnosis:
@@ -178,7 +178,7 @@ class Approximation(Predicting):
     def _usual_draws(self, repeats: int) -> int:
         if self._batches is None:
             return USUAL_DRAWS
-        _, all_draws = affordable(self._batches.num_data, self._program.params.size, USUAL_DRAWS * repeats)
+        _, all_draws = affordable(self._batches.num_data, self._bound_model.params.size, USUAL_DRAWS * repeats)
         return max(LEAST_DRAWS, all_draws // repeats)
 
     def doubts(self, *, draws: int = 1000, repeats: int = 3, seed: int = 0) -> tuple[str, ...]:
@@ -195,28 +195,28 @@ class Approximation(Predicting):
 
     def _weights_and_values(self, draws: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
         """(S,) log weights, and each latent number by name, (S,), where they are few enough to keep."""
-        if draws * sum(math.prod(site.shape) for site in self._program.latents) > MOST_NUMBERS:
+        if draws * sum(math.prod(site.shape) for site in self._bound_model.latents) > MOST_NUMBERS:
             return self.log_weights(draws, seed=seed).double().numpy(), None
         drawn, log_weights = self._weighted(draws, seed)
         return log_weights.double().numpy(), scalars({name: value.numpy() for name, value in drawn.items()})
 
     def _no_weights(self) -> NoWeights | None:
         """Why q has no importance weights, where it has none."""
-        if self._program.is_point:
+        if self._bound_model.is_delta:
             return NoWeights(
                 "the guide is a point estimate: it has a best value but no uncertainty", "fit a guide with a spread"
             )
-        if self.is_autoencoder and sum(math.prod(site.shape) for site in self._program.latents) > MOST_LATENTS:
+        if self.is_autoencoder and sum(math.prod(site.shape) for site in self._bound_model.latents) > MOST_LATENTS:
             return NoWeights(
                 f"{len(self.data[0]):,} rows have latents of their own, too many for weights of all together",
                 "compare the ELBO of held-out rows with log_evidence: posterior.evaluate(x_test)",
             )
-        if self._batches is not None and Latents(self._program, self._args).row_sites():
+        if self._batches is not None and LatentSampler(self._bound_model, self._args).row_sites():
             return NoWeights(
                 f"each of {self._batches.num_data:,} rows that are read in batches has latents of its own",
                 "judge it by rows that were held out: posterior.evaluate(x, y)",
             )
-        reason = getattr(self._program.guide, "no_common_density", None)
+        reason = getattr(self._bound_model.guide, "no_common_density", None)
         return NoWeights(reason, "judge it by rows that were held out: posterior.evaluate(x, y)") if reason else None
 
     def loo(
@@ -263,7 +263,7 @@ class Approximation(Predicting):
                 "posterior.evaluate(x_test, y_test)"
             )
         with self._running(seed):
-            refuse_weighted_rows(traces(self._program.model, self._program.guide, self.data)[0], wanted)
+            refuse_weighted_rows(traces(self._bound_model.model, self._bound_model.guide, self.data)[0], wanted)
         drawn, log_weights = self._reliable("leave-one-out would be of the guide, not of the model", count, seed)
         parts = self._likelihoods([wanted], self.data, drawn, seed, batch_size)
         return leave_one_out(wanted, log_weights, (part[wanted].double().numpy() for part in parts))

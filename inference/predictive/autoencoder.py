@@ -14,12 +14,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.data.array_conversion import plain_tensor
-from inference.model.bound_model import Program, name_of
+from inference.model.bound_model import BoundModel, name_of
 from inference.model.elbo import traces
-from inference.model.vectorization import draws_together, for_each_draw, rows_together
-from inference.predictive.latent_sampler import Latents, row_parts
+from inference.model.vectorization import draws_together, map_over_draws, rows_together
+from inference.predictive.latent_sampler import LatentSampler, row_parts
 from inference.predictive.prediction import ClassPrediction, Prediction
-from inference.predictive.sampling import joined, predictive
+from inference.predictive.sampling import concatenate, predictive
 from inference.utils.validation import positive_integer
 
 __all__ = ["Autoencoder", "Encoding", "EncodingCalls", "EvidenceScores", "HeldOutRows", "evidence_scores"]
@@ -87,12 +87,12 @@ def evidence_scores(code: Encoding, elbo: Tensor, bound: Tensor, samples: int) -
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A fitted ``program`` and the arguments of its fit; all calls belong inside ``program.running``.
+    """A fitted ``bound_model`` and the arguments of its fit; all calls belong inside ``bound_model.running``.
 
     ``site`` is what the model observes; no more than ``batch_size`` rows are run at a time.
     """
 
-    program: Program
+    bound_model: BoundModel
     trained: tuple[Any, ...]
     site: str
     batch_size: int | None
@@ -108,7 +108,7 @@ class Autoencoder:
     def decode(self, z: Any) -> Tensor:
         """E[x | z] for M codes, (M, K), in the space of :meth:`encode`; averaged over latents that all rows share."""
         values_of, size = self._asked("values"), self._asked("size")
-        values = plain_tensor(z, "z", self.program.dtype).to(self.program.device, self.program.dtype)
+        values = plain_tensor(z, "z", self.bound_model.dtype).to(self.bound_model.device, self.bound_model.dtype)
         if values.dim() != 2 or values.shape[1] != size:
             raise ValueError(
                 f"z has shape {tuple(values.shape)}: give codes of shape (M, {size}), as encode gives them"
@@ -118,7 +118,7 @@ class Autoencoder:
         found = []
         for part in values.split(self.batch_size or max(1, len(values))):
             latents = shared | values_of(part.expand(draws, *part.shape))
-            prediction = predictive(self.program.model, latents, draws, self._blank(len(part)), self.site)
+            prediction = predictive(self.bound_model.model, latents, draws, self._blank(len(part)), self.site)
             found.append(prediction.mean if isinstance(prediction, Prediction) else prediction.probs)
         return torch.cat(found)
 
@@ -127,7 +127,7 @@ class Autoencoder:
         size = self.batch_size or rows
         counts = [min(size, rows - begin) for begin in range(0, rows, size)]
         shared = self._shared(1)
-        return joined([predictive(self.program.model, shared, 1, self._blank(n), self.site) for n in counts])
+        return concatenate([predictive(self.bound_model.model, shared, 1, self._blank(n), self.site) for n in counts])
 
     def evidence(self, args: tuple[Any, ...], samples: int, progress: bool = False) -> tuple[Tensor, Tensor]:
         """The ELBO of each row and log (1/k) Σᵢ p(xₙ, zᵢ)/q(zᵢ | xₙ), both in nats, (N,), from the same k draws."""
@@ -136,7 +136,7 @@ class Autoencoder:
             raise ValueError(f"all rows share the latents {shared}, without which a row has no density of its own")
 
         def bounds(part: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-            weights: Tensor = for_each_draw(lambda _: self._row_weights(part), {}, samples, draws_together(part))
+            weights: Tensor = map_over_draws(lambda _: self._row_weights(part), {}, samples, draws_together(part))
             return weights.mean(0), torch.logsumexp(weights, 0) - math.log(samples)
 
         size = self.batch_size and min(self.batch_size, rows_together(args, min(samples, SHARED_DRAWS)))
@@ -146,19 +146,19 @@ class Autoencoder:
 
     def _row_weights(self, args: tuple[Any, ...]) -> Tensor:
         """log p(xₙ, zₙ) − log q(zₙ | xₙ) at one draw for each row, without the scale of mini-batches."""
-        model_trace, guide_trace = traces(self.program.model, self.program.guide, args)
+        model_trace, guide_trace = traces(self.bound_model.model, self.bound_model.guide, args)
         return _by_row(model_trace) - _by_row(guide_trace)
 
     def _own(self) -> dict[str, int]:
-        return Latents(self.program, self.trained).row_sites()
+        return LatentSampler(self.bound_model, self.trained).row_sites()
 
     def _names(self) -> set[str]:
-        return {site.name for site in self.program.latents}
+        return {site.name for site in self.bound_model.latents}
 
     def _asked(self, what: str) -> Any:
-        found = getattr(self.program.guide, what, None)
+        found = getattr(self.bound_model.guide, what, None)
         if found is None:
-            name = name_of(self.program.guide)
+            name = name_of(self.bound_model.guide)
             raise ValueError(f"the guide {name!r} has no encoder: fit with one that amortized_encoder builds")
         return found
 
@@ -167,7 +167,7 @@ class Autoencoder:
         shared = self._names() - self._own().keys()
         if not shared:
             return {}
-        drawn = Latents(self.program, self.trained).draw(draws, self.trained)
+        drawn = LatentSampler(self.bound_model, self.trained).draw(draws, self.trained)
         return {name: drawn[name] for name in shared}
 
     def _blank(self, rows: int) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from inference.optim.adaptive import Stop
+from inference.optim.adaptive import StopReason
 
 __all__ = ["FitRecord"]
 
@@ -28,4 +28,4 @@ class FitRecord:
     options: dict[str, Any] = field(default_factory=dict)
     starts: tuple[float, ...] = ()
     evaluations: int = 0
-    stop: Stop | None = None
+    stop: StopReason | None = None

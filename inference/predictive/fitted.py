@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from inference.data.arguments import as_tensors, check_new_shapes, shape_of
-from inference.data.batch_loader import BatchStream
-from inference.model.bound_model import Program, name_of, set_training
+from inference.data.batch_loader import BatchLoader
+from inference.model.bound_model import BoundModel, name_of, set_training
 from inference.predictive.fit_record import FitRecord
 from inference.utils.random_state import RandomStream
 from inference.utils.validation import one_of, positive_integer, seed_number
@@ -28,17 +28,17 @@ class Fitted:
 
     def __init__(
         self,
-        program: Program,
-        flat: Tensor,
+        bound_model: BoundModel,
+        flat_params: Tensor,
         args: tuple[Any, ...],
         names: list[str],
         record: FitRecord,
         has_data: bool = True,
-        batches: BatchStream | None = None,
+        batches: BatchLoader | None = None,
     ) -> None:
-        set_training(program.guide, False)
-        self._program = program
-        self._flat = flat
+        set_training(bound_model.guide, False)
+        self._bound_model = bound_model
+        self._flat_params = flat_params
         self._args = args
         self._has_data = has_data
         self._batches = batches
@@ -69,7 +69,7 @@ class Fitted:
     @property
     def params(self) -> dict[str, Tensor]:
         """The fitted parameters by name, in the user's (constrained) space."""
-        return self._program.params.constrained(self._flat)
+        return self._bound_model.params.constrained(self._flat_params)
 
     @property
     def unconstrained_params(self) -> dict[str, Tensor]:
@@ -88,22 +88,22 @@ class Fitted:
         >>> bool(posterior.params[name] > 0), bool(posterior.unconstrained_params[name] > 0)
         (True, False)
         """
-        return {name: view.clone() for name, view in self._program.params.named(self._flat).items()}
+        return {name: view.clone() for name, view in self._bound_model.params.named(self._flat_params).items()}
 
     @property
-    def program(self) -> Program:
+    def bound_model(self) -> BoundModel:
         """Model, guide and what one run showed of them."""
-        return self._program
+        return self._bound_model
 
     @property
     def model_name(self) -> str:
         """The name of the model function or module."""
-        return name_of(self._program.model)
+        return name_of(self._bound_model.model)
 
     @property
     def guide_name(self) -> str:
         """The name of the guide function or class."""
-        return name_of(self._program.guide)
+        return name_of(self._bound_model.guide)
 
     @property
     def has_data(self) -> bool:
@@ -133,20 +133,23 @@ class Fitted:
         ValueError
             If there is none, or several.
         """
-        sites = [site.name for site in self._program.observed]
+        sites = [site.name for site in self._bound_model.observed]
         if len(sites) == 1:
             return sites[0]
         raise ValueError(f"the model observes {sites or 'no site'}: pass site= with the name of one to predict")
 
     @contextmanager
     def _running(self, seed: int, branch: int = 0) -> Iterator[None]:
-        set_training(self._program.guide, False)
-        with torch.no_grad(), self._program.running(self._flat, RandomStream.seeded(seed_number(seed), branch)):
+        set_training(self._bound_model.guide, False)
+        with (
+            torch.no_grad(),
+            self._bound_model.running(self._flat_params, RandomStream.seeded(seed_number(seed), branch)),
+        ):
             yield
 
     def _site(self, given: str | None) -> str:
         """The observed site that is asked for: the one given, or else the only one."""
-        known = [site.name for site in self._program.observed]
+        known = [site.name for site in self._bound_model.observed]
         if given is None or not known:
             return self.observed_site
         return one_of(given, "site", known)
@@ -165,9 +168,9 @@ class Fitted:
         names, first = self._new_names(data), 0
         if rows is not None:
             names, first = [f"{name}[{rows.start}:{rows.stop}]" for name in names], rows.start
-        args = as_tensors(data, names, self._program.device, self._program.dtype, shared=True, first_row=first)
+        args = as_tensors(data, names, self._bound_model.device, self._bound_model.dtype, shared=True, first_row=first)
         check_new_shapes(args, self.argument_names, [shape_of(value) for value in self._args])
-        for site in self._program.observed:
+        for site in self._bound_model.observed:
             if site.argument is not None and site.argument < len(args) and args[site.argument] is not None:
                 site.refuse_impossible(args[site.argument])
         return args + (None,) * (len(self._args) - len(args))

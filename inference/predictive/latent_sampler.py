@@ -12,13 +12,13 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from inference.data.arguments import row_count
-from inference.model.bound_model import Program, name_of
+from inference.model.bound_model import BoundModel, name_of
 from inference.model.elbo import Model
 from inference.model.guide_density import draws_at_once
 from inference.model.sites import latent_values
-from inference.model.vectorization import draws_together, for_each_draw, rows_together
+from inference.model.vectorization import draws_together, map_over_draws, rows_together
 
-__all__ = ["Batch", "Latents", "how_many", "row_parts"]
+__all__ = ["Batch", "LatentSampler", "how_many", "row_parts"]
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,18 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Latents:
-    """z ~ q of a fitted ``program``, whose data was ``trained``; all calls belong inside ``program.running``."""
+class LatentSampler:
+    """Draws z ~ q of a fitted ``bound_model``, whose data was ``trained``.
 
-    program: Program
+    All calls belong inside ``bound_model.running``.
+    """
+
+    bound_model: BoundModel
     trained: tuple[Any, ...]
 
     def draw(self, count: int, args: tuple[Any, ...]) -> dict[str, Tensor]:
         """S draws by the guide, ``{site: (S, *site shape)}``."""
-        many = draws_at_once(self.program.guide, args, count)
+        many = draws_at_once(self.bound_model.guide, args, count)
         return many if many is not None else self._drawn(count, args, {})
 
     def batches(
@@ -71,7 +74,7 @@ class Latents:
 
         ``trained`` says that the rows are those of the fit, in whole.
         """
-        count, model = how_many(draws), self.program.model
+        count, model = how_many(draws), self.bound_model.model
         if per_row:
             anew = self._anew_for_each_row()
             return lambda rows, args: Batch(args, anew, {}, count)
@@ -94,22 +97,22 @@ class Latents:
         self, known: dict[str, Tensor], count: int, args: tuple[Any, ...], own: dict[str, int]
     ) -> dict[str, Tensor]:
         """The latents of single rows, drawn by the guide given the shared ones."""
-        return {} if not own or isinstance(self.program.guide, AutoGuide) else self._drawn(count, args, known)
+        return {} if not own or isinstance(self.bound_model.guide, AutoGuide) else self._drawn(count, args, known)
 
     def _drawn(self, count: int, args: tuple[Any, ...], given: dict[str, Tensor]) -> dict[str, Tensor]:
         """S draws of the latents that are not ``given``, by running the guide."""
-        guide = self.program.guide
+        guide = self.bound_model.guide
 
         def run(z: dict[str, Tensor]) -> dict[str, Tensor]:
             return latent_values(poutine.trace(poutine.condition(guide, data=z) if z else guide).get_trace(*args))
 
         at_once = draws_together(args) if self.row_sites() else count  # shared latents do not depend on the rows
-        drawn: dict[str, Tensor] = for_each_draw(run, given, count, at_once)
-        return {name: value.to(self.program.device) for name, value in drawn.items()}
+        drawn: dict[str, Tensor] = map_over_draws(run, given, count, at_once)
+        return {name: value.to(self.bound_model.device) for name, value in drawn.items()}
 
     def _anew_for_each_row(self) -> Model:
         """The model with its latents drawn by the guide, those of each row apart."""
-        model, guide = self.program.model, self.program.guide
+        model, guide = self.bound_model.model, self.bound_model.guide
         draw = getattr(guide, "draw_for_each_row", None)
         if draw is None:
             raise ValueError(
@@ -126,7 +129,7 @@ class Latents:
     def row_sites(self) -> dict[str, int]:
         """The latents that each row has of its own, and in which dimension the rows are."""
         rows = row_count(self.trained)
-        sites = [site for site in self.program.latents if rows in site.shape[: site.batch_dims]]
+        sites = [site for site in self.bound_model.latents if rows in site.shape[: site.batch_dims]]
         return {site.name: site.shape.index(rows) for site in sites if rows is not None}
 
     def is_trained(self, args: tuple[Any, ...]) -> bool:
@@ -137,7 +140,7 @@ class Latents:
 
     def _stale(self, drawn: dict[str, Tensor], own: dict[str, int], args: tuple[Any, ...]) -> set[str]:
         """Latents of single rows that the guide gives for the rows of the fit alone."""
-        if isinstance(self.program.guide, AutoGuide):
+        if isinstance(self.bound_model.guide, AutoGuide):
             return set(own)
         trained, rows = row_count(self.trained), row_count(args)
         return {name for name, dim in own.items() if drawn[name].shape[dim + 1] == trained != rows}

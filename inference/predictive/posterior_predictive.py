@@ -17,9 +17,9 @@ from inference.model.bound_model import named_failure
 from inference.model.guide_density import as_points
 from inference.model.vectorization import affordable
 from inference.predictive.autoencoder import Autoencoder, EncodingCalls, HeldOutRows, evidence_scores
-from inference.predictive.latent_sampler import Batch, Latents
+from inference.predictive.latent_sampler import Batch, LatentSampler
 from inference.predictive.prediction import ClassPrediction, Prediction
-from inference.predictive.sampling import joined, log_likelihood, predictive
+from inference.predictive.sampling import concatenate, log_likelihood, predictive
 from inference.predictive.scoring import HeldOut, class_scores, scores
 from inference.predictive.stored_prediction import StoredClassPrediction, StoredPrediction
 from inference.predictive.streaming import Output, Streamed, Streaming
@@ -156,8 +156,8 @@ class Predicting(Streaming, EncodingCalls):
     @property
     def is_autoencoder(self) -> bool:
         """Whether the model observes what the guide encodes, so that rows are remade rather than predicted."""
-        sites = self._program.observed
-        return hasattr(self._program.guide, "encode") and len(sites) == 1 and sites[0].argument == 0
+        sites = self._bound_model.observed
+        return hasattr(self._bound_model.guide, "encode") and len(sites) == 1 and sites[0].argument == 0
 
     def evaluate(
         self,
@@ -190,7 +190,7 @@ class Predicting(Streaming, EncodingCalls):
             raise ValueError(f"evaluate takes rows that were held out, evaluate({given}), with what was observed last")
         y = args[-1].cpu()
         if draws is None:
-            _, draws = affordable(len(y), self._program.params.size, 1000)
+            _, draws = affordable(len(y), self._bound_model.params.size, 1000)
         if self.is_autoencoder:
             code = self.encode(*test, batch_size=batch_size)
             with self._autoencoding(seed, batch_size) as autoencoder:
@@ -212,7 +212,7 @@ class Predicting(Streaming, EncodingCalls):
         fit; ``draws`` and ``batch_size`` as in :meth:`predict`.
         """
         args = self._new_arguments(data) if data else self.data
-        sites = [site.name for site in self._program.observed]
+        sites = [site.name for site in self._bound_model.observed]
         parts = list(self._likelihoods(sites, args, draws, seed, batch_size))
         return {
             site: torch.cat([part[site] for part in parts], 1) if len(parts) > 1 else parts[0][site] for site in sites
@@ -231,7 +231,7 @@ class Predicting(Streaming, EncodingCalls):
     @contextmanager
     def _autoencoding(self, seed: int, batch_size: int | None) -> Iterator[Autoencoder]:
         with self._running(seed):
-            yield Autoencoder(self._program, self._args, self.observed_site, self._batch_size(batch_size))
+            yield Autoencoder(self._bound_model, self._args, self.observed_site, self._batch_size(batch_size))
 
     def _predictive(
         self,
@@ -249,7 +249,7 @@ class Predicting(Streaming, EncodingCalls):
         def run(batch: Batch) -> Prediction | ClassPrediction:
             return predictive(batch.model, batch.latents, batch.draws, batch.args, wanted)
 
-        return joined(list(self._for_batches(run, args, draws, seed, batch_size, per_row, progress)))
+        return concatenate(list(self._for_batches(run, args, draws, seed, batch_size, per_row, progress)))
 
     def _for_batches(
         self,
@@ -263,7 +263,7 @@ class Predicting(Streaming, EncodingCalls):
     ) -> Iterator[T]:
         """``run`` on one batch of rows after the other; errors say whose code failed, and on which shapes."""
         size = self._batch_size(batch_size)
-        latents = Latents(self._program, self._args)
+        latents = LatentSampler(self._bound_model, self._args)
         wanted = self._wanted(draws, per_row)
         # Draws that are given may come from the same seed: the noise must not repeat their random numbers.
         branch = 0 if isinstance(wanted, int) else 1
@@ -272,7 +272,7 @@ class Predicting(Streaming, EncodingCalls):
             tqdm(desc="predict", total=row_count(args), unit="row", delay=1, leave=False, disable=not progress) as bar,
         ):
             for batch in latents.batches(wanted, args, size, per_row):
-                yield named_failure("model", self._program.model, batch.args, partial(run, batch))
+                yield named_failure("model", self._bound_model.model, batch.args, partial(run, batch))
                 bar.update(row_count(batch.args) or 1)
 
     def _wanted(self, draws: Draws, per_row: bool) -> int | dict[str, Tensor]:
@@ -281,7 +281,7 @@ class Predicting(Streaming, EncodingCalls):
             return positive_integer(draws, "draws")
         if per_row:
             raise ValueError("per_row draws the latents anew for each row: give draws= as a number")
-        points, leading = as_points(draws, self._program)
+        points, leading = as_points(draws, self._bound_model)
         if len(leading) != 1 or not leading[0]:
             raise ValueError(f"the draws have leading dimensions {leading}: give S draws, {{site: (S, *site shape)}}")
         return points

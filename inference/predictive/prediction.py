@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 OF = ("observations", "functions")
-Latents = Mapping[str, Tensor]
+LatentValues = Mapping[str, Tensor]
 
 
 class Interval(NamedTuple):

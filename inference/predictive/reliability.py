@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inference.predictive.prediction import quantile
 
-__all__ = ["Coverage", "Places", "Reliability", "brier_score", "places", "reliability"]
+__all__ = ["Coverage", "PitValues", "Reliability", "brier_score", "pit_values", "reliability"]
 
 NOMINAL = (0.5, 0.8, 0.9, 0.95)
 _TOGETHER = 2**22  # numbers that are sorted together
@@ -30,7 +30,7 @@ class Coverage:
 
 
 @dataclass(frozen=True)
-class Places:
+class PitValues:
     """Where N observations fall among S draws of each.
 
     Attributes
@@ -50,7 +50,7 @@ class Places:
     coverage: tuple[Coverage, ...]
 
 
-def places(samples: Tensor, y: Tensor, seed: int = 0) -> Places:
+def pit_values(samples: Tensor, y: Tensor, seed: int = 0) -> PitValues:
     """Compare S draws of N observations, (S, N, …), with what was observed, (N, …).
 
     The CRPS is the fair estimate from S independent draws, whose mean over
@@ -70,7 +70,7 @@ def places(samples: Tensor, y: Tensor, seed: int = 0) -> Places:
     Examples
     --------
     >>> draws = torch.randn(2000, 300, generator=torch.Generator().manual_seed(0))
-    >>> found = places(draws[1:], draws[0])
+    >>> found = pit_values(draws[1:], draws[0])
     >>> abs(float(found.crps.mean()) - torch.pi**-0.5) < 0.1, abs(found.coverage[2].share - 0.9) < 0.06
     (True, True)
     """
@@ -84,7 +84,7 @@ def places(samples: Tensor, y: Tensor, seed: int = 0) -> Places:
         for part, seen in zip(draws.split(width, 1), observed.split(width), strict=True)
     ]
     pit, crps, inside = (torch.cat(values, -1) for values in zip(*parts, strict=True))
-    return Places(pit, crps, tuple(_coverage(prob, row) for prob, row in zip(NOMINAL, inside, strict=True)))
+    return PitValues(pit, crps, tuple(_coverage(prob, row) for prob, row in zip(NOMINAL, inside, strict=True)))
 
 
 def _compared(sorted_draws: np.ndarray, y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,18 +11,20 @@ from torch import Tensor
 
 from inference.model.elbo import Model
 from inference.model.sites import base_distribution
-from inference.model.vectorization import draws_together, for_each_draw
-from inference.predictive.prediction import ClassPrediction, Latents, Prediction
+from inference.model.vectorization import draws_together, map_over_draws
+from inference.predictive.prediction import ClassPrediction, LatentValues, Prediction
 
-__all__ = ["at_latents", "joined", "log_likelihood", "predictive"]
+__all__ = ["at_latents", "concatenate", "log_likelihood", "predictive"]
 
 
-def _model_at(model: Model, latents: Latents) -> Model:
+def _model_at(model: Model, latents: LatentValues) -> Model:
     """The model with its latents set and its observations drawn."""
     return poutine.condition(poutine.uncondition(model), data=dict(latents))
 
 
-def at_latents(model: Model, latents: Latents, args: tuple[Any, ...], site: str) -> tuple[tuple[Tensor, ...], Tensor]:
+def at_latents(
+    model: Model, latents: LatentValues, args: tuple[Any, ...], site: str
+) -> tuple[tuple[Tensor, ...], Tensor]:
     """What the model says of ``site`` at one z: mean and variance, or class probabilities alone; and a sample."""
     nodes = poutine.trace(_model_at(model, latents)).get_trace(*args).nodes
     if site not in nodes:
@@ -31,17 +33,17 @@ def at_latents(model: Model, latents: Latents, args: tuple[Any, ...], site: str)
 
 
 def predictive(
-    model: Model, latents: Latents, draws: int, args: tuple[Any, ...], site: str, at_once: int | None = None
+    model: Model, latents: LatentValues, draws: int, args: tuple[Any, ...], site: str, at_once: int | None = None
 ) -> Prediction | ClassPrediction:
     """Run the model at S draws of the latents, ``{site: (S, *site shape)}``, and collect what it says of ``site``.
 
     ``at_once`` is how many draws to run together, if it is known.
     """
 
-    def run(z: Latents) -> tuple[tuple[Tensor, ...], Tensor]:
+    def run(z: LatentValues) -> tuple[tuple[Tensor, ...], Tensor]:
         return at_latents(model, z, args, site)
 
-    described, samples = for_each_draw(run, latents, draws, at_once or draws_together(args))
+    described, samples = map_over_draws(run, latents, draws, at_once or draws_together(args))
     if len(described) == 1:
         return ClassPrediction(site, described[0], samples)
     means, variances = described
@@ -51,7 +53,7 @@ def predictive(
     return Prediction(site, samples, samples, torch.zeros_like(samples[0]))
 
 
-def joined(parts: list[Prediction | ClassPrediction]) -> Prediction | ClassPrediction:
+def concatenate(parts: list[Prediction | ClassPrediction]) -> Prediction | ClassPrediction:
     """The predictions of one batch of rows after the other, as one."""
     first = parts[0]
     if len(parts) == 1:
@@ -87,16 +89,16 @@ def _moments(fn: Any) -> tuple[Tensor, Tensor]:
 
 
 def log_likelihood(
-    model: Model, latents: Latents, draws: int, args: tuple[Any, ...], sites: list[str]
+    model: Model, latents: LatentValues, draws: int, args: tuple[Any, ...], sites: list[str]
 ) -> dict[str, Tensor]:
     """log p(yₙ | zₛ) at each observed site, shape (S, N, …), without plate scales."""
 
-    def run(z: Latents) -> dict[str, Tensor]:
+    def run(z: LatentValues) -> dict[str, Tensor]:
         nodes = poutine.trace(poutine.condition(model, data=dict(z))).get_trace(*args).nodes
         drawn = [site for site in sites if not nodes[site]["is_observed"]]
         if drawn:
             raise ValueError(f"it draws {drawn} rather than observe them: give their data too, in the order of the fit")
         return {site: nodes[site]["fn"].log_prob(nodes[site]["value"]) for site in sites}
 
-    found: dict[str, Tensor] = for_each_draw(run, latents, draws, draws_together(args))
+    found: dict[str, Tensor] = map_over_draws(run, latents, draws, draws_together(args))
     return found

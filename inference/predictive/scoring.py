@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from inference.predictive.prediction import ClassPrediction, Prediction
-from inference.predictive.reliability import Coverage, Reliability, brier_score, places, reliability
+from inference.predictive.reliability import Coverage, Reliability, brier_score, pit_values, reliability
 
 __all__ = ["ClassScores", "HeldOut", "Scores", "class_scores", "log_predictive_density", "scores"]
 
@@ -25,7 +25,7 @@ class Scores:
     score, in the units of y; ``coverage`` of the central intervals of 50, 80,
     90 and 95 %; ``pit`` where each observation fell among its predictions,
     uniform on (0, 1) where these are as sure as they should be, see
-    :class:`~inference.predictive.reliability.Places`.
+    :class:`~inference.predictive.reliability.PitValues`.
     """
 
     rows: int
@@ -81,7 +81,7 @@ def log_predictive_density(log_likelihood: Tensor) -> Tensor:
 def scores(prediction: Prediction, y: Tensor, log_likelihood: Tensor) -> Scores:
     """Compare a prediction with what was observed, ``log_likelihood`` of shape (S, N, …) at the same rows."""
     y = y.detach().cpu()
-    found = places(prediction.samples, y)
+    found = pit_values(prediction.samples, y)
     return Scores(
         rows=len(y),
         rmse=float((prediction.mean - y).double().square().mean().sqrt()),

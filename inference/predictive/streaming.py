@@ -14,15 +14,15 @@ from tqdm.auto import tqdm
 
 from inference.data.row_source import RowSource
 from inference.model.bound_model import named_failure
-from inference.model.vectorization import Block, Widest
+from inference.model.vectorization import BlockSize, MemoryProbe
 from inference.predictive.fitted import Fitted
-from inference.predictive.latent_sampler import Batch, Latents, how_many
+from inference.predictive.latent_sampler import Batch, LatentSampler, how_many
 from inference.predictive.prediction import ClassPrediction, Prediction
 from inference.predictive.sampling import at_latents, predictive
 from inference.predictive.stored_prediction import StoredClassPrediction, StoredPrediction, fields_of, open_prediction
 from inference.predictive.zarr_store import Field, PredictionStore
 from inference.storage.atomic_files import make_folder
-from inference.storage.fit_fingerprint import Marks, data_marks, marks
+from inference.storage.fit_fingerprint import Fingerprint, fingerprint_of, fingerprint_of_data
 from inference.utils.validation import flag, one_of, share
 from inference.utils.versions import versions
 
@@ -70,14 +70,14 @@ class Streamed:
     per_row: bool
     output: Output
 
-    def marks(self) -> Marks:
+    def fingerprint(self) -> Fingerprint:
         """What a run has to share with one that it goes on with."""
         given = self.draws
         found = {name: getattr(self, name) for name in ("seed", "site", "batch_size", "per_row")}
         found |= {"keep": self.output.keep, "quantiles": str(self.output.quantiles)}
         if isinstance(given, int):
             return {"draws": given, **found}
-        return data_marks([f"draws of {name}" for name in given], tuple(given.values())) | found
+        return fingerprint_of_data([f"draws of {name}" for name in given], tuple(given.values())) | found
 
 
 class Streaming(Fitted):
@@ -89,8 +89,8 @@ class Streaming(Fitted):
         store = PredictionStore.found(asked.output.path, asked.output.resume)
         if store is None:
             make_folder(asked.output.path.parent)
-        source = RowSource.of(data, self._new_names(data), self._program.dtype)
-        identity = self._marks(asked, source)
+        source = RowSource.of(data, self._new_names(data), self._bound_model.dtype)
+        identity = self._fingerprint(asked, source)
         if store is not None:
             store.refuse_other(identity, versions())
             if store.is_finished:
@@ -101,13 +101,13 @@ class Streaming(Fitted):
         self._fill(store, at, asked, progress)
         return open_prediction(asked.output.path)
 
-    def _marks(self, asked: Streamed, source: RowSource) -> Marks:
+    def _fingerprint(self, asked: Streamed, source: RowSource) -> Fingerprint:
         """What the prediction is of; the data is read and checked once for it, before anything is written."""
-        program = self._program
-        found = {**marks(program.model, "model"), **marks(program.guide, "guide")}
-        found |= data_marks(["the fitted parameters"], (self._flat.detach(),)) | asked.marks()
-        found |= {"dtype": str(program.dtype), "device": program.device.type}
-        return found | source.marks(_READ, self._new_arguments)
+        bound_model = self._bound_model
+        found = {**fingerprint_of(bound_model.model, "model"), **fingerprint_of(bound_model.guide, "guide")}
+        found |= fingerprint_of_data(["the fitted parameters"], (self._flat_params.detach(),)) | asked.fingerprint()
+        found |= {"dtype": str(bound_model.dtype), "device": bound_model.device.type}
+        return found | source.fingerprint(_READ, self._new_arguments)
 
     def _at(self, asked: Streamed, source: RowSource) -> At:
         """What makes a batch of the rows at any slice, with the functions that all rows share."""
@@ -115,7 +115,7 @@ class Streaming(Fitted):
         def read(rows: slice) -> tuple[Any, ...]:
             return self._new_arguments(source.part(rows), rows)
 
-        latents, first = Latents(self._program, self._args), slice(0, min(_TRIED, source.count))
+        latents, first = LatentSampler(self._bound_model, self._args), slice(0, min(_TRIED, source.count))
         branch = 0 if isinstance(asked.draws, int) else 1
         trained = bool(latents.row_sites()) and self._is_of_the_fit(source, read)
         with self._running(asked.seed, branch):
@@ -130,31 +130,31 @@ class Streaming(Fitted):
         cuts = (slice(begin, begin + _READ) for begin in range(0, source.count, _READ))
         return all(torch.equal(read(slice(cut.start, min(cut.stop, source.count)))[0], fitted[cut]) for cut in cuts)
 
-    def _block(self, at: At, asked: Streamed, total: int) -> Block:
+    def _block(self, at: At, asked: Streamed, total: int) -> BlockSize:
         """How many rows to write together and how many draws to run on them, from one run at one draw."""
         count = min(_TRIED, total)
         with self._running(asked.seed, _BRANCH):
             batch = at(slice(0, count))
             z = {name: value[0] for name, value in batch.latents.items()}
             tried = partial(at_latents, batch.model, z, batch.args, asked.site)
-            with Widest(count) as seen:
-                described, sample = named_failure("model", self._program.model, batch.args, tried)
+            with MemoryProbe(count) as seen:
+                described, sample = named_failure("model", self._bound_model.model, batch.args, tried)
         if not sample.dim() or len(sample) != count:
             raise ValueError(
                 f"site {asked.site!r} has shape {tuple(sample.shape)} at {count} rows: out= is for sites with values "
                 "of each row; leave it out"
             )
         kept = max(value.numel() for value in (*described, sample)) / count
-        return Block.bounded(seen, kept, how_many(asked.draws), total, asked.batch_size)
+        return BlockSize.bounded(seen, kept, how_many(asked.draws), total, asked.batch_size)
 
     def _run(self, at: At, rows: slice, asked: Streamed, together: int, number: int) -> Prediction | ClassPrediction:
         """Batch ``number``, whose noise depends on the seed and that number alone."""
         with self._running(asked.seed, _BRANCH + number):
             batch = at(rows)
             known = (batch.model, batch.latents, batch.draws, batch.args, asked.site, together)
-            return named_failure("model", self._program.model, batch.args, partial(predictive, *known))
+            return named_failure("model", self._bound_model.model, batch.args, partial(predictive, *known))
 
-    def _create(self, at: At, asked: Streamed, rows: int, identity: Marks) -> PredictionStore:
+    def _create(self, at: At, asked: Streamed, rows: int, identity: Fingerprint) -> PredictionStore:
         """A store for what the first rows show."""
         block = self._block(at, asked, rows)
         found = self._run(at, slice(0, min(2, rows)), asked, block.draws, 0)
@@ -173,7 +173,7 @@ class Streaming(Fitted):
         return PredictionStore.create(asked.output.path, about, self._fields(found, asked))
 
     def _fields(self, found: Prediction | ClassPrediction, asked: Streamed) -> dict[str, Field]:
-        dims = next(site.dims for site in self._program.observed if site.name == asked.site)
+        dims = next(site.dims for site in self._bound_model.observed if site.name == asked.site)
         return fields_of(found, dims, asked.output.keep, asked.output.quantiles)
 
     def _fill(self, store: PredictionStore, at: At, asked: Streamed, progress: bool) -> None:

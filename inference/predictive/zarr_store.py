@@ -24,7 +24,7 @@ from torch import Tensor
 from zarr.codecs import Crc32cCodec
 
 from inference.storage.atomic_files import ADVICE, read_bytes, replacing
-from inference.storage.fit_fingerprint import Marks, differences
+from inference.storage.fit_fingerprint import Fingerprint, describe_differences
 from inference.storage.json_document import MOST_BYTES, digest, parsed, refuse_damage
 from inference.storage.schema import ANY, NUMBER, TEXT, WHOLE, check, either, list_of, mapping_of, record
 
@@ -133,17 +133,17 @@ class PredictionStore:
             raise ValueError(f"{path} {state}: pass resume=True (or --resume) for that one, or give another name")
         return store
 
-    def refuse_other(self, identity: Marks, versions: Marks) -> None:
+    def refuse_other(self, identity: Fingerprint, versions: Fingerprint) -> None:
         """Raise a ValueError that says what differs, unless the store is of the same prediction.
 
         Warns where it was begun with other versions of the packages, with which
         the rest may differ in rounding.
         """
-        if differ := differences(self.about["identity"], identity):
+        if differ := describe_differences(self.about["identity"], identity):
             raise ValueError(
                 f"{self.path} has another prediction: {'; '.join(differ)}: ask for the same, or give another name"
             )
-        if differ := differences(self.about["versions"], versions):
+        if differ := describe_differences(self.about["versions"], versions):
             warnings.warn(f"{self.path} is of other versions: {'; '.join(differ)}", UserWarning, stacklevel=2)
 
     @property

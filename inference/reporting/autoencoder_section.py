@@ -78,7 +78,7 @@ class Codes:
         autoencoder_images.code_map(axes, self.code.mean.numpy(), groups, method)
 
     def _images(self, rows: Tensor) -> np.ndarray | None:
-        return as_images((rows.cpu(),), getattr(self._posterior.program.model, "image_shape", None))
+        return as_images((rows.cpu(),), getattr(self._posterior.bound_model.model, "image_shape", None))
 
 
 def _required(images: np.ndarray | None) -> np.ndarray:

@@ -22,7 +22,7 @@ from inference.predictive.scoring import ClassScores, HeldOut, Scores
 from inference.reporting.figures import comparison_plots
 from inference.reporting.html_page import provenance, write_page
 from inference.reporting.section import Labels, Section
-from inference.utils.hashing import fingerprint
+from inference.utils.hashing import sha256_of
 
 if TYPE_CHECKING:
     from inference.predictive.approximation import Approximation as Posterior
@@ -97,7 +97,7 @@ def compare_report(
 def _of_data(values: tuple[Any, ...]) -> str:
     """The fingerprint of the tensors among ``values``, whatever their precision."""
     tensors = [value.cpu() for value in values if isinstance(value, Tensor)]
-    return fingerprint(*((v.float() if v.is_floating_point() else v.long()).numpy() for v in tensors))
+    return sha256_of(*((v.float() if v.is_floating_point() else v.long()).numpy() for v in tensors))
 
 
 def _of_rows(held_out: HeldOut | HeldOutRows) -> str:
@@ -127,7 +127,7 @@ def _facts(fit: _Fit) -> dict[str, str]:
     facts = {
         "Verdict": f"{outcome.sign} {_KINDS[outcome.kind]}",
         "Model": posterior.model_name,
-        "Guide": f"{posterior.guide_name}, {posterior.program.params.size:,} parameters",
+        "Guide": f"{posterior.guide_name}, {posterior.bound_model.params.size:,} parameters",
         "Data": ", ".join(part for part in (fit.labels.data, _counted(posterior.data)) if part),
         "Steps": f"{len(posterior.losses):,} of {posterior.record.options.get('optimizer')}",
         "Seconds of fitting": f"{posterior.record.seconds:.1f}",
@@ -212,7 +212,7 @@ def _posteriors(fits: list[_Fit], draws: int) -> Iterator[Section]:
 
 
 def _shared(posteriors: Mapping[str, Posterior], draws: int) -> dict[str, dict[str, np.ndarray]]:
-    sites = [site.name for posterior in posteriors.values() for site in posterior.program.latents]
+    sites = [site.name for posterior in posteriors.values() for site in posterior.bound_model.latents]
     several = {name for name in sites if sites.count(name) > 1}
     found: dict[str, dict[str, np.ndarray]] = {}
     for name, posterior in posteriors.items():

@@ -100,7 +100,7 @@ def write_report(
 def _of_predictions(
     posterior: Posterior, held_out: HeldOut | None, baselines: Mapping[str, float], names: Labels, draws: int
 ) -> list[Callable[[], Iterable[Section]]]:
-    shown = _shown(posterior, draws) if len(posterior.program.observed) == 1 else None
+    shown = _shown(posterior, draws) if len(posterior.bound_model.observed) == 1 else None
     return [
         lambda: held_out_sections(held_out, baselines, names) if held_out is not None else [],
         lambda: _images(posterior, held_out, shown),
@@ -113,24 +113,25 @@ def _of_predictions(
 
 def _left_out(posterior: Posterior) -> Iterator[Section]:
     """Leave-one-out, where the weights allow it and the observations are few enough to look at each."""
-    if len(posterior.program.observed) != 1 or math.prod(posterior.program.observed[0].shape) > MOST_LEFT_OUT:
+    if len(posterior.bound_model.observed) != 1 or math.prod(posterior.bound_model.observed[0].shape) > MOST_LEFT_OUT:
         return
     with suppress(ValueError):  # a point, a guide that is too far away, scaled or masked observations
         yield loo_section(posterior.loo(draws=LEFT_OUT_DRAWS))
 
 
 def _facts(posterior: Posterior, names: Labels) -> list[tuple[str, str]]:
-    program = posterior.program
-    latents = sum(int(np.prod(site.shape)) for site in program.latents)
+    bound_model = posterior.bound_model
+    latents = sum(int(np.prod(site.shape)) for site in bound_model.latents)
     shapes = ", ".join(f"{n} {tuple(v.shape)}" for n, v in posterior.inputs().items()) or "none"
     facts = [
         (
             "Model",
-            f"{posterior.model_name}: {_count(latents, 'unknown number')} in {_count(len(program.latents), 'site')}",
+            f"{posterior.model_name}: {_count(latents, 'unknown number')} "
+            f"in {_count(len(bound_model.latents), 'site')}",
         ),
-        ("Guide", f"{posterior.guide_name}: {program.params.size} parameters"),
+        ("Guide", f"{posterior.guide_name}: {bound_model.params.size} parameters"),
         ("Inputs", shapes),
-        ("Observed", ", ".join(f"{s.name} {s.shape}" for s in program.observed) or "none"),
+        ("Observed", ", ".join(f"{s.name} {s.shape}" for s in bound_model.observed) or "none"),
         ("Fit", _how(posterior)),
     ]
     return [("Data", names.data), *facts] if names.data else facts
@@ -160,8 +161,8 @@ def _count(number: int, noun: str) -> str:
 def _repeat(posterior: Posterior) -> list[tuple[str, str]]:
     return [
         ("seed", str(posterior.record.seed)),
-        ("device", str(posterior.program.device)),
-        ("float type", str(posterior.program.dtype).removeprefix("torch.")),
+        ("device", str(posterior.bound_model.device)),
+        ("float type", str(posterior.bound_model.dtype).removeprefix("torch.")),
         ("threads", str(torch.get_num_threads())),
         ("seconds of fitting", f"{posterior.record.seconds:.1f}"),
     ]
@@ -182,12 +183,12 @@ def _shown(posterior: Posterior, draws: int) -> Shown:
     observed = posterior.observed_values()[posterior.observed_site].cpu()
     inputs = tuple(posterior.inputs().values())
     rows = row_count(posterior.data) or 1
-    few, fewer = affordable(rows, posterior.program.params.size, draws)
+    few, fewer = affordable(rows, posterior.bound_model.params.size, draws)
     if posterior.record.options.get("batch_size") is None or few >= rows:  # without one, rows may depend on each other
         prediction = posterior.predict_data(draws=fewer)
         return Shown("On the rows of the fit", prediction, observed.numpy(), inputs)
     chosen = np.linspace(0, rows - 1, few).astype(int)
-    hidden = {site.argument for site in posterior.program.observed}
+    hidden = {site.argument for site in posterior.bound_model.observed}
     given = [
         v[chosen] if isinstance(v, Tensor) and v.dim() and i not in hidden else None
         for i, v in enumerate(posterior.data)
@@ -229,7 +230,7 @@ def _images(posterior: Posterior, held_out: HeldOut | None, shown: Shown | None)
         seen = replace(shown, where=shown.where.replace("On the rows", "Of the images"))
     else:
         return
-    images = as_images(seen.inputs, getattr(posterior.program.model, "image_shape", None))
+    images = as_images(seen.inputs, getattr(posterior.bound_model.model, "image_shape", None))
     if images is None or not isinstance(seen.prediction, ClassPrediction):
         return
     reading = (

@@ -15,9 +15,9 @@ from filelock import FileLock, Timeout
 
 from inference.storage import tensor_archive
 from inference.storage.atomic_files import ADVICE, make_folder
-from inference.storage.fit_fingerprint import Marks, differences
+from inference.storage.fit_fingerprint import Fingerprint, describe_differences
 from inference.storage.schema import ANY, TEXT, check, mapping_of, record
-from inference.utils.pytree import packed, unpacked
+from inference.utils.pytree import flatten, unflatten
 from inference.utils.validation import positive_integer
 from inference.utils.versions import versions
 
@@ -103,7 +103,7 @@ class Checkpoint:
                 for place in self._made:
                     place.rmdir()
 
-    def begin(self, identity: Marks, resume: bool, free: Collection[str] = ()) -> dict[str, Any] | None:
+    def begin(self, identity: Fingerprint, resume: bool, free: Collection[str] = ()) -> dict[str, Any] | None:
         """What is to be gone on with, None where there is nothing yet; marks that are ``free`` may differ.
 
         Raises
@@ -125,7 +125,7 @@ class Checkpoint:
             )
         found = read_checkpoint(self.folder)
         there, here = ({k: v for k, v in m.items() if k not in free} for m in (found["identity"], identity))
-        if differ := differences(there, here):
+        if differ := describe_differences(there, here):
             raise ValueError(
                 f"{self.folder} has a checkpoint of another fit: {'; '.join(differ)}: ask for the same, or give "
                 "another folder"
@@ -160,7 +160,7 @@ class Checkpoint:
         OSError
             If it cannot be written; the one before is then still there.
         """
-        content, tensors = packed({"identity": self._identity, "state": dict(state)})
+        content, tensors = flatten({"identity": self._identity, "state": dict(state)})
         tensor_archive.write(self.folder, STEM, tensors, {"versions": versions(), "content": content}, SCHEMA)
         self._last = time.monotonic()
 
@@ -192,14 +192,14 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     tensors, manifest = tensor_archive.read(folder, STEM, SCHEMA)
     check(path, manifest, record(versions=mapping_of(TEXT), content=ANY))
     try:
-        found = unpacked(manifest["content"], tensors)
+        found = unflatten(manifest["content"], tensors)
         identity, state = found["identity"], found["state"]
         known = isinstance(identity, dict) and isinstance(state, dict) and state.keys() == STATE
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{path} is damaged ({error}): {ADVICE}") from error
     if not known:
         raise ValueError(f"{path} was not written by a fit: {ADVICE}")
-    if differ := differences(manifest["versions"], versions()):
+    if differ := describe_differences(manifest["versions"], versions()):
         warnings.warn(
             f"the checkpoint in {folder} is of other versions: {'; '.join(differ)}", UserWarning, stacklevel=2
         )

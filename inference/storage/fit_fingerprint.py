@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from inference.model.bound_model import name_of
 from inference.model.captured_values import captured, is_foreign
-from inference.utils.hashing import fingerprint
+from inference.utils.hashing import sha256_of
 
-__all__ = ["data_marks", "differences", "marks"]
+__all__ = ["describe_differences", "fingerprint_of", "fingerprint_of_data"]
 
 _DEPTH = 6
-Marks = dict[str, Any]
+Fingerprint = dict[str, Any]
 
 
-def marks(value: Any, name: str) -> Marks:
+def fingerprint_of(value: Any, name: str) -> Fingerprint:
     """Name → mark of what ``value``, a model, a guide or an option of a fit, is made of.
 
     Functions and classes have the SHA-256 of their source, and what they take
@@ -35,22 +35,22 @@ def marks(value: Any, name: str) -> Marks:
 
     >>> from functools import partial
     >>> from ppl_models import linear_regression
-    >>> one, other = (marks(partial(linear_regression, noise=noise), "model") for noise in (0.1, 0.2))
-    >>> differences(one, other)
+    >>> one, other = (fingerprint_of(partial(linear_regression, noise=noise), "model") for noise in (0.1, 0.2))
+    >>> describe_differences(one, other)
     ['model.noise is 0.1 there and 0.2 here']
     """
-    found: Marks = {}
+    found: Fingerprint = {}
     _visit(value, name, found, set(), _DEPTH, settings=True)
     return found
 
 
-def data_marks(names: list[str], args: tuple[Any, ...]) -> Marks:
+def fingerprint_of_data(names: list[str], args: tuple[Any, ...]) -> Fingerprint:
     """The marks of a fit's arguments: shape, type and SHA-256 of the values of each tensor."""
     pairs = zip(names, args, strict=True)
     return {name: _of_tensor(value) if isinstance(value, Tensor) else _plain(value) for name, value in pairs}
 
 
-def differences(there: Marks, here: Marks) -> list[str]:
+def describe_differences(there: Fingerprint, here: Fingerprint) -> list[str]:
     """What differs, in words, by name."""
     names = [name for name in {**there, **here} if there.get(name, _MISSING) != here.get(name, _MISSING)]
     return [_difference(name, there.get(name, _MISSING), here.get(name, _MISSING)) for name in names]
@@ -72,7 +72,7 @@ def _shown(mark: Any) -> str:
     return text if len(text) < 80 else f"{text[:77]}…"
 
 
-def _visit(value: Any, name: str, found: Marks, seen: set[int], depth: int, settings: bool) -> None:
+def _visit(value: Any, name: str, found: Fingerprint, seen: set[int], depth: int, settings: bool) -> None:
     """Add the marks of ``value``; ``settings`` says that containers and objects belong to what was asked for."""
     if isinstance(value, bool | int | float | str | bytes | complex | type(None) | torch.dtype | torch.device):
         found[name] = _plain(value)
@@ -86,7 +86,7 @@ def _visit(value: Any, name: str, found: Marks, seen: set[int], depth: int, sett
             _visit(inner, f"{name}.{part}" if part else name, found, seen, depth - 1, asked)
 
 
-def _parts(value: Any, name: str, found: Marks, settings: bool) -> list[tuple[str, Any, bool]]:
+def _parts(value: Any, name: str, found: Fingerprint, settings: bool) -> list[tuple[str, Any, bool]]:
     """What is inside ``value``, each with its name and whether it is a setting; marks its source on the way."""
     if isinstance(value, functools.partial):
         given = [*((str(i), part) for i, part in enumerate(value.args)), *value.keywords.items()]
@@ -104,7 +104,7 @@ def _parts(value: Any, name: str, found: Marks, settings: bool) -> list[tuple[st
     return _of_object(value)
 
 
-def _of_code(value: types.FunctionType | type, name: str, found: Marks) -> list[tuple[str, Any, bool]]:
+def _of_code(value: types.FunctionType | type, name: str, found: Fingerprint) -> list[tuple[str, Any, bool]]:
     if is_foreign(value):
         found[name] = f"{_stable_module(value)}.{value.__qualname__}"
         inside = getattr(value, "__wrapped__", None)
@@ -160,7 +160,7 @@ def _of_tensor(value: Tensor) -> str:
 
 
 def _of_array(value: np.ndarray) -> str:
-    return f"{value.dtype} {value.shape} {_HASH}{fingerprint(value)}"
+    return f"{value.dtype} {value.shape} {_HASH}{sha256_of(value)}"
 
 
 def _plain(value: Any) -> Any:

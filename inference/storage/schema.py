@@ -18,7 +18,7 @@ __all__ = [
     "SHAPE",
     "TEXT",
     "WHOLE",
-    "Kind",
+    "Schema",
     "check",
     "either",
     "list_of",
@@ -27,11 +27,11 @@ __all__ = [
 ]
 
 Complaint = tuple[str, str] | None  # the place within the value, and what belongs there
-Kind = Callable[[Any], Complaint]
+Schema = Callable[[Any], Complaint]
 _DIMENSIONS = 64
 
 
-def check(path: Path, content: Any, kind: Kind) -> None:
+def check(path: Path, content: Any, kind: Schema) -> None:
     """Raise a ValueError that names ``path`` and the first place in ``content`` that is not of ``kind``."""
     complaint = kind(content)
     if complaint is not None:
@@ -40,7 +40,7 @@ def check(path: Path, content: Any, kind: Kind) -> None:
         raise ValueError(f"{path} does not have {wanted}{where}: it was written by something else; {ADVICE}")
 
 
-def _plain(wanted: str, fits: Callable[[Any], bool]) -> Kind:
+def _plain(wanted: str, fits: Callable[[Any], bool]) -> Schema:
     return lambda value: None if fits(value) else ("", wanted)
 
 
@@ -52,7 +52,7 @@ SEED = _plain("a whole number from 0 to 2³² − 1", lambda value: type(value) 
 NUMBER = _plain("a finite number", lambda value: type(value) in (int, float) and math.isfinite(value))
 
 
-def either(*allowed: Any) -> Kind:
+def either(*allowed: Any) -> Schema:
     """One of these: kinds, or the values themselves."""
 
     def kind(value: Any) -> Complaint:
@@ -72,7 +72,7 @@ def _same(value: Any, wanted: Any) -> Complaint:
     return None if type(value) is type(wanted) and value == wanted else ("", repr(wanted))
 
 
-def list_of(part: Kind) -> Kind:
+def list_of(part: Schema) -> Schema:
     """A list of any length."""
 
     def kind(value: Any) -> Complaint:
@@ -83,7 +83,7 @@ def list_of(part: Kind) -> Kind:
     return kind
 
 
-def mapping_of(part: Kind, **named: Kind) -> Kind:
+def mapping_of(part: Schema, **named: Schema) -> Schema:
     """An object with values of one kind under any names, and of others under these, where they are there."""
 
     def kind(value: Any) -> Complaint:
@@ -94,7 +94,7 @@ def mapping_of(part: Kind, **named: Kind) -> Kind:
     return kind
 
 
-def record(**parts: Kind) -> Kind:
+def record(**parts: Schema) -> Schema:
     """An object with exactly these names."""
 
     def kind(value: Any) -> Complaint:
@@ -113,7 +113,7 @@ def _shape(value: Any) -> Complaint:
     return list_of(WHOLE)(value)
 
 
-SHAPE: Kind = _shape
+SHAPE: Schema = _shape
 
 
 def _first(found: Any) -> Complaint:

@@ -10,18 +10,18 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from inference.data.generated_dataset import Feed
-from inference.engine.process_group import Group, gathered, spoken
+from inference.data.generated_dataset import GeneratedBatches
+from inference.engine.process_group import ProcessGroup, gathered, spoken
 from inference.model.elbo import Model
-from inference.optim.annealing import Power
-from inference.optim.initialization.strategies import Init
+from inference.optim.annealing import TemperingSchedule
+from inference.optim.initialization.strategies import InitStrategy
 from inference.optim.schedules import LearningRate
 from inference.posterior import Posterior
 from inference.storage.checkpoint import Checkpoint
-from inference.storage.fit_fingerprint import Marks, data_marks, differences, marks
+from inference.storage.fit_fingerprint import Fingerprint, describe_differences, fingerprint_of, fingerprint_of_data
 from inference.svi.callbacks.base import Callback, opened
 from inference.svi.options import checked
-from inference.svi.restarts import Fitting
+from inference.svi.restarts import Restarts
 from inference.utils.validation import flag
 
 __all__ = ["fit"]
@@ -34,7 +34,7 @@ def fit(
     steps: int = 10_000,
     lr: LearningRate | None = None,
     optimizer: str | Callable[..., Optimizer] | None = None,
-    init: Init = "auto",
+    init: InitStrategy = "auto",
     stop: str = "auto",
     particles: int = 1,
     batch_size: int | None = None,
@@ -42,7 +42,7 @@ def fit(
     device: str | torch.device = "auto",
     dtype: torch.dtype | str | None = None,
     engine: str = "auto",
-    anneal: int | Power | None = None,
+    anneal: int | TemperingSchedule | None = None,
     restarts: int = 1,
     checkpoint: str | Path | Checkpoint | None = None,
     resume: bool = False,
@@ -77,9 +77,9 @@ def fit(
         ``"adam"``, ``"adamw"``, ``"clippedadam"``, ``"sgd"``, or a callable that
         takes ``([θ], lr=lr)``; or ``"auto"``, which finds how to step and when to
         stop (``steps`` is then the most): a Normal guide or a flow on all rows from the
-        mode, in coordinates in which the posterior is round (:class:`~inference.optim.averaged_adam.Landing`);
+        mode, in coordinates in which the posterior is round (:class:`~inference.optim.averaged_adam.AveragedAdam`);
         any other, and where there is no mode, from where it is, by
-        :class:`~inference.optim.prodigy.FoundSteps`. ``posterior.stop_reason`` says
+        :class:`~inference.optim.prodigy.Prodigy`. ``posterior.stop_reason`` says
         how it ended. It is what is done if left out, unless ``steps`` are below
         1,000 or ``lr`` or ``anneal`` are given: those fits are Adam's.
     init
@@ -149,7 +149,7 @@ def fit(
 
     In an initialised process group of ``torch.distributed`` all of its processes call
     ``fit`` with the same arguments and share the rows of each step
-    (:class:`~inference.engine.data_parallel.Share`): what they find is what one process would,
+    (:class:`~inference.engine.data_parallel.DataParallel`): what they find is what one process would,
     to rounding, but where rows have noise of their own. It needs a model with such a
     plate as ``batch_size`` does. The first process alone reads and writes the
     checkpoint, calls callbacks, prints and warns.
@@ -220,7 +220,7 @@ def fit(
         resumed = fitting.resume(stack, lambda: _identity(fitting, feed), resume)
         stack.enter_context(opened(fitting.callbacks, resumed))
         best, starts = fitting.best()
-    return best.posterior(best.flat, best.curves, fitting.seconds, starts)
+    return best.posterior(best.flat_params, best.curves, fitting.seconds, starts)
 
 
 def _resumes(resume: Any, checkpoint: Any) -> bool:
@@ -232,27 +232,29 @@ def _resumes(resume: Any, checkpoint: Any) -> bool:
     return resume
 
 
-def _identity(fitting: Fitting, feed: Feed | None) -> Marks:
+def _identity(fitting: Restarts, feed: GeneratedBatches | None) -> Fingerprint:
     """What a fit has to share with one that it goes on with."""
     said = {name: value for name, value in fitting.said.items() if name not in ("lr", "anneal", "optimizer", "init")}
     options = {name: fitting.options[name] for name in ("optimizer", "lr", "anneal")}
     options |= {"init": dict(fitting.init) if isinstance(fitting.init, Mapping) else fitting.init}
     schedules = {name: value for name, value in options.items() if name != "optimizer" and callable(value)}
-    found = {**marks(fitting.model, "model"), **marks(fitting.guide, "guide")}
-    found |= data_marks(fitting.names, fitting.args) if feed is None else marks(feed.draw, "fresh data")
+    found = {**fingerprint_of(fitting.model, "model"), **fingerprint_of(fitting.guide, "guide")}
+    found |= (
+        fingerprint_of_data(fitting.names, fitting.args) if feed is None else fingerprint_of(feed.draw, "fresh data")
+    )
     for name, value in options.items():
         if name not in schedules:
-            found |= marks(value, name)
+            found |= fingerprint_of(value, name)
     for name, schedule in schedules.items():
         found |= {f"{name} at step {step}": schedule(step) for step in (0, fitting.steps // 2, fitting.steps - 1)}
     found |= {"finds": fitting.finds, "stops": fitting.early, "restarts": fitting.restarts, "seed": fitting.seed}
     return {**found, **said, "dtype": str(fitting.dtype), "device": fitting.device.type}
 
 
-def _meet(fitting: Fitting, feed: Feed | None, group: Group) -> None:
+def _meet(fitting: Restarts, feed: GeneratedBatches | None, group: ProcessGroup) -> None:
     """Make sure that all processes are asked for the same; only the first is to print and to call callbacks."""
     mine = _identity(fitting, feed)
-    differ = differences(group.first(lambda: mine), mine)
+    differ = describe_differences(group.first(lambda: mine), mine)
     words = group.told(f"process {group.rank} (here) and process 0 (there): {'; '.join(differ)}" if differ else None)
     if words is not None:
         advice = "call fit with the same model, options and whole data in each, of which it takes its part"

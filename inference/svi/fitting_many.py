@@ -10,11 +10,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from inference.engine.batched.grouping import Group, Ready, bar_over, grouped
+from inference.engine.batched.grouping import FitBatch, PreparedRestart, bar_over, grouped
 from inference.engine.compiled import NotCompilable, Untraceable
-from inference.model.bound_model import parcel, unpacked
+from inference.model.bound_model import from_sendable, to_sendable
 from inference.posterior import Posterior
-from inference.svi.attempt import Attempt
+from inference.svi.attempt import Restart
 from inference.svi.fitting import fit
 from inference.svi.options import checked
 from inference.utils.parallel import jobs_at_once, spread
@@ -93,7 +93,7 @@ def fit_many(
     >>> [posterior.losses.shape for posterior in posteriors[:2]]
     [(20,), (20,)]
     """
-    asked = [_Asked(number, _bound(call, number, options)) for number, call in enumerate(fits)]
+    asked = [_ScheduledFit(number, _bound(call, number, options)) for number, call in enumerate(fits)]
     if not asked:
         raise ValueError("fits is empty: give partial(fit, model, guide, x, y), one for each fit")
     seen: set[Hashable] = set()
@@ -111,7 +111,7 @@ def fit_many(
     return [one.posterior for one in asked if one.posterior is not None]
 
 
-class _Asked:
+class _ScheduledFit:
     """One call of ``fit`` on its way to its posterior, or to an error."""
 
     def __init__(self, number: int, given: dict[str, Any]) -> None:
@@ -121,8 +121,8 @@ class _Asked:
             self.fitting = checked(**given)
         except (TypeError, ValueError) as error:
             raise type(error)(f"fit number {number}: {error}") from error
-        self.starts: list[Ready | ValueError] = []
-        self.best: tuple[Attempt, tuple[float, ...]] | None = None
+        self.starts: list[PreparedRestart | ValueError] = []
+        self.best: tuple[Restart, tuple[float, ...]] | None = None
         self.posterior: Posterior | None = None
         self.error: ValueError | None = None
 
@@ -140,7 +140,7 @@ class _Asked:
         if self.best is None:
             self.best = self.fitting.best(self.starts)
         best, losses = self.best
-        self.posterior = best.posterior(best.flat, best.curves, self.fitting.seconds, losses)
+        self.posterior = best.posterior(best.flat_params, best.curves, self.fitting.seconds, losses)
 
     def _try(self, run: Callable[[], object]) -> None:
         try:
@@ -161,10 +161,12 @@ def _bound(call: Any, number: int, options: Mapping[str, Any]) -> dict[str, Any]
     return {name: value for name, value in found.arguments.items() if name != "resume"}
 
 
-def _run(asked: Sequence[_Asked], n_jobs: int | None, progress: bool) -> None:
+def _run(asked: Sequence[_ScheduledFit], n_jobs: int | None, progress: bool) -> None:
     """Run what is of one form together; several forms in several processes, if there are to be any."""
-    whose = {id(start): one for one in asked for start in one.starts if isinstance(start, Ready)}
-    groups, reasons = grouped([start for one in asked for start in one.starts if isinstance(start, Ready)], progress)
+    whose = {id(start): one for one in asked for start in one.starts if isinstance(start, PreparedRestart)}
+    groups, reasons = grouped(
+        [start for one in asked for start in one.starts if isinstance(start, PreparedRestart)], progress
+    )
     if len(groups) > 1 or reasons:
         warnings.warn(_apart(groups, reasons), UserWarning, stacklevel=3)
     jobs = _jobs(asked, [[whose[id(ready)] for ready in group.ready] for group in groups])
@@ -180,11 +182,11 @@ def _run(asked: Sequence[_Asked], n_jobs: int | None, progress: bool) -> None:
                 warnings.warn(f"{len(group.lanes)} fits run one by one: {error}", UserWarning, stacklevel=3)
 
 
-def _engine(whose: Mapping[int, _Asked], group: Group) -> str:
+def _engine(whose: Mapping[int, _ScheduledFit], group: FitBatch) -> str:
     return whose[id(group.ready[0])].fitting.engine
 
 
-def _jobs(asked: Sequence[_Asked], groups: Sequence[Sequence[_Asked]]) -> list[list[_Asked]]:
+def _jobs(asked: Sequence[_ScheduledFit], groups: Sequence[Sequence[_ScheduledFit]]) -> list[list[_ScheduledFit]]:
     """The fits that are sent to one process: those of one form, and each that has none."""
     seen: set[int] = set()
     jobs = []
@@ -194,7 +196,7 @@ def _jobs(asked: Sequence[_Asked], groups: Sequence[Sequence[_Asked]]) -> list[l
     return [job for job in jobs if job]
 
 
-def _send(jobs: Sequence[Sequence[_Asked]], n_jobs: int | None, progress: bool) -> None:
+def _send(jobs: Sequence[Sequence[_ScheduledFit]], n_jobs: int | None, progress: bool) -> None:
     """Run each job in a process of joblib's; what fails there is left to be done, and fail, here."""
     parcels = [[(one.number, _packed(one.given)) for one in job] for job in jobs]
     known = {one.number: one for job in jobs for one in job}
@@ -209,7 +211,7 @@ def _send(jobs: Sequence[Sequence[_Asked]], n_jobs: int | None, progress: bool) 
 
 def _elsewhere(calls: Sequence[tuple[int, dict[str, Any]]]) -> list[tuple[int, Any]]:
     """The best start of each fit as numbers and tensors, with the loss of each; None for a fit that fails."""
-    asked = [_Asked(number, {**given, "guide": unpacked(*given["guide"])}) for number, given in calls]
+    asked = [_ScheduledFit(number, {**given, "guide": from_sendable(*given["guide"])}) for number, given in calls]
     for one in asked:
         one.start()
     with warnings.catch_warnings():
@@ -221,10 +223,10 @@ def _elsewhere(calls: Sequence[tuple[int, dict[str, Any]]]) -> list[tuple[int, A
 
 
 def _packed(given: dict[str, Any]) -> dict[str, Any]:
-    return {**given, "guide": parcel(given["guide"])}
+    return {**given, "guide": to_sendable(given["guide"])}
 
 
-def _apart(groups: Sequence[Group], reasons: Mapping[str, int]) -> str:
+def _apart(groups: Sequence[FitBatch], reasons: Mapping[str, int]) -> str:
     """Which fits do not run together, and why."""
     words = [f"{count} fits run one by one: {reason}" for reason, count in reasons.items()]
     if len(groups) > 1:

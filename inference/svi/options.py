@@ -10,18 +10,18 @@ import torch
 from torch.optim import Optimizer
 
 from inference.data.arguments import argument_names, as_tensors
-from inference.data.batch_loader import BatchStream
-from inference.data.batched_dataset import Batches, batches, on_disk
-from inference.data.generated_dataset import Feed, Fresh
+from inference.data.batch_loader import BatchLoader
+from inference.data.batched_dataset import BatchedDataset, batches, on_disk
+from inference.data.generated_dataset import GeneratedBatches, GeneratedDataset
 from inference.model.bound_model import device_for
 from inference.model.elbo import Model
-from inference.optim.annealing import Power, as_power
-from inference.optim.initialization.strategies import Init, as_init
+from inference.optim.annealing import TemperingSchedule, as_tempering_schedule
+from inference.optim.initialization.strategies import InitStrategy, as_init_strategy
 from inference.optim.optimizers import optimizer_class
 from inference.optim.schedules import LearningRate, as_schedule
 from inference.storage.checkpoint import Checkpoint
 from inference.svi.callbacks.base import Callback, as_callbacks
-from inference.svi.restarts import Fitting
+from inference.svi.restarts import Restarts
 from inference.utils.validation import as_dtype, flag, one_of, positive_integer, positive_number, seed_number
 
 __all__ = ["checked"]
@@ -38,7 +38,7 @@ def checked(
     steps: int,
     lr: LearningRate | None,
     optimizer: str | Callable[..., Optimizer] | None,
-    init: Init,
+    init: InitStrategy,
     stop: str,
     particles: int,
     batch_size: int | None,
@@ -46,12 +46,12 @@ def checked(
     device: str | torch.device,
     dtype: torch.dtype | str | None,
     engine: str,
-    anneal: int | Power | None,
+    anneal: int | TemperingSchedule | None,
     restarts: int,
     checkpoint: str | Path | Checkpoint | None,
     progress: bool,
     callbacks: Sequence[Callback],
-) -> Fitting:
+) -> Restarts:
     """What ``fit`` was asked to do, or an error that names what is unfit."""
     steps = positive_integer(steps, "steps")
     own = lr is not None or anneal is not None
@@ -61,7 +61,7 @@ def checked(
     kind_of_step = "adam" if auto or optimizer is None else optimizer
     optimizer_class(kind_of_step)
     finds = auto or (optimizer is None and not own and steps >= LONG)
-    init, early = as_init(init), _early(stop, finds)
+    init, early = as_init_strategy(init), _early(stop, finds)
     if lr is None:
         lr = USUAL_LR
     elif callable(lr):
@@ -70,7 +70,7 @@ def checked(
         lr = positive_number(lr, "lr")
     particles = positive_integer(particles, "particles")
     restarts = positive_integer(restarts, "restarts")
-    power = as_power(anneal, steps)
+    power = as_tempering_schedule(anneal, steps)
     batch_size = None if batch_size is None else positive_integer(batch_size, "batch_size")
     engine = one_of(engine, "engine", ("auto", "eager", "compiled"))
     progress, callbacks = flag(progress, "progress"), as_callbacks(callbacks)
@@ -87,7 +87,7 @@ def checked(
         "anneal": _name(anneal),
         "init": init if isinstance(init, str) else sorted(init),
     } | ({} if read is None else {"num_data": read.num_data})
-    return Fitting(
+    return Restarts(
         model=model,
         guide=guide,
         args=args,
@@ -130,17 +130,17 @@ def _data(
     """The arguments of the model, what it calls them, and what gives others at each step, if anything does."""
     if batch_size is not None and on_disk(data):
         data = (batches(*data),)
-    if not any(isinstance(value, Fresh | Batches) for value in data):
+    if not any(isinstance(value, GeneratedDataset | BatchedDataset) for value in data):
         names = argument_names(model, len(data))
         return as_tensors(data, names, device, dtype), names, {}
     if len(data) > 1:
-        kind = "fresh data stand" if any(isinstance(value, Fresh) for value in data) else "batches stand"
+        kind = "fresh data stand" if any(isinstance(value, GeneratedDataset) for value in data) else "batches stand"
         raise ValueError(f"{kind} alone, found {len(data)} arguments: let them give all of them")
     names = argument_names(model, 100)
-    if isinstance(data[0], Fresh):
-        feed = Feed(data[0], names, device, dtype, seed)
+    if isinstance(data[0], GeneratedDataset):
+        feed = GeneratedBatches(data[0], names, device, dtype, seed)
         return feed.first, names[: len(feed.first)], {"feed": feed}
-    read = BatchStream(data[0], names, device, dtype, batch_size, seed)
+    read = BatchLoader(data[0], names, device, dtype, batch_size, seed)
     return read.first, names[: len(read.first)], {"batches": read}
 
 

@@ -14,36 +14,36 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.engine.batched.grouping import Ready, run_joined
+from inference.engine.batched.grouping import PreparedRestart, run_joined
 from inference.engine.batched.lane import Lane
 from inference.engine.compiled import CompiledEngine
-from inference.engine.process_group import Group
+from inference.engine.process_group import ProcessGroup
 from inference.engine.selection import Engine, choose
-from inference.engine.step_plan import Plan, automatic
-from inference.engine.svi_problem import Task
-from inference.model.bound_model import Program
+from inference.engine.step_plan import StepPlan, automatic
+from inference.engine.svi_problem import SVIProblem
+from inference.model.bound_model import BoundModel
 from inference.model.elbo import Model
-from inference.optim.adaptive import Finding, Stop
-from inference.optim.initialization.pathfinder import NoStart, Start, start_again
-from inference.optim.initialization.strategies import Init, begin
+from inference.optim.adaptive import AdaptiveOptimizer, StopReason
+from inference.optim.initialization.pathfinder import InitialNormal, NoInitialNormal, start_again
+from inference.optim.initialization.strategies import InitStrategy, initialize
 from inference.posterior import Posterior
 from inference.storage.atomic_files import ADVICE
 from inference.storage.checkpoint import Checkpoint
-from inference.storage.fit_fingerprint import Marks
-from inference.svi.attempt import Attempt, Ended
-from inference.svi.callbacks.base import Callback, Watch
-from inference.svi.training_loop import Keeper, run_steps
+from inference.storage.fit_fingerprint import Fingerprint
+from inference.svi.attempt import Restart, RestartResults
+from inference.svi.callbacks.base import Callback, CallbackRunner
+from inference.svi.training_loop import CheckpointWriter, run_steps
 from inference.utils.errors import NonFinite
 from inference.utils.random_state import RandomStream
 
-__all__ = ["Fitting"]
+__all__ = ["Restarts"]
 
 _ASIDE = 2**20  # the number of the random stream of steps that are no part of the record
 _CALLER = 5  # frames up from a warning to the line that called fit
 
 
 @dataclass
-class Fitting:
+class Restarts:
     """What a fit is asked to do, its arguments checked.
 
     ``options`` are the task's, ``said`` what the record keeps of them; ``finds``
@@ -64,7 +64,7 @@ class Fitting:
     steps: int
     seed: int
     engine: str
-    init: Init
+    init: InitStrategy
     finds: bool
     searches: bool
     asked: bool
@@ -74,13 +74,13 @@ class Fitting:
     progress: bool
     said: dict[str, Any]
     checkpoint: Checkpoint | None = None
-    group: Group | None = None
+    group: ProcessGroup | None = None
     known: bool = False
-    _ended: Ended = field(default_factory=Ended)
+    _ended: RestartResults = field(default_factory=RestartResults)
     _running: dict[str, Any] | None = None
     _began: float = field(default_factory=time.perf_counter)
 
-    def resume(self, stack: ExitStack, identity: Callable[[], Marks], resume: bool) -> tuple[int, int] | None:
+    def resume(self, stack: ExitStack, identity: Callable[[], Fingerprint], resume: bool) -> tuple[int, int] | None:
         """Look for a fit to go on with; the number of its start, from 1, and the step, where there is one.
 
         The checkpoint is held until the end of ``stack``.
@@ -106,7 +106,7 @@ class Fitting:
         with self._believing():
             self._began -= saved["seconds"]
             self._running, losses, best = saved["running"], list(saved["losses"]), saved["best"]
-            self._ended = Ended(losses, None if best is None else self.again(best))
+            self._ended = RestartResults(losses, None if best is None else self.again(best))
             step = int(self._running["engine"]["step"])
         if step > self.steps:
             raise ValueError(f"{kept.folder} has taken {step:,} steps: ask for as many, or for more")
@@ -133,7 +133,7 @@ class Fitting:
         alone = self.callbacks or self.group is not None or self.options.get("batches") is not None
         return self.checkpoint is None and self.engine != "eager" and not alone
 
-    def best(self, ready: Sequence[Ready | ValueError] = ()) -> tuple[Attempt, tuple[float, ...]]:
+    def best(self, ready: Sequence[PreparedRestart | ValueError] = ()) -> tuple[Restart, tuple[float, ...]]:
         """The best of all attempts, and the loss of each, infinite where one failed.
 
         Starts that are ``ready``, and may have run, are gone on with.
@@ -144,7 +144,7 @@ class Fitting:
         for number in range(len(self._ended.losses), self.restarts):
             running, self._running = self._running, None
             try:
-                fitted: Attempt | None = self._attempt(
+                fitted: Restart | None = self._attempt(
                     ready[number] if ready else self._started(number, running), running
                 )
             except ValueError as error:
@@ -162,27 +162,27 @@ class Fitting:
             self._warn(f"the fit {stop.how}; this is the posterior so far")
         return self._ended.best, tuple(self._ended.losses)
 
-    def _program(self, number: int) -> tuple[Program, RandomStream]:
+    def _bound_model(self, number: int) -> tuple[BoundModel, RandomStream]:
         stream = RandomStream.seeded(self.seed, number)
         first = number == 0 and not self.known
-        program = Program.start(
+        bound_model = BoundModel.start(
             self.model, self.guide, self.args, stream, self.device, self.dtype, first, self.batch_size
         )
-        return program, stream
+        return bound_model, stream
 
-    def again(self, saved: dict[str, Any]) -> Attempt:
+    def again(self, saved: dict[str, Any]) -> Restart:
         """A start that had ended."""
-        program, stream = self._program(saved["number"])
-        fitted = Attempt(
-            *(saved["number"], program, self.args, program.params.flatten(), stream, self.names, self.seed, {}),
+        bound_model, stream = self._bound_model(saved["number"])
+        fitted = Restart(
+            *(saved["number"], bound_model, self.args, bound_model.params.flatten(), stream, self.names, self.seed, {}),
             batches=self.options.get("batches"),
         )
         fitted.restore(saved)
         return fitted
 
-    def ready(self) -> list[Ready | ValueError]:
+    def ready(self) -> list[PreparedRestart | ValueError]:
         """All starts, about to take their steps, or why one cannot."""
-        found: list[Ready | ValueError] = []
+        found: list[PreparedRestart | ValueError] = []
         for number in range(self.restarts):
             try:
                 found.append(self._started(number))
@@ -197,47 +197,47 @@ class Fitting:
         """What fits share that may differ in their data, starts and random numbers alone."""
         return id(self.model), id(self.guide), self.batch_size, id(self.options.get("feed"))
 
-    def _started(self, number: int, running: dict[str, Any] | None = None) -> Ready:
+    def _started(self, number: int, running: dict[str, Any] | None = None) -> PreparedRestart:
         """A start with its way found, or with that of the steps so far."""
-        program, stream = self._program(number)
-        plain = Task.of(program, self.args, self.batch_size, self.group, **self.options)
+        bound_model, stream = self._bound_model(number)
+        plain = SVIProblem.of(bound_model, self.args, self.batch_size, self.group, **self.options)
         if running is not None:
             with self._believing():
                 plain = replace(plain, theta=_like(running["theta"], plain.begin))
-                plan = None if running["plan"] is None else Plan.restored(running["plan"], plain.begin)
+                plan = None if running["plan"] is None else StepPlan.restored(running["plan"], plain.begin)
                 searched = int(running["searched"])
-            return Ready(number, self.kin, plain, plan, stream, self.steps, searched)
-        start = self._begun(program, stream)
+            return PreparedRestart(number, self.kin, plain, plan, stream, self.steps, searched)
+        start = self._begun(bound_model, stream)
         plain = replace(plain, theta=plain.begin)
         if not self.finds:
-            return Ready(number, self.kin, plain, None, stream, self.steps, start.evaluations)
+            return PreparedRestart(number, self.kin, plain, None, stream, self.steps, start.evaluations)
         if not self.searches:
-            start = NoStart("", start.evaluations)
+            start = NoInitialNormal("", start.evaluations)
         plan, searched = automatic(plain, start, self.steps, self.early, self._taken)
         if self.group is not None:
-            plan = Plan.restored(self.group.first(plan.saved), plain.begin)
-        return Ready(number, self.kin, plain, plan, stream, self.steps, searched)
+            plan = StepPlan.restored(self.group.first(plan.saved), plain.begin)
+        return PreparedRestart(number, self.kin, plain, plan, stream, self.steps, searched)
 
-    def _begun(self, program: Program, stream: RandomStream) -> Start | NoStart:
+    def _begun(self, bound_model: BoundModel, stream: RandomStream) -> InitialNormal | NoInitialNormal:
         """The guide put where it begins, and the start: what the first process finds, at all."""
 
-        def found() -> Start | NoStart:
+        def found() -> InitialNormal | NoInitialNormal:
             with tqdm(
                 desc="start", bar_format="{desc} {elapsed}", disable=not (self.searches and self.progress), leave=False
             ):
-                return begin(program, self.args, stream, self.init, self.searches)
+                return initialize(bound_model, self.args, stream, self.init, self.searches)
 
         def told() -> dict[str, Any]:
-            return {"start": vars(found()), "theta": program.params.flatten(), "stream": stream.saved()}
+            return {"start": vars(found()), "theta": bound_model.params.flatten(), "stream": stream.saved()}
 
         if self.group is None:
             return found()
         there = self.group.first(told)
-        program.params.hold(there["theta"].to(program.device))
+        bound_model.params.hold(there["theta"].to(bound_model.device))
         stream.state = RandomStream.restored(there["stream"]).state
-        return start_again(there["start"], program.device)
+        return start_again(there["start"], bound_model.device)
 
-    def _attempt(self, ready: Ready | ValueError, running: dict[str, Any] | None = None) -> Attempt:
+    def _attempt(self, ready: PreparedRestart | ValueError, running: dict[str, Any] | None = None) -> Restart:
         """By the plan, or where that fails and nobody asked for it by Adam."""
         if isinstance(ready, ValueError):
             raise ready
@@ -250,50 +250,54 @@ class Fitting:
             self._warn(f"the steps that were found failed, so this is Adam: {error}")
             return self._run(replace(ready, plan=None, lane=None))
 
-    def _fitted(self, ready: Ready, task: Task, flat: Tensor, stream: RandomStream, used: str) -> Attempt:
-        found = {"lr": "found", "optimizer": "auto"} if task.landing else {}
+    def _fitted(
+        self, ready: PreparedRestart, problem: SVIProblem, flat_params: Tensor, stream: RandomStream, used: str
+    ) -> Restart:
+        found = {"lr": "found", "optimizer": "auto"} if problem.adaptive else {}
         options = {**self.said, **found, "engine": used}
-        return Attempt(
-            *(ready.number, task.program, self.args, flat, stream, self.names, self.seed, options),
+        return Restart(
+            *(ready.number, problem.bound_model, self.args, flat_params, stream, self.names, self.seed, options),
             searched=ready.searched,
-            batches=task.batches,
+            batches=problem.batches,
         )
 
-    def _joined(self, ready: Ready, lane: Lane) -> Attempt:
+    def _joined(self, ready: PreparedRestart, lane: Lane) -> Restart:
         """What a start found that ran together with others."""
-        fitted = self._fitted(ready, lane.task, lane.flat, lane.stream, "compiled")
+        fitted = self._fitted(ready, lane.problem, lane.flat_params, lane.stream, "compiled")
         fitted.curves = lane.curves
         if lane.error is not None:
             lane.error.posterior = self._so_far(fitted)
             raise lane.error
         why = ready.plan.why if ready.plan else ""
-        fitted.stop = self._stop(fitted, lane.task.landing, lane.interrupted, lane.steps, why)
+        fitted.stop = self._stop(fitted, lane.problem.adaptive, lane.interrupted, lane.steps, why)
         return fitted
 
-    def _run(self, ready: Ready, running: dict[str, Any] | None = None) -> Attempt:
-        number, plain, plan, task = ready.number, ready.plain, ready.plan, ready.task
-        program, landing = task.program, task.landing
-        runner, state = choose(self._engine(running), task, ready.stream, self.steps * self.restarts, self.progress)
+    def _run(self, ready: PreparedRestart, running: dict[str, Any] | None = None) -> Restart:
+        number, plain, plan, problem = ready.number, ready.plain, ready.plan, ready.problem
+        bound_model, adaptive = problem.bound_model, problem.adaptive
+        runner, state = choose(self._engine(running), problem, ready.stream, self.steps * self.restarts, self.progress)
         used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
-        fitted = self._fitted(ready, task, state.flat, state.stream, used)
-        most = landing.steps if landing else self.steps
-        watch = Watch(self.callbacks, most, program.params, fitted.posterior, (number + 1, self.restarts))
+        fitted = self._fitted(ready, problem, state.flat_params, state.stream, used)
+        most = adaptive.steps if adaptive else self.steps
+        callback_runner = CallbackRunner(
+            self.callbacks, most, bound_model.params, fitted.posterior, (number + 1, self.restarts)
+        )
         if running is not None:
-            self._restore(runner, state, watch, running)
+            self._restore(runner, state, callback_runner, running)
         kept = self.checkpoint if self.group is None or self.group.leads else None
-        keeper = Keeper(kept, partial(self._state, runner, state, watch, plain, plan, fitted))
+        writer = CheckpointWriter(kept, partial(self._state, runner, state, callback_runner, plain, plan, fitted))
         label = f"fit {number + 1}/{self.restarts}" if self.restarts > 1 else "fit"
         try:
-            signal = run_steps(runner, state, program, watch, label, self.progress, keeper)
-            keeper.keep()
+            signal = run_steps(runner, state, bound_model, callback_runner, label, self.progress, writer)
+            writer.keep()
         except (NonFinite, OSError) as error:
-            fitted.flat, fitted.curves = runner.result(state), watch.curves
+            fitted.flat_params, fitted.curves = runner.result(state), callback_runner.curves
             error.posterior = self._so_far(fitted)  # type: ignore[union-attr]
             if isinstance(error, NonFinite):
-                keeper.keep(failed=True)
+                writer.keep(failed=True)
             raise
-        fitted.flat, fitted.curves = runner.result(state), watch.curves
-        fitted.stop = self._stop(fitted, landing, signal, watch.steps, plan.why if plan else "")
+        fitted.flat_params, fitted.curves = runner.result(state), callback_runner.curves
+        fitted.stop = self._stop(fitted, adaptive, signal, callback_runner.steps, plan.why if plan else "")
         return fitted
 
     def _engine(self, running: dict[str, Any] | None) -> str:
@@ -305,56 +309,64 @@ class Fitting:
             raise ValueError(f"the checkpoint is of the {used} engine, which draws other numbers: pass engine={used!r}")
         return used
 
-    def _restore(self, runner: Engine, state: Any, watch: Watch, running: dict[str, Any]) -> None:
+    def _restore(self, runner: Engine, state: Any, callback_runner: CallbackRunner, running: dict[str, Any]) -> None:
         """Bring engine, rule of the steps and watch to where the fit stood."""
-        landing = runner.task.landing
+        adaptive = runner.problem.adaptive
         with self._believing():
-            if landing is not None:
-                landing.restore(running["finding"])
-                watch.steps = landing.steps
-            _like(running["engine"]["flat"], state.flat)
+            if adaptive is not None:
+                adaptive.restore(running["finding"])
+                callback_runner.steps = adaptive.steps
+            _like(running["engine"]["flat"], state.flat_params)
             runner.restore(state, running["engine"])
-            curves = _like(running["curves"], state.flat.new_empty(2, state.step))
-            watch.resume(curves, running["seconds"])
+            curves = _like(running["curves"], state.flat_params.new_empty(2, state.step))
+            callback_runner.resume(curves, running["seconds"])
 
     def _state(
-        self, runner: Engine, state: Any, watch: Watch, plain: Task, plan: Plan | None, fitted: Attempt
+        self,
+        runner: Engine,
+        state: Any,
+        callback_runner: CallbackRunner,
+        plain: SVIProblem,
+        plan: StepPlan | None,
+        fitted: Restart,
     ) -> dict[str, Any]:
         """All that a fit needs to go on, as numbers and tensors."""
-        landing = runner.task.landing
+        adaptive = runner.problem.adaptive
         running = {
             "theta": plain.begin,
             "plan": None if plan is None else plan.saved(),
             "searched": fitted.searched,
             "used": fitted.options["engine"],
             "engine": runner.saved(state),
-            "finding": None if landing is None else landing.saved(),
-            "curves": watch.curves,
-            "seconds": watch.seconds,
+            "finding": None if adaptive is None else adaptive.saved(),
+            "curves": callback_runner.curves,
+            "seconds": callback_runner.seconds,
         }
         return {"seconds": self.seconds, "running": running, **self._ended.saved()}
 
-    def _so_far(self, fitted: Attempt) -> Posterior | None:
+    def _so_far(self, fitted: Restart) -> Posterior | None:
         """The posterior after the steps that there were, None where there were none."""
-        return fitted.posterior(fitted.flat, fitted.curves, self.seconds) if fitted.curves.shape[1] else None
+        return fitted.posterior(fitted.flat_params, fitted.curves, self.seconds) if fitted.curves.shape[1] else None
 
-    def _stop(self, fitted: Attempt, landing: Finding | None, signal: str | None, steps: int, why: str) -> Stop | None:
+    def _stop(
+        self, fitted: Restart, adaptive: AdaptiveOptimizer | None, signal: str | None, steps: int, why: str
+    ) -> StopReason | None:
         """How the fit ended, why it began where the guide does, and what the guide's weights say of the place."""
         if signal is not None:
             taken = fitted.curves.shape[1]
-            return Stop(
+            return StopReason(
                 False, f"was interrupted by {signal} after {taken:,} of {steps:,} steps", None, None, interrupted=signal
             )
-        if landing is None:
+        if adaptive is None:
             return None
-        stop = landing.stop
+        stop = adaptive.stop
         if why:
             stop = replace(stop, how=f"{stop.how}; it began where the guide does: {why}")
         if not stop.settled or stop.rhat is None:
             return stop
 
         def doubts() -> tuple[str, ...]:
-            return fitted.posterior(fitted.flat, fitted.curves, 0.0).doubts(seed=self.seed)
+            return fitted.posterior(fitted.flat_params, fitted.curves, 0.0).doubts(seed=self.seed)
 
         return replace(stop, doubts=doubts() if self.group is None else self.group.first(doubts))
 
@@ -363,10 +375,10 @@ class Fitting:
         """Whether an error is of this process and not of the others, which so do not begin again with it."""
         return self.group is not None and self.group.left
 
-    def _taken(self, task: Task, count: int) -> Tensor:
+    def _taken(self, problem: SVIProblem, count: int) -> Tensor:
         """θ after ``count`` steps that nobody watches."""
         stream = RandomStream.seeded(self.seed, _ASIDE)
-        runner, state = choose(self.engine, task, stream, self.steps * self.restarts, self.progress)
+        runner, state = choose(self.engine, problem, stream, self.steps * self.restarts, self.progress)
         runner.advance(state, count)
         return runner.result(state).detach().clone()
 

@@ -12,20 +12,20 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.engine.compiled import CompiledEngine
-from inference.engine.iterates import Pauses
+from inference.engine.iterates import IterateRecorder
 from inference.engine.selection import Engine
-from inference.model.bound_model import Program, set_training
+from inference.model.bound_model import BoundModel, set_training
 from inference.storage.checkpoint import Checkpoint
-from inference.svi.callbacks.base import CHUNK, Watch
+from inference.svi.callbacks.base import CHUNK, CallbackRunner
 from inference.utils.errors import NonFinite
-from inference.utils.signals import Wish, interruptible
+from inference.utils.signals import StopSignal, interruptible
 
-__all__ = ["Keeper", "run_steps"]
+__all__ = ["CheckpointWriter", "run_steps"]
 
 _CHUNK_SECONDS, _MOST_SECONDS = 0.05, 1.0
 
 
-class Keeper:
+class CheckpointWriter:
     """What is kept of a fit on its way: ``state()`` in a checkpoint, where there is one."""
 
     def __init__(self, checkpoint: Checkpoint | None, state: Callable[[], dict[str, Any]]) -> None:
@@ -47,7 +47,13 @@ class Keeper:
 
 
 def run_steps(
-    runner: Engine, state: Any, program: Program, watch: Watch, label: str, progress: bool, keeper: Keeper
+    runner: Engine,
+    state: Any,
+    bound_model: BoundModel,
+    callback_runner: CallbackRunner,
+    label: str,
+    progress: bool,
+    writer: CheckpointWriter,
 ) -> str | None:
     """Take all steps in place, show a bar, call the callbacks; the name of the signal that ended them before, if any.
 
@@ -62,54 +68,59 @@ def run_steps(
         At a loss or gradient that is not finite, with the state, and what the
         callbacks were told, after the last good step.
     """
-    size, landing = CHUNK, runner.task.landing
+    size, adaptive = CHUNK, runner.problem.adaptive
     with (
-        tqdm(total=watch.steps, initial=state.step, unit="step", disable=not progress, desc=label) as bar,
-        interruptible() as wish,
+        tqdm(total=callback_runner.steps, initial=state.step, unit="step", disable=not progress, desc=label) as bar,
+        interruptible() as stop_signal,
     ):
-        while (steps := _agreed(runner, min(size, _room(runner, state, watch, keeper)), wish)) and not wish.signal:
-            begun, pauses = time.perf_counter(), Pauses(partial(_until, watch, landing.every if landing else None))
+        while (
+            steps := _agreed(runner, min(size, _room(runner, state, callback_runner, writer)), stop_signal)
+        ) and not stop_signal.signal:
+            begun, iterates = (
+                time.perf_counter(),
+                IterateRecorder(partial(_until, callback_runner, adaptive.every if adaptive else None)),
+            )
             failure = None
             try:
-                chunk = runner.advance(state, steps, pauses)
+                chunk = runner.advance(state, steps, iterates)
             except NonFinite as error:
                 failure = error
                 if error.step == state.step:
                     raise
-                pauses.kept.clear()
-                chunk = runner.advance(state, error.step - state.step, pauses)
+                iterates.kept.clear()
+                chunk = runner.advance(state, error.step - state.step, iterates)
             size = _next_size(size, len(chunk), time.perf_counter() - begun)
             if progress:
                 bar.set_postfix(elbo=f"{-chunk[:, 0].mean().item():.4g}", refresh=False)
             bar.update(len(chunk))
-            _tell(runner, state, program, watch, chunk, pauses)
-            bar.total = watch.steps
+            _tell(runner, state, bound_model, callback_runner, chunk, iterates)
+            bar.total = callback_runner.steps
             if failure is not None:
                 raise failure
-            keeper.look(state.step)
-    return wish.signal
+            writer.look(state.step)
+    return stop_signal.signal
 
 
-def _agreed(runner: Engine, steps: int, wish: Wish) -> int:
+def _agreed(runner: Engine, steps: int, stop_signal: StopSignal) -> int:
     """How many steps come next: where processes share them as many as the first one says, and one's end is all's."""
-    if runner.task.share is None:
+    if runner.problem.share is None:
         return steps
-    group, heard = runner.task.share.group, signal.Signals[wish.signal].value if wish.signal else 0
+    group, heard = runner.problem.share.group, signal.Signals[stop_signal.signal].value if stop_signal.signal else 0
     steps, heard = group.most(steps if group.leads else 0, heard)
-    wish.signal = signal.Signals(heard).name if heard else None
+    stop_signal.signal = signal.Signals(heard).name if heard else None
     return steps
 
 
-def _room(runner: Engine, state: Any, watch: Watch, keeper: Keeper) -> int:
+def _room(runner: Engine, state: Any, callback_runner: CallbackRunner, writer: CheckpointWriter) -> int:
     """The steps until something is to be done in between."""
-    compiled, landing, step = isinstance(runner, CompiledEngine), runner.task.landing, state.step
-    stops = [watch.steps if compiled and not watch.may_change else watch.until(step)]
-    if landing is not None:
-        look = landing.every if landing.every and not compiled else CHUNK
+    compiled, adaptive, step = isinstance(runner, CompiledEngine), runner.problem.adaptive, state.step
+    stops = [callback_runner.steps if compiled and not callback_runner.may_change else callback_runner.until(step)]
+    if adaptive is not None:
+        look = adaptive.every if adaptive.every and not compiled else CHUNK
         stops.append(step + look - step % look)
-    if runner.task.batches is not None:
-        stops.append(step + runner.task.batches.most)
-    kept = keeper.until(step)
+    if runner.problem.batches is not None:
+        stops.append(step + runner.problem.batches.most)
+    kept = writer.until(step)
     return min(stops if kept is None else [*stops, kept]) - step
 
 
@@ -119,22 +130,29 @@ def _next_size(size: int, taken: int, seconds: float) -> int:
     return max(1, size // 2) if seconds > _MOST_SECONDS else size
 
 
-def _tell(runner: Engine, state: Any, program: Program, watch: Watch, chunk: Tensor, pauses: Pauses) -> None:
+def _tell(
+    runner: Engine,
+    state: Any,
+    bound_model: BoundModel,
+    callback_runner: CallbackRunner,
+    chunk: Tensor,
+    iterates: IterateRecorder,
+) -> None:
     """Tell callbacks and the rule of the steps what there is."""
-    told, landing = watch.tell(chunk, pauses), runner.task.landing
-    if landing is not None:
-        every = landing.every
-        points = [flat for at, _, flat in pauses.kept if every and at % every == 0]
-        landing.look(state.step, points, watch.curves[0])
-        watch.steps = landing.steps
-    if told and state.step < watch.steps:
-        if not getattr(program.guide, "training", True):  # it was asked
-            set_training(program.guide, True)
-        if watch.may_change:
+    told, adaptive = callback_runner.tell(chunk, iterates), runner.problem.adaptive
+    if adaptive is not None:
+        every = adaptive.every
+        points = [flat_params for at, _, flat_params in iterates.kept if every and at % every == 0]
+        adaptive.look(state.step, points, callback_runner.curves[0])
+        callback_runner.steps = adaptive.steps
+    if told and state.step < callback_runner.steps:
+        if not getattr(bound_model.guide, "training", True):  # it was asked
+            set_training(bound_model.guide, True)
+        if callback_runner.may_change:
             runner.refresh(state)
 
 
-def _until(watch: Watch, every: int | None, step: int) -> int:
+def _until(callback_runner: CallbackRunner, every: int | None, step: int) -> int:
     """The next step at which θ is wanted."""
-    stop = watch.until(step)
+    stop = callback_runner.until(step)
     return stop if every is None else min(stop, step + every - step % every)

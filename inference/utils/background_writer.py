@@ -9,7 +9,7 @@ from queue import Queue
 from threading import Thread
 from typing import Generic, TypeVar
 
-__all__ = ["Background", "Gathered"]
+__all__ = ["BackgroundWriter", "Gathered"]
 
 T = TypeVar("T")
 
@@ -17,14 +17,14 @@ _SECONDS = 1.0
 _PATIENCE = 0.005
 
 
-class Background:
+class BackgroundWriter:
     """A thread that does one job after the other until it is closed, with at most ``most`` of them waiting.
 
     The first error ends the work; it is raised by the next :meth:`put`, or by
     :meth:`close`.
 
     >>> done = []
-    >>> work = Background("count")
+    >>> work = BackgroundWriter("count")
     >>> for number in range(10):
     ...     work.put(lambda number=number: done.append(number))
     >>> work.close()
@@ -81,7 +81,7 @@ class Gathered(Generic[T]):
         self._write = write
         self._items: list[T] = []
         self._sent = time.perf_counter()
-        self._work = Background(name)
+        self._work = BackgroundWriter(name)
 
     def add(self, item: T) -> None:
         """Have ``item`` written within a second, or with the next one after it."""
@@ -90,7 +90,7 @@ class Gathered(Generic[T]):
             self._send()
 
     def close(self, quietly: bool = False) -> None:
-        """Write what is left and end the thread; ``quietly`` as :meth:`Background.close`."""
+        """Write what is left and end the thread; ``quietly`` as :meth:`BackgroundWriter.close`."""
         try:
             self._send()
         finally:

@@ -6,10 +6,10 @@ import hashlib
 
 import numpy as np
 
-__all__ = ["fingerprint"]
+__all__ = ["sha256_of"]
 
 
-def fingerprint(*arrays: np.ndarray) -> str:
+def sha256_of(*arrays: np.ndarray) -> str:
     """SHA-256 over shapes, types and values."""
     digest = hashlib.sha256()
     for array in arrays:

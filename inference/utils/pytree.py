@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-__all__ = ["packed", "unpacked"]
+__all__ = ["flatten", "unflatten"]
 
 
-def packed(value: Any) -> tuple[Any, dict[str, Tensor]]:
+def flatten(value: Any) -> tuple[Any, dict[str, Tensor]]:
     """``value`` as JSON in which each tensor is named, and the tensors by name.
 
     Dicts, lists, tuples, tensors, numbers, strings and None, nested in any way.
@@ -24,8 +24,8 @@ def packed(value: Any) -> tuple[Any, dict[str, Tensor]]:
         If anything else is in it.
 
     >>> import torch
-    >>> content, tensors = packed({"step": 3, "betas": (0.9, float("inf")), "m": [torch.ones(2)]})
-    >>> sorted(tensors), unpacked(content, tensors)
+    >>> content, tensors = flatten({"step": 3, "betas": (0.9, float("inf")), "m": [torch.ones(2)]})
+    >>> sorted(tensors), unflatten(content, tensors)
     (['0'], {'step': 3, 'betas': (0.9, inf), 'm': [tensor([1., 1.])]})
     """
     tensors: dict[str, Tensor] = {}
@@ -52,16 +52,16 @@ def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
     raise TypeError(f"a {type(value).__name__} is no number, text, tensor or container of them")
 
 
-def unpacked(content: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The value that :func:`packed` took apart.
+def unflatten(content: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The value that :func:`flatten` took apart.
 
     Raises
     ------
     ValueError
-        If ``content`` is not what :func:`packed` makes, or a tensor is missing.
+        If ``content`` is not what :func:`flatten` makes, or a tensor is missing.
     """
     if isinstance(content, list):
-        return [unpacked(part, tensors) for part in content]
+        return [unflatten(part, tensors) for part in content]
     if not isinstance(content, dict):
         return content
     if len(content) != 1:
@@ -72,9 +72,9 @@ def unpacked(content: Any, tensors: Mapping[str, Tensor]) -> Any:
     if kind == "float" and inner in ("nan", "inf", "-inf"):
         return float(inner)
     if kind == "tuple" and isinstance(inner, list):
-        return tuple(unpacked(part, tensors) for part in inner)
+        return tuple(unflatten(part, tensors) for part in inner)
     if kind == "dict" and isinstance(inner, list) and all(isinstance(p, list) and len(p) == 2 for p in inner):
-        return {_key(unpacked(key, tensors)): unpacked(part, tensors) for key, part in inner}
+        return {_key(unflatten(key, tensors)): unflatten(part, tensors) for key, part in inner}
     raise ValueError(f"a nested value of the kind {kind!r} is damaged: it was not written by Kiln")
 
 

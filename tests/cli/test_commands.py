@@ -20,7 +20,7 @@ from inference.cli import registry
 from inference.cli.commands import main
 from inference.cli.runs import Run
 from inference.predictive.zarr_store import PredictionStore
-from inference.utils.hashing import fingerprint
+from inference.utils.hashing import sha256_of
 
 RUN_FILES = [".kiln.lock", "posterior-HASH.safetensors", "posterior.json", "report.html", "run.json"]
 COLUMNS = ["mean", "std", "lower", "upper"]
@@ -147,7 +147,7 @@ def test_fit_records_what_was_asked(fitted):
     x, _ = Run.read(fitted.folder).split().train
     np.testing.assert_allclose(options["scaling"]["x_loc"], x.mean(0))
     assert options["noise"] == "learned"
-    assert digest == fingerprint(frame()[["size", "age"]].to_numpy(), frame()["price"].to_numpy())
+    assert digest == sha256_of(frame()[["size", "age"]].to_numpy(), frame()["price"].to_numpy())
     assert kept == {
         "schema": 1,
         "model": "linear_regression",

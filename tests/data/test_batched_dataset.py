@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import inference.data.iterable_dataset
 from guides import amortized_encoder, mean_field_normal
 from inference import NonFinite, batches, fit, load
-from inference.data.batch_loader import BatchStream
-from inference.engine.svi_problem import Task
-from inference.model.bound_model import Program
+from inference.data.batch_loader import BatchLoader
+from inference.engine.svi_problem import SVIProblem
+from inference.model.bound_model import BoundModel
 from inference.model.elbo import loss
 from inference.utils.random_state import RandomStream
 from ppl_models import VAE
@@ -89,7 +89,7 @@ SOURCES = [npy, mapped, in_zarr, in_hdf5, parquet, by_columns, loader]
 
 
 def stream(source, size=64, seed=0):
-    return BatchStream(source, ["x", "y"], CPU, torch.float64, size, seed)
+    return BatchLoader(source, ["x", "y"], CPU, torch.float64, size, seed)
 
 
 def taken(found, steps, first=0):
@@ -142,18 +142,18 @@ def test_rows_from_all_over_are_in_one_batch(tmp_path):
 def epoch_of_losses(source, factor):
     found = stream(source, size=50)
     random = RandomStream.seeded(0)
-    program = Program.start(model, mean_field_normal(model), found.first, random, CPU, torch.float64)
-    task = Task.of(program, found.first, batches=found)
+    bound_model = BoundModel.start(model, mean_field_normal(model), found.first, random, CPU, torch.float64)
+    problem = SVIProblem.of(bound_model, found.first, batches=found)
     found.hold(0, 20)
     values = []
     with torch.no_grad():
         for step in range(20):
-            with program.running(program.params.flatten(), RandomStream.seeded(1)):
-                values.append(loss(task.model, task.guide, task.args_at(step), 1, True)[0] * factor)
+            with bound_model.running(bound_model.params.flatten(), RandomStream.seeded(1)):
+                values.append(loss(problem.model, problem.guide, problem.args_at(step), 1, True)[0] * factor)
     found.close()
-    with torch.no_grad(), program.running(program.params.flatten(), RandomStream.seeded(1)):
+    with torch.no_grad(), bound_model.running(bound_model.params.flatten(), RandomStream.seeded(1)):
         args = tuple(part.flatten(0, 1) for part in found.rows(0, 20))
-        return torch.stack(values).mean(), loss(program.model, program.guide, args, 1, True)[0]
+        return torch.stack(values).mean(), loss(bound_model.model, bound_model.guide, args, 1, True)[0]
 
 
 def test_the_mean_over_an_epoch_is_the_full_elbo(data, tmp_path):
@@ -366,12 +366,12 @@ def test_latents_of_rows_need_an_encoder(data, tmp_path):
 
 
 def test_a_model_without_a_plate_is_told_how_to_write_it(data, tmp_path):
-    def flat(x, y=None):
+    def flat_params(x, y=None):
         slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
         pyro.sample("y", dist.Normal(slope * x[:, 0], 0.5).to_event(1), obs=y)
 
     with pytest.raises(ValueError, match=r"site 'y' observes rows outside.*pyro.plate\('data', len\(x\)\)"):
-        fit(flat, AutoNormal(flat), npy(tmp_path, *data), steps=5, **OPTIONS)
+        fit(flat_params, AutoNormal(flat_params), npy(tmp_path, *data), steps=5, **OPTIONS)
 
 
 def test_a_plate_that_names_all_rows_keeps_its_scale(data, tmp_path):

@@ -10,7 +10,7 @@ from pyro.infer.autoguide import AutoDelta
 
 from guides import mean_field_normal
 from inference import fit, fresh
-from inference.data.generated_dataset import Feed
+from inference.data.generated_dataset import GeneratedBatches
 from ppl_models import linear_regression
 from tests.helpers.engines import losses_of_both
 
@@ -52,7 +52,7 @@ def test_a_line_is_learned_from_points_that_never_come_again(engine):
 
 
 def same_losses(particles):
-    feed = Feed(fresh(points), ["x", "y"], torch.device("cpu"), torch.float64, 0)
+    feed = GeneratedBatches(fresh(points), ["x", "y"], torch.device("cpu"), torch.float64, 0)
     case = (LINE, mean_field_normal(LINE), feed.first)
     ours, theirs, theta, reference = losses_of_both(*case, feed=feed, particles=particles)
     torch.testing.assert_close(ours[:, 0], theirs[:, 0], rtol=1e-10, atol=0)

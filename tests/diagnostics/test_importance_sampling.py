@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoDelta
 from guides import full_rank_normal, mean_field_normal
 from inference import fit
 from inference.diagnostics.checks import diagnose
-from inference.diagnostics.importance_sampling import moments, smoothed
+from inference.diagnostics.importance_sampling import moments, smoothed_weights
 from ppl_models import exact_linear_regression, linear_regression
 
 DRAWS = 4000
@@ -35,7 +35,7 @@ def drawn(loc, scale, seed=0, size=2):
 
 def test_weights_correct_a_shifted_and_wide_normal():
     values, log_weights = drawn(0.3, 1.2)
-    weights = smoothed(log_weights)
+    weights = smoothed_weights(log_weights)
     mean, sd = weights.moments(np.stack(list(values.values()), 1))
     error = 3 / math.sqrt(weights.ess)
     assert abs(mean).max() < error
@@ -46,7 +46,7 @@ def test_weights_correct_a_shifted_and_wide_normal():
 
 def test_equal_weights_are_worth_all_draws_and_shift_nothing():
     values, _ = drawn(0.0, 1.0)
-    weights = smoothed(np.zeros(DRAWS))
+    weights = smoothed_weights(np.zeros(DRAWS))
     assert weights.ess == pytest.approx(DRAWS)
     found = moments(values, weights).worst()
     assert found.mean == pytest.approx(0, abs=1e-12)
@@ -84,7 +84,7 @@ def test_a_guide_whose_moments_are_off_is_hardly_ever_trusted():
 
 
 def test_resampled_draws_come_as_often_as_their_weights_say():
-    weights = smoothed(np.log(np.repeat([1.0, 3.0], 500)))
+    weights = smoothed_weights(np.log(np.repeat([1.0, 3.0], 500)))
     counts = np.bincount(weights.resampled(8000, np.random.default_rng(0)), minlength=1000)
     expected = 8000 * np.exp(weights.log)
     assert abs(counts - expected).max() <= 1

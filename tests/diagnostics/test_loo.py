@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 from guides import bernoulli_dropout, full_rank_normal, mean_field_normal
 from inference import fit
-from inference.diagnostics.importance_sampling import khat_threshold, smoothed
+from inference.diagnostics.importance_sampling import khat_threshold, smoothed_weights
 from inference.diagnostics.loo import leave_one_out
 from inference.utils.arviz_compat import psis
 from ppl_models import DropoutNetwork, exact_linear_regression, linear_regression
@@ -218,13 +218,13 @@ def test_arviz_1_has_the_same(rows, exact):
 
 def test_weights_without_a_tail():
     even, few = np.full(1000, -100.0), np.arange(7.0)
-    assert smoothed(even).khat == 0
-    assert smoothed(even).ess == pytest.approx(1000)
-    assert smoothed(few).khat == np.inf
+    assert smoothed_weights(even).khat == 0
+    assert smoothed_weights(even).ess == pytest.approx(1000)
+    assert smoothed_weights(few).khat == np.inf
     log, khat = psis(np.stack([even, np.random.default_rng(0).normal(size=1000)]))
     np.testing.assert_allclose(np.exp(log).sum(1), 1)
     assert khat[0] == 0 < khat[1] < 0.5
-    assert smoothed(np.zeros(1)).khat == 0 > khat_threshold(1)
+    assert smoothed_weights(np.zeros(1)).khat == 0 > khat_threshold(1)
 
 
 def test_given_draws_are_taken_as_they_are(rows, exact):

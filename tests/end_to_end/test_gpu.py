@@ -17,7 +17,7 @@ def test_a_fit_on_the_gpu_agrees_with_one_on_the_cpu(line, tmp_path):
         return fit(linear_regression, guide, line.x, line.y, steps=2000, lr=schedule, device=device, progress=False)
 
     gpu, cpu = run("cuda"), run("cpu")
-    assert gpu.program.device.type == "cuda"
+    assert gpu.bound_model.device.type == "cuda"
     for name, draws in cpu.sample(1000).items():
         other = gpu.sample(1000)[name]
         assert other.device.type == "cpu"
@@ -65,7 +65,7 @@ def test_a_network_with_dropout_is_fitted_where_it_lies_and_predicts_there():
     torch.manual_seed(0)
     model = DropoutCNN((8, 8), hidden=50, brightest=16).to("cuda")
     posterior = fit(model, bernoulli_dropout(model), data.x, data.y, steps=600, batch_size=100, lr=1e-3, progress=False)
-    assert posterior.program.device.type == "cuda"
+    assert posterior.bound_model.device.type == "cuda"
     found = posterior.evaluate(data.x, data.y, draws=20, progress=False)
     assert found.prediction.draws.device.type == "cpu"
     assert found.scores.accuracy > 0.9

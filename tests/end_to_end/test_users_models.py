@@ -114,13 +114,13 @@ def test_laplace_has_the_spread_of_the_curvature(line):
 
 @pytest.mark.usefixtures("few_draws", "blank_figures")
 def test_a_flat_prior_starts_fits_and_reports(line, tmp_path):
-    def flat(x, y=None):
+    def flat_params(x, y=None):
         slope = pyro.sample("slope", dist.ImproperUniform(constraints.real, (), ()))
         sigma = pyro.sample("sigma", dist.ImproperUniform(constraints.positive, (), ()))
         with pyro.plate("rows", len(x)):
             pyro.sample("obs", dist.Normal(1 + slope * x[:, 0], sigma), obs=y)
 
-    posterior = fit(flat, mean_field_normal(flat), line.x, line.y, steps=400, lr=0.05, progress=False)
+    posterior = fit(flat_params, mean_field_normal(flat_params), line.x, line.y, steps=400, lr=0.05, progress=False)
     # The slope's standard error is 0.3 / √Σx² = 0.08.
     assert posterior.sample(500)["slope"].mean() == pytest.approx(2, abs=0.25)
     assert posterior.prior(3) == {}

@@ -19,9 +19,9 @@ from guides import mean_field_normal
 from inference import cosine_decay, fit
 from inference.engine.compiled import CompiledEngine
 from inference.engine.selection import worth_compiling
-from inference.engine.svi_problem import Task
-from inference.engine.tracing.random_ops import Replay
-from inference.model.bound_model import Program
+from inference.engine.svi_problem import SVIProblem
+from inference.engine.tracing.random_ops import ReplayRandomOps
+from inference.model.bound_model import BoundModel
 from inference.utils.random_state import RandomStream
 from ppl_models import bnn_regression, linear_regression
 from tests.helpers.engines import losses_of_both
@@ -300,8 +300,8 @@ def test_more_planar_layers_are_no_more_operators():
 
     def operators(layers):
         model, guide, args = line(partial(guides.planar_flow, layers=layers))
-        program = Program.start(model, guide, args, stream, CPU, torch.float32)
-        return CompiledEngine(Task.of(program, args, particles=32), stream).operators
+        bound_model = BoundModel.start(model, guide, args, stream, CPU, torch.float32)
+        return CompiledEngine(SVIProblem.of(bound_model, args, particles=32), stream).operators
 
     assert operators(64) == operators(16) < 400
 
@@ -310,8 +310,8 @@ def test_more_planar_layers_are_no_more_operators():
 def test_few_numbers_and_many_particles_lie_side_by_side(particles, last):
     model, guide, args = line(planar_flow)
     stream = RandomStream.seeded(0)
-    program = Program.start(model, guide, args, stream, CPU, torch.float32)
-    assert CompiledEngine(Task.of(program, args, particles=particles), stream).step.last is last
+    bound_model = BoundModel.start(model, guide, args, stream, CPU, torch.float32)
+    assert CompiledEngine(SVIProblem.of(bound_model, args, particles=particles), stream).step.last is last
 
 
 @pytest.mark.slow
@@ -322,12 +322,12 @@ def test_float32_stays_close_to_eager():
 def test_other_noise_gives_other_losses():
     """The check above has teeth: one number of noise changed is seen."""
     with pytest.MonkeyPatch.context() as patch:
-        whole = Replay.__init__
+        whole = ReplayRandomOps.__init__
 
         def disturbed(self, values):
             whole(self, [v if v is None or v.dim() else v + 1e-6 for v in values])
 
-        patch.setattr(Replay, "__init__", disturbed)
+        patch.setattr(ReplayRandomOps, "__init__", disturbed)
         with pytest.raises(AssertionError, match="not close"):
             check(*by_hand())
 
@@ -379,9 +379,9 @@ def test_the_models_python_does_not_run_in_the_steps():
 def test_one_run_is_recorded():
     model, calls = counting()
     stream = RandomStream.seeded(0)
-    program = Program.start(model, mean_field_normal(model), (X, Y), stream, CPU, torch.float32)
+    bound_model = BoundModel.start(model, mean_field_normal(model), (X, Y), stream, CPU, torch.float32)
     before = next(calls)
-    CompiledEngine(Task.of(program, (X, Y)), stream).init(stream)
+    CompiledEngine(SVIProblem.of(bound_model, (X, Y)), stream).init(stream)
     assert next(calls) - before - 1 == 1
 
 
@@ -607,14 +607,14 @@ def test_a_matrix_that_stops_being_positive_definite_is_named_with_its_step():
 def test_the_state_is_put_back_where_the_call_began():
     model, guide = explodes()
     stream = RandomStream.seeded(0)
-    program = Program.start(model, guide, (torch.tensor(-9.0),), stream, CPU, torch.float32)
-    engine = CompiledEngine(Task.of(program, (torch.tensor(-9.0),), lr=0.1), stream)
+    bound_model = BoundModel.start(model, guide, (torch.tensor(-9.0),), stream, CPU, torch.float32)
+    engine = CompiledEngine(SVIProblem.of(bound_model, (torch.tensor(-9.0),), lr=0.1), stream)
     state = engine.init(stream)
     engine.advance(state, 10)
-    flat, moments = state.flat.clone(), [m.clone() for m in state.moments]
+    flat_params, moments = state.flat_params.clone(), [m.clone() for m in state.moments]
     with pytest.raises(ValueError, match="boom"):
         engine.advance(state, 1000)
-    assert torch.equal(state.flat, flat)
+    assert torch.equal(state.flat_params, flat_params)
     assert all(torch.equal(a, b) for a, b in zip(state.moments, moments, strict=True))
     assert state.step == 10
 
@@ -633,8 +633,10 @@ def test_steps_on_a_device_counter_are_the_same_steps():
     from inference.engine.compiler.cuda_graph import ReplayedStep
 
     stream = RandomStream.seeded(0)
-    program = Program.start(linear_regression, mean_field_normal(linear_regression), (X, Y), stream, CPU, torch.float32)
-    engine = CompiledEngine(Task.of(program, (X, Y)), stream)
+    bound_model = BoundModel.start(
+        linear_regression, mean_field_normal(linear_regression), (X, Y), stream, CPU, torch.float32
+    )
+    engine = CompiledEngine(SVIProblem.of(bound_model, (X, Y)), stream)
     first, second = engine.init(stream), None
     rows = engine._rows(0, engine.step.noise(50), 50)
     ours = engine.machine.run(rows)
@@ -644,7 +646,7 @@ def test_steps_on_a_device_counter_are_the_same_steps():
         )
         second = engine.init(stream)
     torch.testing.assert_close(engine.machine.run(rows), ours, rtol=1e-4, atol=0)
-    torch.testing.assert_close(second.flat, first.flat, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(second.flat_params, first.flat_params, rtol=1e-4, atol=1e-6)
 
 
 def test_a_model_and_guide_without_parameters_only_report_their_elbo():

@@ -15,7 +15,7 @@ import torch
 
 from guides import amortized_encoder, mean_field_normal
 from inference import Checkpoint, NonFinite, batches, fit
-from inference.engine.data_parallel import Share, part_of
+from inference.engine.data_parallel import DataParallel, shard_of
 from ppl_models import VAE, linear_regression
 from tests.helpers.torchrun import together
 
@@ -127,14 +127,16 @@ def with_checkpoint(folder, steps, resume=False):
 
 @contextmanager
 def even_weights():
-    with mock.patch.object(Share, "weight", property(lambda self: 1 / self.group.count)):
+    with mock.patch.object(DataParallel, "weight", property(lambda self: 1 / self.group.count)):
         yield
 
 
 @contextmanager
 def noise_apart():
-    checked = Share.checked
-    with mock.patch.object(Share, "checked", lambda *args: type(args[0])(**vars(checked(*args)) | {"own": True})):
+    checked = DataParallel.checked
+    with mock.patch.object(
+        DataParallel, "checked", lambda *args: type(args[0])(**vars(checked(*args)) | {"own": True})
+    ):
         yield
 
 
@@ -263,7 +265,7 @@ def test_one_that_raises_ends_the_other_at_once(pair):
 
 
 def test_streamed_rows_are_cut_as_those_of_a_step():
-    share = Share(mock.Mock(rank=1, count=2), ROWS)
+    share = DataParallel(mock.Mock(rank=1, count=2), ROWS)
     cut = share.cut((X, Y, "a word", X[:3]))
     assert (cut[0] == X[10:]).all()
     assert (len(cut[1]), cut[2], len(cut[3]), share.weight) == (11, "a word", 3, 11 / 21)
@@ -271,7 +273,7 @@ def test_streamed_rows_are_cut_as_those_of_a_step():
 
 @pytest.mark.parametrize(("rows", "count"), [(4, 4), (10, 4), (21, 2), (1000, 7)])
 def test_parts_are_all_rows_in_order_and_even(rows, count):
-    parts = [part_of(rows, rank, count) for rank in range(count)]
+    parts = [shard_of(rows, rank, count) for rank in range(count)]
     assert [row for part in parts for row in part] == list(range(rows))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

@@ -15,10 +15,10 @@ from torch import nn
 
 from guides import amortized_encoder
 from inference import fit
-from inference.engine.tracing.random_ops import Replay
-from inference.model.bound_model import Program
+from inference.engine.tracing.random_ops import ReplayRandomOps
+from inference.model.bound_model import BoundModel
 from inference.model.elbo import loss
-from inference.model.subsampling import MiniBatch
+from inference.model.subsampling import Subsampling
 from inference.utils.random_state import RandomStream
 from ppl_models import VAE
 
@@ -247,13 +247,13 @@ def test_the_mean_elbo_of_an_epochs_batches_is_that_of_all_rows(scaled):
 
     def elbo(rows):
         """−loss of the batch ``rows``, with the noise of these rows."""
-        batch = MiniBatch(60, len(rows))
+        batch = Subsampling(60, len(rows))
         stream = RandomStream.seeded(0)
-        program = Program.start(model, guide, (x,), stream, torch.device("cpu"), torch.float64)
-        with program.running(program.params.flatten(), stream), torch.no_grad():
+        bound_model = BoundModel.start(model, guide, (x,), stream, torch.device("cpu"), torch.float64)
+        with bound_model.running(bound_model.params.flatten(), stream), torch.no_grad():
             chosen = [] if len(rows) == 60 else [rows]  # nothing is drawn to choose all
-            with Replay([*chosen, noise[rows]]), poutine.scale(scale=1.0 if scaled else len(rows) / 60):
-                return -float(loss(batch(program.model), batch(program.guide), (x,), 1, True)[0])
+            with ReplayRandomOps([*chosen, noise[rows]]), poutine.scale(scale=1.0 if scaled else len(rows) / 60):
+                return -float(loss(batch(bound_model.model), batch(bound_model.guide), (x,), 1, True)[0])
 
     whole = elbo(torch.arange(60))
     parts = [elbo(rows) for rows in torch.randperm(60).split(12)]

@@ -10,7 +10,7 @@ from torch import nn
 
 from guides import bernoulli_dropout, mean_field_normal
 from inference import fit, load
-from inference.model.bound_model import Program, set_training
+from inference.model.bound_model import BoundModel, set_training
 from inference.model.elbo import loss
 from inference.utils.random_state import RandomStream
 from ppl_models import DropoutCNN, DropoutNetwork, DropoutRegression, Scaling, linear_regression
@@ -39,12 +39,12 @@ def test_the_elbo_is_the_papers_objective(per_row):
     model = DropoutNetwork(net, noise=noise, length_scale=length)
     guide = bernoulli_dropout(model, per_row=per_row)
     args = (X.double(), Y.double())
-    program = Program.start(model, guide, args, RandomStream.seeded(0), torch.device("cpu"), torch.float64)
-    set_training(program.guide, True)
-    with torch.no_grad(), program.running(program.params.flatten(), RandomStream.seeded(3)):
-        found = loss(model, program.guide, args, 1, True)[0]
-    with program.running(program.params.flatten(), RandomStream.seeded(3)):
-        masks = poutine.trace(program.guide).get_trace(*args).nodes
+    bound_model = BoundModel.start(model, guide, args, RandomStream.seeded(0), torch.device("cpu"), torch.float64)
+    set_training(bound_model.guide, True)
+    with torch.no_grad(), bound_model.running(bound_model.params.flatten(), RandomStream.seeded(3)):
+        found = loss(model, bound_model.guide, args, 1, True)[0]
+    with bound_model.running(bound_model.params.flatten(), RandomStream.seeded(3)):
+        masks = poutine.trace(bound_model.guide).get_trace(*args).nodes
     first, second = (masks[f"mask.{i}"]["value"] for i in (0, 3))
     assert first.shape == (30 if per_row else 1, 1)
     assert second.shape == (30 if per_row else 1, 8)
@@ -63,10 +63,10 @@ def test_masks_of_each_row_estimate_the_same_elbo_with_less_noise():
     model = DropoutNetwork(network(), noise=0.2)
     for per_row in (True, False):
         guide = bernoulli_dropout(model, per_row=per_row)
-        program = Program.start(model, guide, (X, Y), RandomStream.seeded(0), torch.device("cpu"), torch.float32)
-        set_training(program.guide, True)
-        with torch.no_grad(), program.running(program.params.flatten(), RandomStream.seeded(1)):
-            values[per_row] = torch.stack([loss(model, program.guide, (X, Y), 1, True)[0] for _ in range(1000)])
+        bound_model = BoundModel.start(model, guide, (X, Y), RandomStream.seeded(0), torch.device("cpu"), torch.float32)
+        set_training(bound_model.guide, True)
+        with torch.no_grad(), bound_model.running(bound_model.params.flatten(), RandomStream.seeded(1)):
+            values[per_row] = torch.stack([loss(model, bound_model.guide, (X, Y), 1, True)[0] for _ in range(1000)])
     error = math.sqrt(sum(v.var() / 1000 for v in values.values()))
     assert abs(values[True].mean() - values[False].mean()) < 5 * error
     assert values[True].var() < values[False].var() / 4
@@ -132,20 +132,20 @@ def test_learned_keep_probabilities_have_the_paper_s_objective():
     model = DropoutNetwork(net, noise=noise, length_scale=length)
     args = (X.double(), Y.double())
     guide = bernoulli_dropout(model, learned=True)
-    program = Program.start(model, guide, args, RandomStream.seeded(0), torch.device("cpu"), torch.float64)
-    assert not program.scored
-    set_training(program.guide, True)
+    bound_model = BoundModel.start(model, guide, args, RandomStream.seeded(0), torch.device("cpu"), torch.float64)
+    assert not bound_model.score_function_sites
+    set_training(bound_model.guide, True)
     learned = {1: 0.6, 4: 0.8}
-    values = program.params.constrained(program.params.flatten())
+    values = bound_model.params.constrained(bound_model.params.flatten())
     values |= {
         "keep.mask.0": torch.tensor(0.6, dtype=torch.float64),
         "keep.mask.3": torch.tensor(0.8, dtype=torch.float64),
     }
-    flat = program.params.unconstrained(values)
-    with program.running(flat, RandomStream.seeded(3)):
-        found = loss(model, program.guide, args, 1, True)[0]
-    with program.running(flat, RandomStream.seeded(3)):
-        nodes = poutine.trace(program.guide).get_trace(*args).nodes
+    flat = bound_model.params.unconstrained(values)
+    with bound_model.running(flat, RandomStream.seeded(3)):
+        found = loss(model, bound_model.guide, args, 1, True)[0]
+    with bound_model.running(flat, RandomStream.seeded(3)):
+        nodes = poutine.trace(bound_model.guide).get_trace(*args).nodes
     masks = {1: nodes["mask.0"]["value"], 4: nodes["mask.3"]["value"]}
     assert ((masks[4] > 0.01) & (masks[4] < 0.99)).any()
     w, m = ({i: getattr(net[i], name).detach() for i in before} for name in ("weight", "bias"))
@@ -190,7 +190,7 @@ def test_the_networks_that_have_a_name():
     images = torch.tensor(data.x[:5], dtype=torch.float32)
     flat = posterior.predict(images, draws=4).draws
     assert flat.shape == (4, 5, 10)
-    assert posterior.program.observed[0].shape == (1797,)
+    assert posterior.bound_model.observed[0].shape == (1797,)
     with pytest.raises(ValueError, match="at least 8 × 8"):
         DropoutCNN((6, 6))
 

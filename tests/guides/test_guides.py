@@ -14,7 +14,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch.distributions import constraints
 
 from guides import full_rank_normal, funnel_flow, low_rank_normal, mean_field_normal, planar_flow, spline_flow
-from guides.affine_transform import Triangle
+from guides.affine_transform import LowerTriangularAffine
 from guides.funnel import FunnelLayers
 from guides.planar import PlanarLayers
 from guides.spline import SplineLayers
@@ -90,9 +90,9 @@ def test_every_guide_starts_where_it_is_told():
 def test_the_density_of_draws_is_what_the_guide_says_of_them(fitted):
     _, posterior = fitted
     with posterior._running(3):
-        traces = [poutine.trace(posterior.program.guide).get_trace(X, Y) for _ in range(5)]
+        traces = [poutine.trace(posterior.bound_model.guide).get_trace(X, Y) for _ in range(5)]
         expected = torch.stack([trace.log_prob_sum() for trace in traces])
-        names = [site.name for site in posterior.program.latents]
+        names = [site.name for site in posterior.bound_model.latents]
         draws = {name: torch.stack([trace.nodes[name]["value"] for trace in traces]) for name in names}
     torch.testing.assert_close(posterior.log_prob(draws), expected, rtol=1e-4, atol=1e-4)
     assert posterior.log_prob({name: value[0] for name, value in draws.items()}).shape == ()
@@ -102,7 +102,7 @@ def test_medians_and_quantiles_are_those_of_draws(fitted):
     """At 4,000 draws the share below the 0.1 quantile is 0.1 ± 0.005, and the guide's own adds ± 0.002: 5 of them."""
     _, posterior = fitted
     with posterior._running(0):
-        guide = posterior.program.guide
+        guide = posterior.bound_model.guide
         low, middle = (guide.quantiles([0.1, 0.5], X, Y)["scale"][i].clone() for i in range(2))
         median = guide.median(X, Y)["scale"].clone()
     torch.testing.assert_close(middle, median)
@@ -246,7 +246,7 @@ def test_a_triangle_there_and_back_and_its_determinant():
     generator = torch.Generator().manual_seed(0)
     loc, scale, noise = torch.randn(3, 4, dtype=torch.float64, generator=generator)
     unit = torch.randn(4, 4, dtype=torch.float64, generator=generator).tril(-1) + torch.eye(4, dtype=torch.float64)
-    triangle = Triangle(loc, scale.exp(), unit)
+    triangle = LowerTriangularAffine(loc, scale.exp(), unit)
     x = torch.stack([noise, 2 * noise, loc])
     y = triangle(x)
     torch.testing.assert_close(y, loc + (scale.exp()[:, None] * unit @ x.T).T)

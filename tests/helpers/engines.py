@@ -4,9 +4,9 @@ import torch
 
 from inference.engine.compiled import CompiledEngine
 from inference.engine.eager import EagerEngine
-from inference.engine.svi_problem import Task
-from inference.engine.tracing.random_ops import Replay
-from inference.model.bound_model import Program
+from inference.engine.svi_problem import SVIProblem
+from inference.engine.tracing.random_ops import ReplayRandomOps
+from inference.model.bound_model import BoundModel
 from inference.utils.random_state import RandomStream
 
 CPU = torch.device("cpu")
@@ -16,14 +16,14 @@ def losses_of_both(model, guide, args, steps=60, dtype=torch.float64, batch_size
     """Losses (and KL) of the compiled and of the eager engine, fed the same random numbers."""
     args = tuple(a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
     stream = RandomStream.seeded(0)
-    program = Program.start(model, guide, args, stream, device, dtype)
-    task = Task.of(program, args, batch_size, **options)
-    compiled = CompiledEngine(task, stream)
+    bound_model = BoundModel.start(model, guide, args, stream, device, dtype)
+    problem = SVIProblem.of(bound_model, args, batch_size, **options)
+    compiled = CompiledEngine(problem, stream)
     state = compiled.init(stream)
-    eager = EagerEngine(task)
+    eager = EagerEngine(problem)
     start = eager.init(stream)
     ours, theirs = [], []
-    with program.running(start.flat.detach(), stream, start.grad):
+    with bound_model.running(start.flat_params.detach(), stream, start.grad):
         rows = compiled._rows(0, compiled.step.noise(steps), steps)
         random_state = torch.get_rng_state()
         ours = compiled.machine.run(rows)
@@ -33,6 +33,6 @@ def losses_of_both(model, guide, args, steps=60, dtype=torch.float64, batch_size
         ]
         for i in range(steps):
             values = [value for run in compiled.step.replayed(noise, i) for value in run]
-            with Replay(values):
+            with ReplayRandomOps(values):
                 theirs.append(eager._step(start, i))
-    return ours, torch.stack(theirs), state.flat, start.flat.detach()
+    return ours, torch.stack(theirs), state.flat_params, start.flat_params.detach()

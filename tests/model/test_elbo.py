@@ -13,8 +13,8 @@ from pyro.infer.autoguide.effect import AutoNormalMessenger
 from guides import mean_field_normal
 from inference import fit
 from inference.engine.eager import EagerEngine
-from inference.engine.svi_problem import Task
-from inference.model.bound_model import Program
+from inference.engine.svi_problem import SVIProblem
+from inference.model.bound_model import BoundModel
 from inference.model.elbo import loss
 from inference.utils.random_state import RandomStream
 
@@ -31,21 +31,21 @@ def mixed(x, y=None):
 
 def program_of(model, guide, *args):
     stream = RandomStream.seeded(0)
-    return Program.start(model, guide, args, stream, torch.device("cpu"), torch.float64), stream
+    return BoundModel.start(model, guide, args, stream, torch.device("cpu"), torch.float64), stream
 
 
 @pytest.mark.parametrize("guide", [AutoNormal, AutoMultivariateNormal, AutoDelta, AutoNormalMessenger])
 def test_loss_and_gradient_are_those_of_trace_elbo(line, guide):
     args = (line.x.double(), line.y.double())
-    program, _ = program_of(mixed, guide(mixed), *args)
-    flat = program.params.flatten()
+    bound_model, _ = program_of(mixed, guide(mixed), *args)
+    flat_params = bound_model.params.flatten()
     results = []
     for estimate in (
-        lambda: loss(program.model, program.guide, args, 3, not program.scored)[0],
-        lambda: Trace_ELBO(num_particles=3).differentiable_loss(program.model, program.guide, *args),
+        lambda: loss(bound_model.model, bound_model.guide, args, 3, not bound_model.score_function_sites)[0],
+        lambda: Trace_ELBO(num_particles=3).differentiable_loss(bound_model.model, bound_model.guide, *args),
     ):
-        grad = torch.zeros_like(flat)
-        with program.running(flat, RandomStream.seeded(5), grad):
+        grad = torch.zeros_like(flat_params)
+        with bound_model.running(flat_params, RandomStream.seeded(5), grad):
             value = estimate()
             value.backward()
         results.append((value.detach(), grad))
@@ -62,12 +62,12 @@ def test_a_guide_without_reparameterisation_gets_its_score_function_terms():
         pyro.sample("rate", dist.Poisson(pyro.param("mean", torch.tensor(2.0), constraint=dist.constraints.positive)))
 
     y = torch.tensor([7.0, 7.5, 6.5])
-    program, stream = program_of(model, guide, y)
-    assert program.scored == ("rate",)
-    engine = EagerEngine(Task.of(program, (y,), lr=0.05, particles=10))
+    bound_model, stream = program_of(model, guide, y)
+    assert bound_model.score_function_sites == ("rate",)
+    engine = EagerEngine(SVIProblem.of(bound_model, (y,), lr=0.05, particles=10))
     state = engine.init(stream)
     engine.advance(state, 250)
-    assert program.params.constrained(state.flat)["mean"] == pytest.approx(6.8, abs=0.7)
+    assert bound_model.params.constrained(state.flat_params)["mean"] == pytest.approx(6.8, abs=0.7)
 
 
 def test_validation_runs_once_and_the_model_once_a_step(line):
@@ -79,10 +79,10 @@ def test_validation_runs_once_and_the_model_once_a_step(line):
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(w * x[:, 0], 1.0), obs=y)
 
-    program, stream = program_of(model, mean_field_normal(model), line.x.double(), line.y.double())
+    bound_model, stream = program_of(model, mean_field_normal(model), line.x.double(), line.y.double())
     at_start = len(calls)
     assert all(calls)
-    engine = EagerEngine(Task.of(program, (line.x.double(), line.y.double())))
+    engine = EagerEngine(SVIProblem.of(bound_model, (line.x.double(), line.y.double())))
     engine.advance(engine.init(stream), 7)
     assert calls[at_start:] == [False] * 7
 
@@ -110,13 +110,13 @@ def marked(closed):
 
 def losses_and_gradients(guide, draws):
     args = (torch.tensor([1.0, -0.5, 2.0], dtype=torch.float64),)
-    program, _ = program_of(two_levels, guide, *args)
-    flat = program.params.flatten()
+    bound_model, _ = program_of(two_levels, guide, *args)
+    flat_params = bound_model.params.flatten()
     found = []
     for seed in range(draws):
-        grad = torch.zeros_like(flat)
-        with program.running(flat, RandomStream.seeded(seed), grad):
-            value = loss(program.model, program.guide, args, 1, True)
+        grad = torch.zeros_like(flat_params)
+        with bound_model.running(flat_params, RandomStream.seeded(seed), grad):
+            value = loss(bound_model.model, bound_model.guide, args, 1, True)
             value[0].backward()
         found.append(torch.cat([value.detach(), grad]))
     return torch.stack(found)

@@ -13,8 +13,8 @@ import inference.model.subsampling
 from guides import mean_field_normal
 from inference import cosine_decay, fit
 from inference.engine.eager import EagerEngine
-from inference.engine.svi_problem import Task
-from inference.model.bound_model import Program
+from inference.engine.svi_problem import SVIProblem
+from inference.model.bound_model import BoundModel
 from inference.model.elbo import log_weight, traces
 from inference.utils.random_state import RandomStream
 from ppl_models import linear_regression
@@ -32,21 +32,21 @@ class Rows(pyro.poutine.messenger.Messenger):
             msg["value"] = self.rows
 
 
-def elbo(program, args, model):
-    flat = program.params.flatten()
-    with program.running(flat, RandomStream.seeded(3)), torch.no_grad():
-        return log_weight(*traces(model, program.guide, args))
+def elbo(bound_model, args, model):
+    flat_params = bound_model.params.flatten()
+    with bound_model.running(flat_params, RandomStream.seeded(3)), torch.no_grad():
+        return log_weight(*traces(model, bound_model.guide, args))
 
 
 def start(model, line):
     stream, args = RandomStream.seeded(0), (line.x.double(), line.y.double())
-    return Program.start(model, mean_field_normal(model), args, stream, torch.device("cpu"), torch.float64), args
+    return BoundModel.start(model, mean_field_normal(model), args, stream, torch.device("cpu"), torch.float64), args
 
 
 def test_the_full_elbo_is_the_mean_of_the_mini_batch_elbos(line):
-    program, args = start(linear_regression, line)
-    full = elbo(program, args, linear_regression)
-    batches = [elbo(program, args, Rows(rows)(linear_regression)) for rows in torch.arange(40).split(8)]
+    bound_model, args = start(linear_regression, line)
+    full = elbo(bound_model, args, linear_regression)
+    batches = [elbo(bound_model, args, Rows(rows)(linear_regression)) for rows in torch.arange(40).split(8)]
     torch.testing.assert_close(torch.stack(batches).mean(), full, rtol=1e-10, atol=0)
     assert torch.stack(batches).std() > 0.1
 
@@ -57,9 +57,9 @@ def test_a_model_that_forgets_the_scale_fails_that_check(line):
         with pyro.plate("data", len(x)) as rows, pyro.poutine.scale(scale=len(rows) / len(x)):
             pyro.sample("y", dist.Normal(w * x[rows, 0], 1.0), obs=y[rows])
 
-    program, args = start(unscaled, line)
-    full = elbo(program, args, unscaled)
-    batches = [elbo(program, args, Rows(rows)(unscaled)) for rows in torch.arange(40).split(8)]
+    bound_model, args = start(unscaled, line)
+    full = elbo(bound_model, args, unscaled)
+    batches = [elbo(bound_model, args, Rows(rows)(unscaled)) for rows in torch.arange(40).split(8)]
     assert abs(torch.stack(batches).mean() - full) > 1
 
 
@@ -72,8 +72,8 @@ def test_each_step_sees_the_asked_number_of_fresh_rows(line):
             seen.append(rows)
             pyro.sample("y", dist.Normal(w * x[rows, 0], 1.0), obs=y[rows])
 
-    program, args = start(model, line)
-    engine = EagerEngine(Task.of(program, args, batch_size=8))
+    bound_model, args = start(model, line)
+    engine = EagerEngine(SVIProblem.of(bound_model, args, batch_size=8))
     state = engine.init(RandomStream.seeded(0))
     seen.clear()
     engine.advance(state, 200)
@@ -154,7 +154,7 @@ def test_no_more_rows_than_a_batch_are_ever_looked_at_together_and_shapes_are_th
     x = torch.randn(500, 1)
     posterior = fit(model, guide, x, x[:, 0], steps=3, batch_size=20, engine="eager", progress=False)
     assert max(seen) == 20
-    assert posterior.program.observed[0].shape == (500,)
+    assert posterior.bound_model.observed[0].shape == (500,)
     torch.testing.assert_close(posterior.observed_values()["y"], x[:, 0])
     assert list(posterior.inputs()) == ["x"]
     posterior.predict(x, draws=10, progress=False)
@@ -185,9 +185,9 @@ def test_an_autoguide_looks_at_all_rows_only_where_they_have_latents(local, nest
     posterior = fit(model, guide, x, x.sum(1), steps=3, batch_size=20, lr=0.01, engine="eager", progress=False)
     if not nested:  # block() hides the plate of the parts of a list
         assert max(seen) == (200 if local else 20)
-    shapes = {site.name: site.shape for site in posterior.program.latents}
+    shapes = {site.name: site.shape for site in posterior.bound_model.latents}
     assert shapes == {"w": (2,), "shift": (200,)} if local else shapes == {"w": (2,)}
-    posterior.program.guide.model(x, x.sum(1))
+    posterior.bound_model.guide.model(x, x.sum(1))
     assert seen[-1] == 200
 
 

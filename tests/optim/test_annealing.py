@@ -10,9 +10,9 @@ from torch.distributions import constraints
 
 from guides import mean_field_normal, planar_flow
 from inference import cosine_decay, fit
-from inference.model.bound_model import Program
+from inference.model.bound_model import BoundModel
 from inference.model.elbo import loss
-from inference.optim.annealing import as_power
+from inference.optim.annealing import as_tempering_schedule
 from inference.utils.random_state import RandomStream
 from ppl_models import Energy, u1
 
@@ -27,19 +27,21 @@ def positive(y=None):
 def test_with_beta_the_number_is_the_loss_and_the_gradient_is_the_annealed_one():
     """By hand: z = eᵘ, u = m + sε; the target in u is log p(eᵘ) + u, and β multiplies all of it."""
     beta = 0.3
-    program = Program.start(positive, mean_field_normal(positive), (), RandomStream.seeded(0), CPU, torch.float64)
-    flat, grad = program.params.flatten(), torch.zeros(2, dtype=torch.float64)
+    bound_model = BoundModel.start(
+        positive, mean_field_normal(positive), (), RandomStream.seeded(0), CPU, torch.float64
+    )
+    flat_params, grad = bound_model.params.flatten(), torch.zeros(2, dtype=torch.float64)
     found = []
     for power in (beta, None):
-        with program.running(flat, RandomStream.seeded(5), grad):
-            found.append(loss(program.model, program.guide, (), 1, True, power)[0])
+        with bound_model.running(flat_params, RandomStream.seeded(5), grad):
+            found.append(loss(bound_model.model, bound_model.guide, (), 1, True, power)[0])
             if power is not None:
                 found[0].backward()
     assert found[0].item() == pytest.approx(found[1].item(), rel=1e-12)
     with RandomStream.seeded(5).active():
         noise = torch.randn((), dtype=torch.float64)
-    theta = flat.clone().requires_grad_()
-    named = dict(zip(program.params.names, program.params.views(theta), strict=True))
+    theta = flat_params.clone().requires_grad_()
+    named = dict(zip(bound_model.params.names, bound_model.params.views(theta), strict=True))
     m, s = named["AutoNormal.locs.z"], torch.nn.functional.softplus(named["AutoNormal.scales.z"])
     u = m + s * noise
     target = dist.HalfCauchy(torch.tensor(3.0, dtype=torch.float64)).log_prob(u.exp()) + u
@@ -62,7 +64,7 @@ def test_under_a_constant_power_the_guide_fits_the_flattened_target():
             progress=False,
         )  # fmt: skip
         assert posterior.params["AutoNormal.scales.z"] == pytest.approx(expected, rel=0.1)
-    assert as_power(power, 1000) is power
+    assert as_tempering_schedule(power, 1000) is power
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from guides import full_rank_normal, funnel_flow, mean_field_normal, planar_flow, spline_flow
 from inference import every, fit, load
-from inference.engine.svi_problem import Task
-from inference.model.bound_model import Program
+from inference.engine.svi_problem import SVIProblem
+from inference.model.bound_model import BoundModel
 from inference.model.elbo import loss
-from inference.optim.averaged_adam import Landing, split_rhat
+from inference.optim.averaged_adam import AveragedAdam, split_rhat
 from inference.optim.guide_moments import PathMoments
-from inference.optim.initialization.guide_placement import apply_start
-from inference.optim.initialization.pathfinder import find_start
+from inference.optim.initialization.guide_placement import place_guide
+from inference.optim.initialization.pathfinder import find_initial_normal
 from inference.optim.whitening import Whitening, whitening
 from inference.utils.random_state import RandomStream
 from ppl_models import exact_linear_regression, linear_regression
@@ -132,12 +132,14 @@ def test_callbacks_see_the_end_that_was_found(full_rank, often):
 
 def same_losses(guide, particles=1):
     stream = RandomStream.seeded(0)
-    program = Program.start(MODEL, guide(MODEL), (X, Y), stream, CPU, torch.float64)
-    start = find_start(program, (X, Y), stream)
-    theta = apply_start(program, start)
+    bound_model = BoundModel.start(MODEL, guide(MODEL), (X, Y), stream, CPU, torch.float64)
+    start = find_initial_normal(bound_model, (X, Y), stream)
+    theta = place_guide(bound_model, start)
     off = theta + 0.05 * torch.randn(len(theta), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    landing = Landing(whitening(program, start, theta), off, 2000)  # at the mode the gradient is rounding alone
-    options = {"landing": landing, "sticking": guide is not mean_field_normal, "particles": particles}
+    adaptive = AveragedAdam(
+        whitening(bound_model, start, theta), off, 2000
+    )  # at the mode the gradient is rounding alone
+    options = {"adaptive": adaptive, "sticking_the_landing": guide is not mean_field_normal, "particles": particles}
     ours, theirs, mine, other = losses_of_both(MODEL, guide(MODEL), (X, Y), **options)
     torch.testing.assert_close(ours[:, 0], theirs[:, 0], rtol=1e-10, atol=0)
     torch.testing.assert_close(mine, other, rtol=1e-8, atol=1e-10)
@@ -161,36 +163,36 @@ def test_the_recorded_step_of_a_flow_has_the_same_losses(interpreted, guide, par
 
 def test_sticking_the_landing_has_the_same_mean_gradient_and_no_variance_at_the_posterior():
     stream = RandomStream.seeded(0)
-    program = Program.start(MODEL, full_rank_normal(MODEL), (X, Y), stream, CPU, torch.float64)
-    theta = apply_start(program, find_start(program, (X, Y), stream))
-    task = Task.of(program, (X, Y))
+    bound_model = BoundModel.start(MODEL, full_rank_normal(MODEL), (X, Y), stream, CPU, torch.float64)
+    theta = place_guide(bound_model, find_initial_normal(bound_model, (X, Y), stream))
+    problem = SVIProblem.of(bound_model, (X, Y))
 
-    def gradients(at, sticking, draws=400):
+    def gradients(at, sticking_the_landing, draws=400):
         found = []
         for seed in range(draws):
             grad = torch.zeros_like(at)
-            with program.running(at, RandomStream.seeded(seed), grad):
-                loss(task.model, task.guide, task.args, 1, True, None, sticking)[0].backward()
+            with bound_model.running(at, RandomStream.seeded(seed), grad):
+                loss(problem.model, problem.guide, problem.args, 1, True, None, sticking_the_landing)[0].backward()
             found.append(grad)
         return torch.stack(found)
 
     at_mode = gradients(theta, True, 20)
     assert float(at_mode.abs().max()) < 1e-3 * float(gradients(theta, False, 20).abs().max())
     off = theta + 0.02 * torch.randn(len(theta), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    plain, sticking = gradients(off, False), gradients(off, True)
-    error = torch.sqrt((plain.var(0) + sticking.var(0)) / 400)
-    assert ((plain.mean(0) - sticking.mean(0)).abs() <= 5 * error + 1e-9).all()
+    plain, sticking_the_landing = gradients(off, False), gradients(off, True)
+    error = torch.sqrt((plain.var(0) + sticking_the_landing.var(0)) / 400)
+    assert ((plain.mean(0) - sticking_the_landing.mean(0)).abs() <= 5 * error + 1e-9).all()
 
 
 @pytest.mark.parametrize("guide", [planar_flow, funnel_flow, spline_flow])
 def test_the_density_of_a_flow_that_sticks_has_the_gradient_by_the_draw_alone(guide):
     """That of the density at a point that comes from elsewhere; the place without its layers has another."""
     stream = RandomStream.seeded(0)
-    program = Program.start(MODEL, guide(MODEL), (X, Y), stream, CPU, torch.float64)
-    theta = program.params.flatten()
+    bound_model = BoundModel.start(MODEL, guide(MODEL), (X, Y), stream, CPU, torch.float64)
+    theta = bound_model.params.flatten()
     theta += 0.3 * torch.randn(len(theta), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    with program.running(theta, stream):
-        flow = program.guide.get_posterior(X, Y)
+    with bound_model.running(theta, stream):
+        flow = bound_model.guide.get_posterior(X, Y)
         z = flow.rsample()
         (found,) = torch.autograd.grad(flow.fixed().log_prob(z), z, retain_graph=True)
         value = flow.fixed().log_prob(z)
@@ -206,16 +208,16 @@ def test_the_density_of_a_flow_that_sticks_has_the_gradient_by_the_draw_alone(gu
 def test_a_flow_is_judged_by_its_moments_which_are_identified():
     """The same draws by other parameters have the same moments; draws moved by one sd have others."""
     stream = RandomStream.seeded(0)
-    program = Program.start(MODEL, planar_flow(MODEL), (X, Y), stream, CPU, torch.float64)
-    start = find_start(program, (X, Y), stream)
-    theta = apply_start(program, start)
-    params = program.params.constrained(theta)
-    prefix = program.guide._pyro_name
+    bound_model = BoundModel.start(MODEL, planar_flow(MODEL), (X, Y), stream, CPU, torch.float64)
+    start = find_initial_normal(bound_model, (X, Y), stream)
+    theta = place_guide(bound_model, start)
+    params = bound_model.params.constrained(theta)
+    prefix = bound_model.guide._pyro_name
     bends = params[f"{prefix}.transform$$$w"]
-    still = program.params.replaced(theta, {f"{prefix}.transform$$$u": torch.zeros_like(bends)})
-    other = program.params.replaced(still, {f"{prefix}.transform$$$b": 5 + params[f"{prefix}.transform$$$b"]})
-    moved = program.params.replaced(still, {f"{prefix}.loc": start.loc + start.scale_tril[:, 0]})
-    found = PathMoments(program, start)(torch.stack([still, other, moved]))
+    still = bound_model.params.replaced(theta, {f"{prefix}.transform$$$u": torch.zeros_like(bends)})
+    other = bound_model.params.replaced(still, {f"{prefix}.transform$$$b": 5 + params[f"{prefix}.transform$$$b"]})
+    moved = bound_model.params.replaced(still, {f"{prefix}.loc": start.loc + start.scale_tril[:, 0]})
+    found = PathMoments(bound_model, start)(torch.stack([still, other, moved]))
     torch.testing.assert_close(found[0], found[1])
     torch.testing.assert_close(found[2] - found[0], torch.eye(9, dtype=torch.float64)[0], atol=1e-6, rtol=0)
     assert (found[0, :6].abs() < 5 / math.sqrt(500)).all()
@@ -227,13 +229,13 @@ def test_one_wild_gradient_moves_nothing_far(monkeypatch):
     def thrown():
         theta = torch.zeros(3, dtype=torch.float64)
         white = Whitening(torch.ones_like(theta), torch.arange(3), torch.eye(3, dtype=torch.float64), 3.0)
-        landing = Landing(white, theta, 4000)
-        moments = [torch.zeros_like(theta) for _ in landing.moments]
+        adaptive = AveragedAdam(white, theta, 4000)
+        moments = [torch.zeros_like(theta) for _ in adaptive.moments]
         grads = torch.randn(400, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         grads[300] = 1e6
         path = []
         for step, grad in enumerate(grads):
-            landing.apply(theta, grad, moments, torch.tensor(landing.rates(step), dtype=torch.float64))
+            adaptive.apply(theta, grad, moments, torch.tensor(adaptive.rates(step), dtype=torch.float64))
             path.append(theta.clone())
         return float((path[-1] - path[299]).abs().max())
 
@@ -246,16 +248,16 @@ def test_one_wild_gradient_moves_nothing_far(monkeypatch):
 def test_in_whitened_coordinates_the_hessian_is_the_identity():
     """Of −ELBO at a Normal posterior, by a full-rank guide, estimated from the mean gradient at both sides."""
     stream = RandomStream.seeded(0)
-    program = Program.start(MODEL, full_rank_normal(MODEL), (X, Y), stream, CPU, torch.float64)
-    start = find_start(program, (X, Y), stream)
-    theta = apply_start(program, start)
-    white = whitening(program, start, theta)
+    bound_model = BoundModel.start(MODEL, full_rank_normal(MODEL), (X, Y), stream, CPU, torch.float64)
+    start = find_initial_normal(bound_model, (X, Y), stream)
+    theta = place_guide(bound_model, start)
+    white = whitening(bound_model, start, theta)
 
     def gradient(phi, draws):
         total = torch.zeros_like(theta)
         for seed in range(draws):
-            with program.running(theta + white.move(phi), RandomStream.seeded(seed), total):
-                loss(program.model, program.guide, (X, Y), 1, True, None, True)[0].backward()
+            with bound_model.running(theta + white.move(phi), RandomStream.seeded(seed), total):
+                loss(bound_model.model, bound_model.guide, (X, Y), 1, True, None, True)[0].backward()
         return white.pull(total) / draws
 
     # Two locations, whose slope is that of every draw; a spread, and one below the diagonal: 1 ± 1.2/√200.

@@ -11,10 +11,10 @@ from pyro.infer.autoguide import AutoDelta
 
 from guides import amortized_encoder, bernoulli_dropout, mean_field_normal
 from inference import cosine_decay, fit, fresh, load
-from inference.model.bound_model import Program
+from inference.model.bound_model import BoundModel
 from inference.model.elbo import loss
 from inference.optim.functional import Updating
-from inference.optim.prodigy import FoundSteps
+from inference.optim.prodigy import Prodigy
 from inference.utils.random_state import RandomStream
 from ppl_models import VAE, DropoutRegression, bnn_regression, linear_regression
 from ppl_models.data.datasets import digits
@@ -32,13 +32,15 @@ def found(model, guide, *data, **options):
 
 def descended(scale, steps=2000, early=False, target=3.0):
     """θ after noisy gradients of scale·‖θ − target‖²/2, from 0, and the update."""
-    flat = torch.zeros(5, dtype=torch.float64, requires_grad=True)
-    update = FoundSteps(flat.detach(), steps, early)
-    optimizer, noise = Updating(flat, update), torch.Generator().manual_seed(0)
+    flat_params = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    update = Prodigy(flat_params.detach(), steps, early)
+    optimizer, noise = Updating(flat_params, update), torch.Generator().manual_seed(0)
     for _ in range(steps):
-        flat.grad = scale * (flat.detach() - target + 0.1 * torch.randn(5, dtype=torch.float64, generator=noise))
+        flat_params.grad = scale * (
+            flat_params.detach() - target + 0.1 * torch.randn(5, dtype=torch.float64, generator=noise)
+        )
         optimizer.step()
-    return flat.detach()
+    return flat_params.detach()
 
 
 @pytest.mark.parametrize("target", [0.03, 3.0, 300.0])
@@ -56,9 +58,9 @@ def same_losses():
     guide = mean_field_normal(model)
     stream = RandomStream.seeded(0)
     data = (X.double(), Y.double())
-    theta = Program.start(model, guide, data, stream, CPU, torch.float64).params.flatten()
-    landing = FoundSteps(theta, 2000)
-    ours, theirs, mine, other = losses_of_both(model, guide, data, steps=200, batch_size=20, landing=landing)
+    theta = BoundModel.start(model, guide, data, stream, CPU, torch.float64).params.flatten()
+    adaptive = Prodigy(theta, 2000)
+    ours, theirs, mine, other = losses_of_both(model, guide, data, steps=200, batch_size=20, adaptive=adaptive)
     torch.testing.assert_close(ours[:, 0], theirs[:, 0], rtol=1e-9, atol=0)
     torch.testing.assert_close(mine, other, rtol=1e-7, atol=1e-9)
     assert (mine - theta).abs().max() > 0.01
@@ -75,10 +77,10 @@ def test_the_recorded_step_has_the_same_losses(interpreted):
 
 def elbo(posterior, draws=40):
     """Mean and standard error of the ELBO on all rows."""
-    program = posterior.program
+    bound_model = posterior.bound_model
     theta = torch.cat([value.reshape(-1) for value in posterior.unconstrained_params.values()])
-    with program.running(theta, RandomStream.seeded(1)), torch.no_grad():
-        losses = [float(loss(program.model, program.guide, posterior.data, 1, True)[0]) for _ in range(draws)]
+    with bound_model.running(theta, RandomStream.seeded(1)), torch.no_grad():
+        losses = [float(loss(bound_model.model, bound_model.guide, posterior.data, 1, True)[0]) for _ in range(draws)]
     return -np.mean(losses), np.std(losses) / np.sqrt(draws)
 
 
@@ -148,21 +150,21 @@ def test_guides_without_a_start_are_fitted_by_default():
 def test_the_end_is_where_the_elbo_is_known_to_be_flat():
     """Losses as noise about a level, and about a slope."""
     noise = torch.randn(60_000, generator=torch.Generator().manual_seed(0))
-    flat, rising = FoundSteps(torch.zeros(1), 60_000), FoundSteps(torch.zeros(1), 60_000)
+    flat_params, rising = Prodigy(torch.zeros(1), 60_000), Prodigy(torch.zeros(1), 60_000)
     for step in range(100, 60_001, 100):
-        flat.look(step, [], 50 + noise[:step])
+        flat_params.look(step, [], 50 + noise[:step])
         rising.look(step, [], 50 + noise[:step] - 1e-3 * torch.arange(step))
-    assert flat.stop.converged
-    assert flat.settling == 15_000
-    assert flat.steps == 30_000
-    assert flat.stop.reason.startswith("converged after 15,000 steps, at which the ELBO was flat")
+    assert flat_params.stop.converged
+    assert flat_params.settling == 15_000
+    assert flat_params.steps == 30_000
+    assert flat_params.stop.reason.startswith("converged after 15,000 steps, at which the ELBO was flat")
     assert not rising.stop.converged
     assert rising.steps == 60_000
     assert "is not known to be below 0.5" in rising.stop.reason
 
 
 def test_the_steps_rise_stay_and_fall_to_nothing():
-    update = FoundSteps(torch.zeros(1), 4000)
+    update = Prodigy(torch.zeros(1), 4000)
     sizes = [update.step_size(step) for step in range(4000)]
     assert sizes[0] == pytest.approx(0.01)
     assert set(sizes[100:2000]) == {1.0}

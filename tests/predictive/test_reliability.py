@@ -12,7 +12,7 @@ from sklearn.metrics import brier_score_loss
 from inference import Labels
 from inference.diagnostics.uniformity_tests import ecdf_p_value, thresholds
 from inference.predictive.prediction import ClassPrediction, Prediction
-from inference.predictive.reliability import brier_score, places, reliability
+from inference.predictive.reliability import brier_score, pit_values, reliability
 from inference.predictive.scoring import HeldOut, class_scores, scores
 from inference.reporting.held_out_section import held_out_sections
 
@@ -34,12 +34,12 @@ def test_the_crps_of_a_normal_is_its_closed_form():
     z = y.double().numpy()
     exact = z * (2 * norm.cdf(z) - 1) + 2 * norm.pdf(z) - 1 / math.sqrt(math.pi)
     # |Y − y| has a standard deviation of at most 1, the spread term less: five errors of 4,000 draws.
-    np.testing.assert_allclose(places(samples, y).crps.numpy(), exact, atol=5 / 4000**0.5)
+    np.testing.assert_allclose(pit_values(samples, y).crps.numpy(), exact, atol=5 / 4000**0.5)
 
 
 def test_the_crps_has_no_bias_however_few_the_draws():
     y = noise(200_000, seed=3)
-    found = places(noise(3, 200_000), y).crps
+    found = pit_values(noise(3, 200_000), y).crps
     # The mean of 200,000 rows about 1/√π: for forecaster and observation both N(0, 1).
     assert abs(float(found.mean()) - 1 / math.sqrt(math.pi)) < 5 * float(found.std()) / 200_000**0.5
 
@@ -47,15 +47,15 @@ def test_the_crps_has_no_bias_however_few_the_draws():
 def test_the_crps_is_the_mean_of_all_pairs_and_one_draw_has_none():
     samples, y = noise(7, 3), noise(3, seed=5)
     pairs = (samples[:, None] - samples).abs().sum((0, 1)) / (2 * 7 * 6)
-    torch.testing.assert_close(places(samples, y).crps, ((samples - y).abs().mean(0) - pairs).double())
-    assert torch.isnan(places(samples[:1], y).crps).all()
+    torch.testing.assert_close(pit_values(samples, y).crps, ((samples - y).abs().mean(0) - pairs).double())
+    assert torch.isnan(pit_values(samples[:1], y).crps).all()
 
 
 def test_rows_are_compared_in_parts_as_all_at_once(monkeypatch):
     samples, y = noise(20, 50, 2), noise(50, 2, seed=5)
-    whole = places(samples, y)
+    whole = pit_values(samples, y)
     monkeypatch.setattr("inference.predictive.reliability._TOGETHER", 20 * 7)
-    parts = places(samples, y)
+    parts = pit_values(samples, y)
     assert whole.pit.shape == (100,)
     torch.testing.assert_close(parts.crps, whole.crps)
     assert parts.coverage == whole.coverage
@@ -65,7 +65,7 @@ def test_rows_are_compared_in_parts_as_all_at_once(monkeypatch):
     ("width", "shift", "calibrated"), [(1, 0, True), (0.8, 0, False), (1.3, 0, False), (1, 0.2, False)]
 )
 def test_pit_and_coverage_pass_calibrated_forecasts_and_fail_others(width, shift, calibrated):
-    found = places(*forecasts(width, shift))
+    found = pit_values(*forecasts(width, shift))
     # A false alarm once in a thousand.
     assert (ecdf_p_value(found.pit.numpy(), thresholds()) > 1e-3) == calibrated
     held = [abs(c.share - c.prob) < 4 * c.standard_error for c in found.coverage]
@@ -76,13 +76,13 @@ def test_pit_and_coverage_pass_calibrated_forecasts_and_fail_others(width, shift
 def test_the_pit_of_counts_is_uniform_too(rate, calibrated):
     y = torch.poisson(torch.full((ROWS,), 2.0), generator=torch.Generator().manual_seed(1))
     samples = torch.poisson(torch.full((DRAWS, ROWS), rate), generator=torch.Generator().manual_seed(2))
-    assert (ecdf_p_value(places(samples, y).pit.numpy(), thresholds()) > 1e-3) == calibrated
+    assert (ecdf_p_value(pit_values(samples, y).pit.numpy(), thresholds()) > 1e-3) == calibrated
 
 
 def test_ties_are_those_of_the_draws_own_type():
-    assert float(places(torch.full((99, 1), 0.1), torch.tensor([0.1], dtype=torch.float64)).crps) == 0
+    assert float(pit_values(torch.full((99, 1), 0.1), torch.tensor([0.1], dtype=torch.float64)).crps) == 0
     with pytest.raises(ValueError, match=r"y has shape \(4, 1\), the predictions \(4,\)"):
-        places(noise(9, 4), noise(4, 1))
+        pit_values(noise(9, 4), noise(4, 1))
 
 
 def classes(rows=4000, sharper=1.0):

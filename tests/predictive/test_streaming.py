@@ -23,7 +23,7 @@ from pyro.infer.autoguide import AutoNormal
 
 from guides import bernoulli_dropout
 from inference import StoredClassPrediction, StoredPrediction, fit, load, open_prediction
-from inference.model.vectorization import Block, Widest
+from inference.model.vectorization import BlockSize, MemoryProbe
 from inference.predictive import streaming
 from inference.predictive.zarr_store import PredictionStore
 from ppl_models import DropoutRegression, bnn_regression, linear_regression
@@ -454,7 +454,7 @@ def test_a_block_is_bounded(rows, most):
     )
     for of_row, of_draw, kept, draws in sizes:
         seen = SimpleNamespace(of_row=of_row, of_draw=int(of_draw))
-        block = Block.bounded(seen, kept, draws, rows, most)
+        block = BlockSize.bounded(seen, kept, draws, rows, most)
         assert min(block) >= 1
         assert block.rows <= min(rows, most or rows)
         assert block.rows == 1 or max(block.rows * draws * kept, block.rows * of_row) <= 2**21
@@ -463,7 +463,7 @@ def test_a_block_is_bounded(rows, most):
 
 def test_the_largest_tensors_are_seen():
     weights, x = torch.ones(30, 50), torch.ones(7, 30)
-    with Widest(7) as seen:
+    with MemoryProbe(7) as seen:
         (x @ (weights * 2)).tanh().sum(1)
     assert (seen.of_row, seen.of_draw) == (50, 1500)
 

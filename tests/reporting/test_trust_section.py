@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from inference.diagnostics.checks import Check, NoWeights, diagnose
-from inference.diagnostics.importance_sampling import Moments, moments, smoothed
+from inference.diagnostics.importance_sampling import Moments, moments, smoothed_weights
 from inference.diagnostics.verdict import explain, verdict
-from inference.optim.adaptive import Stop
+from inference.optim.adaptive import StopReason
 from inference.reporting.figures import importance_plots
 from inference.reporting.trust_section import trust_sections
 
@@ -17,7 +17,7 @@ FLAT = np.random.default_rng(0).normal(100, 3, 4000)
 KL = np.full(len(FLAT), np.nan)
 RISING = FLAT + np.linspace(20, 0, len(FLAT))
 NONE = NoWeights("the guide is a point estimate", "fit a guide with a spread")
-REST = Stop(True, "after 900 steps", 1.02, 0.01)
+REST = StopReason(True, "after 900 steps", 1.02, 0.01)
 NAMES = ("ELBO", "R-hat of the steps", "Pareto k-hat", "effective sample size", "means", "standard deviations")
 
 
@@ -112,7 +112,7 @@ def test_the_moments_behind_the_worst_are_those_of_every_latent():
     z = rng.normal(0.3, 0.8, 20_000)
     other = rng.normal(size=20_000)
     table = moments(
-        {"fixed": np.ones(20_000), "z": z, "other": other}, smoothed(-0.5 * z**2 + 0.5 * ((z - 0.3) / 0.8) ** 2)
+        {"fixed": np.ones(20_000), "z": z, "other": other}, smoothed_weights(-0.5 * z**2 + 0.5 * ((z - 0.3) / 0.8) ** 2)
     )
     assert table.names == ("z", "other")
     # Each within five of its own standard errors of the truth.

@@ -17,8 +17,8 @@ from pyro.optim.clipped_adam import ClippedAdam
 
 from guides import full_rank_normal, mean_field_normal
 from inference import Checkpoint, JsonLines, NonFinite, Snapshots, cosine_decay, every, fit, fresh, load
-from inference.storage.fit_fingerprint import differences, marks
-from inference.utils.pytree import packed, unpacked
+from inference.storage.fit_fingerprint import describe_differences, fingerprint_of
+from inference.utils.pytree import flatten, unflatten
 from inference.utils.signals import interruptible
 from ppl_models import linear_regression
 
@@ -233,9 +233,9 @@ def test_a_signal_ends_a_fit_whole(line, ended, tmp_path, number):
 
 
 def test_a_second_signal_does_what_it_does_elsewhere():
-    with interruptible() as wish:
+    with interruptible() as stop_signal:
         os.kill(os.getpid(), signal.SIGINT)
-        assert wish.signal == "SIGINT"
+        assert stop_signal.signal == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -244,9 +244,9 @@ def test_signals_of_the_program_and_of_other_threads_are_left_alone():
     heard = []
     outside = signal.signal(signal.SIGTERM, lambda *_: heard.append("program"))
     try:
-        with interruptible() as wish:
+        with interruptible() as stop_signal:
             os.kill(os.getpid(), signal.SIGTERM)
-        assert (heard, wish.signal) == (["program"], None)
+        assert (heard, stop_signal.signal) == (["program"], None)
     finally:
         signal.signal(signal.SIGTERM, outside)
     thread = threading.Thread(target=lambda: heard.append(interruptible().__enter__()))
@@ -349,8 +349,8 @@ def test_marks_tell_what_a_model_is_made_of():
 
         return model
 
-    assert not differences(marks(made(1.0, 2), "model"), marks(made(1.0, 2), "model"))
-    assert differences(marks(made(1.0, 2), "model"), marks(made(1.5, 2), "model")) == [
+    assert not describe_differences(fingerprint_of(made(1.0, 2), "model"), fingerprint_of(made(1.0, 2), "model"))
+    assert describe_differences(fingerprint_of(made(1.0, 2), "model"), fingerprint_of(made(1.5, 2), "model")) == [
         "model.slope is 1.0 there and 1.5 here"
     ]
     counts = []
@@ -358,9 +358,9 @@ def test_marks_tell_what_a_model_is_made_of():
     def counted(x, y=None):
         counts.append(x)
 
-    counting = marks(counted, "model")
+    counting = fingerprint_of(counted, "model")
     counted(1)  # what a model changes is not what it is
-    assert counting == marks(counted, "model")
+    assert counting == fingerprint_of(counted, "model")
 
 
 def helper(x, hidden):
@@ -369,13 +369,13 @@ def helper(x, hidden):
 
 def test_nested_values_are_what_they_were():
     value = {0: {"step": torch.tensor(3.0), "betas": (0.9, 0.999)}, "none": None, "text": ["a", float("-inf")]}
-    content, tensors = packed(value)
-    back = unpacked(content, tensors)
+    content, tensors = flatten(value)
+    back = unflatten(content, tensors)
     assert back[0]["betas"] == (0.9, 0.999)
     assert torch.equal(back[0]["step"], torch.tensor(3.0))
     assert (back["none"], back["text"]) == (None, ["a", float("-inf")])
     with pytest.raises(TypeError, match="a object is no number"):
-        packed({"what": object()})
+        flatten({"what": object()})
     for hostile in ({"tensor": "9"}, {"dict": [[1]]}, {"a": 1, "b": 2}, {"float": "1e9"}, {"dict": [[[1], 2]]}):
         with pytest.raises(ValueError, match="nested value"):
-            unpacked(hostile, {})
+            unflatten(hostile, {})

@@ -14,7 +14,7 @@ import inference.svi.fitting_many
 from guides import bernoulli_dropout, mean_field_normal
 from inference import FitsFailed, NonFinite, fit, fit_many
 from inference.engine.batched.lane import Lane
-from inference.engine.batched.runner import slab_size
+from inference.engine.batched.runner import batch_width
 from inference.engine.tracing.random_ops import coins
 from inference.utils.random_state import RandomStream
 from ppl_models import DropoutNetwork
@@ -133,7 +133,7 @@ def test_restarts_run_together_and_the_best_is_kept(lanes, interpreted, monkeypa
     options = {**OPTIONS, "steps": 40, "lr": 0.02, "restarts": 3, "particles": 2}
     together = fit(scaled, guide, X, Y, **options)
     assert len(lanes) == 3
-    monkeypatch.setattr("inference.svi.restarts.Fitting.joins", False)
+    monkeypatch.setattr("inference.svi.restarts.Restarts.joins", False)
     alone = fit(scaled, guide, X, Y, **options)
     assert together.record.starts == pytest.approx(alone.record.starts, rel=1e-9)
     assert len(set(together.record.starts)) == 3
@@ -236,8 +236,8 @@ def test_coins_fall_as_often_as_they_should():
 
 
 def test_slabs_fill_the_threads_and_stay_small():
-    assert slab_size(lanes=32, largest=400, noise=10**5, threads=1) == 32
-    assert slab_size(lanes=32, largest=400, noise=10**5, threads=2) == 16
-    assert slab_size(lanes=240, largest=6400, noise=3 * 10**6, threads=2) == 8
-    assert slab_size(lanes=240, largest=6400, noise=10**8, threads=2) == 2
-    assert slab_size(lanes=3, largest=6400, noise=10**5, threads=2) == 3
+    assert batch_width(lanes=32, largest=400, noise=10**5, threads=1) == 32
+    assert batch_width(lanes=32, largest=400, noise=10**5, threads=2) == 16
+    assert batch_width(lanes=240, largest=6400, noise=3 * 10**6, threads=2) == 8
+    assert batch_width(lanes=240, largest=6400, noise=10**8, threads=2) == 2
+    assert batch_width(lanes=3, largest=6400, noise=10**5, threads=2) == 3

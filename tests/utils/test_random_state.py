@@ -13,8 +13,8 @@ from torch import nn
 from guides import mean_field_normal
 from inference import fit
 from inference.engine.eager import EagerEngine
-from inference.engine.svi_problem import Task
-from inference.model.bound_model import Program
+from inference.engine.svi_problem import SVIProblem
+from inference.model.bound_model import BoundModel
 from inference.utils.random_state import RandomStream
 from ppl_models import linear_regression
 
@@ -65,8 +65,8 @@ def test_two_engines_advanced_in_turn_give_what_each_gives_alone(line):
     def start(seed):
         stream = RandomStream.seeded(seed)
         guide = mean_field_normal(MODEL)
-        program = Program.start(MODEL, guide, (line.x, line.y), stream, torch.device("cpu"), torch.float32)
-        engine = EagerEngine(Task.of(program, (line.x, line.y)))
+        bound_model = BoundModel.start(MODEL, guide, (line.x, line.y), stream, torch.device("cpu"), torch.float32)
+        engine = EagerEngine(SVIProblem.of(bound_model, (line.x, line.y)))
         return engine, engine.init(stream)
 
     alone = [engine.advance(state, 60) for engine, state in (start(0), start(1))]

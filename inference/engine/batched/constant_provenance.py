@@ -14,7 +14,7 @@ from inference.engine.tracing.dispatch import DispatchMode
 from inference.engine.tracing.random_ops import is_random
 from inference.engine.tracing.tracer import shape_only
 
-__all__ = ["Origins", "Unknown"]
+__all__ = ["ConstantProvenance", "Unknown"]
 
 _READS = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}
 _DYNAMIC = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -24,7 +24,7 @@ class Unknown(Exception):
     """Why what was recorded is of this data alone."""
 
 
-class Origins(DispatchMode):
+class ConstantProvenance(DispatchMode):
     """Remember each operator on something that comes from ``data``, inside the block; :meth:`at` goes the way again.
 
     A mode around that in which a step is recorded.
@@ -40,7 +40,7 @@ class Origins(DispatchMode):
         self._reads = _Reads(self)
         self._reason: str | None = None
 
-    def __enter__(self) -> Origins:
+    def __enter__(self) -> ConstantProvenance:
         self._reads.__enter__()
         super().__enter__()
         return self
@@ -109,7 +109,7 @@ class Origins(DispatchMode):
 class _Reads(TorchFunctionMode):
     """Notice what reads numbers out of the data without an operator."""
 
-    def __init__(self, origins: Origins) -> None:
+    def __init__(self, origins: ConstantProvenance) -> None:
         super().__init__()
         self._origins = origins
 

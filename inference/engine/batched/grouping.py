@@ -14,22 +14,22 @@ import torch
 from tqdm.auto import tqdm
 
 from inference.engine.batched.lane import Lane
-from inference.engine.batched.runner import run_together, slab_size
+from inference.engine.batched.runner import batch_width, run_batch
 from inference.engine.batched.stacked_step import stack
-from inference.engine.batched.trace_cache import Recorder
+from inference.engine.batched.trace_cache import TraceCache
 from inference.engine.compiled import NotCompilable, Untraceable, update_for
 from inference.engine.selection import worth_compiling
-from inference.engine.step_plan import Plan
-from inference.engine.svi_problem import Task
+from inference.engine.step_plan import StepPlan
+from inference.engine.svi_problem import SVIProblem
 from inference.engine.svi_step import step_rates
 from inference.optim.functional import Update
 from inference.utils.random_state import RandomStream
 
-__all__ = ["Group", "Ready", "bar_over", "grouped", "run_joined"]
+__all__ = ["FitBatch", "PreparedRestart", "bar_over", "grouped", "run_joined"]
 
 
 @dataclass
-class Ready:
+class PreparedRestart:
     """One start of a fit, about to take its ``steps``; once it has run with others, in ``lane``.
 
     ``plain`` is its task, ``plan`` how it finds its way, ``searched`` what that has
@@ -38,24 +38,24 @@ class Ready:
 
     number: int
     kin: Hashable
-    plain: Task
-    plan: Plan | None
+    plain: SVIProblem
+    plan: StepPlan | None
     stream: RandomStream
     steps: int
     searched: int
     lane: Lane | None = None
 
     @cached_property
-    def task(self) -> Task:
+    def problem(self) -> SVIProblem:
         """What the engine is to do."""
-        return self.plain if self.plan is None else self.plan.task(self.plain)
+        return self.plain if self.plan is None else self.plan.problem(self.plain)
 
 
 @dataclass
-class Group:
+class FitBatch:
     """Starts whose steps are of one form, as lanes beside each other."""
 
-    ready: list[Ready]
+    ready: list[PreparedRestart]
     lanes: list[Lane]
 
     @property
@@ -69,11 +69,11 @@ class Group:
         operators = sum(node.op == "call_function" for node in step.module.graph.nodes)
         return engine == "compiled" or worth_compiling(operators, self.steps, step.batched or 1)
 
-    def unlike(self, other: Group) -> str:
+    def unlike(self, other: FitBatch) -> str:
         """How the step of these fits differs from that of others, in words."""
         mine, theirs = self.lanes[0], other.lanes[0]
-        if len(mine.task.begin) != len(theirs.task.begin):
-            return f"one has {len(theirs.task.begin):,} parameters and another {len(mine.task.begin):,}"
+        if len(mine.problem.begin) != len(theirs.problem.begin):
+            return f"one has {len(theirs.problem.begin):,} parameters and another {len(mine.problem.begin):,}"
         shapes = [[tuple(c.shape) for c in lane.recording.constants] for lane in (theirs, mine)]
         found = [pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]]
         if found:
@@ -90,13 +90,13 @@ class Group:
         """
         lane, threads = self.lanes[0], torch.get_num_threads()
         step = lane.recording.step
-        fits = slab_size(len(self.lanes), step.largest, step.noise_bytes * step.block, threads)
+        fits = batch_width(len(self.lanes), step.largest, step.noise_bytes * step.block, threads)
         state = ("theta", *lane.update.moments)
-        inputs = dict(zip(state, [lane.task.begin, *lane.update.begin(lane.task.begin)], strict=True))
-        inputs["rates"] = lane.task.begin.new_tensor(step_rates(lane.task, lane.update, 0))
+        inputs = dict(zip(state, [lane.problem.begin, *lane.update.begin(lane.problem.begin)], strict=True))
+        inputs["rates"] = lane.problem.begin.new_tensor(step_rates(lane.problem, lane.update, 0))
         inputs |= {f"noise{i}": part[0] for i, part in enumerate(lane.noise(1, RandomStream(dict(lane.stream.state))))}
         stacked = stack([one.recording for one in self.lanes], inputs, state, fits)
-        run_together(stacked, self.lanes, fits, bar)
+        run_batch(stacked, self.lanes, fits, bar)
         for ready, one in zip(self.ready, self.lanes, strict=True):
             ready.lane = None if one.strayed else one
         strayed = sum(one.strayed for one in self.lanes)
@@ -108,31 +108,31 @@ class Group:
             )
 
 
-def grouped(starts: Sequence[Ready], progress: bool) -> tuple[list[Group], dict[str, int]]:
+def grouped(starts: Sequence[PreparedRestart], progress: bool) -> tuple[list[FitBatch], dict[str, int]]:
     """The starts by the form of their steps; and why others have none, with how many they are."""
-    recorder, groups = Recorder(), dict[Hashable, Group]()
+    recorder, groups = TraceCache(), dict[Hashable, FitBatch]()
     reasons = Counter[str]()
     updates: dict[Hashable, Update] = {}
     for ready in tqdm(starts, desc="record", unit="fit", disable=not progress, leave=False):
-        task = ready.task
+        problem = ready.problem
         try:
-            kind = ready if task.landing is not None else (_identity(task.optimizer), _identity(task.lr))
-            update = updates.setdefault(id(ready) if kind is ready else kind, update_for(task))
-            recording = recorder.record(task, update, ready.stream, ready.kin)
+            kind = ready if problem.adaptive is not None else (_identity(problem.optimizer), _identity(problem.lr))
+            update = updates.setdefault(id(ready) if kind is ready else kind, update_for(problem))
+            recording = recorder.record(problem, update, ready.stream, ready.kin)
         except Untraceable as error:
             reasons[str(error)] += 1
             continue
-        form = (recording.form, type(update), _size(task), task.program.dtype, task.program.device)
-        group = groups.setdefault(form, Group([], []))
+        form = (recording.form, type(update), _size(problem), problem.bound_model.dtype, problem.bound_model.device)
+        group = groups.setdefault(form, FitBatch([], []))
         group.ready.append(ready)
-        steps = ready.steps if task.landing is None else task.landing.steps
-        group.lanes.append(Lane(task, update, ready.stream, recording, steps))
+        steps = ready.steps if problem.adaptive is None else problem.adaptive.steps
+        group.lanes.append(Lane(problem, update, ready.stream, recording, steps))
     return list(groups.values()), dict(reasons)
 
 
-def run_joined(starts: Sequence[Ready | ValueError], engine: str, progress: bool) -> None:
+def run_joined(starts: Sequence[PreparedRestart | ValueError], engine: str, progress: bool) -> None:
     """Let starts run together where they can, and leave the others as they are."""
-    able = [ready for ready in starts if isinstance(ready, Ready)]
+    able = [ready for ready in starts if isinstance(ready, PreparedRestart)]
     groups, _ = grouped(able, progress)
     for group in groups:
         if len(group.lanes) > 1 and group.worth(engine):
@@ -140,7 +140,7 @@ def run_joined(starts: Sequence[Ready | ValueError], engine: str, progress: bool
                 group.run(bar)
 
 
-def bar_over(groups: Sequence[Group], progress: bool) -> tqdm[Any]:
+def bar_over(groups: Sequence[FitBatch], progress: bool) -> tqdm[Any]:
     """A bar over the steps of all of these fits."""
     fits = sum(len(group.lanes) for group in groups)
     steps = sum(group.steps for group in groups)
@@ -151,5 +151,5 @@ def _identity(value: Any) -> Hashable:
     return value if isinstance(value, str | float | int) else id(value)
 
 
-def _size(task: Task) -> int:
-    return task.program.params.size
+def _size(problem: SVIProblem) -> int:
+    return problem.bound_model.params.size

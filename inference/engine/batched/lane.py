@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.engine.batched.stacked_step import Recording
-from inference.engine.svi_problem import Task
-from inference.engine.tracing.random_ops import Replay
+from inference.engine.batched.stacked_step import TracedFit
+from inference.engine.svi_problem import SVIProblem
+from inference.engine.tracing.random_ops import ReplayRandomOps
 from inference.model.elbo import loss
 from inference.optim.functional import Update
 from inference.utils.errors import NonFinite
@@ -29,19 +29,19 @@ _CLOSE = {torch.float32: 1e-3, torch.float64: 1e-6}  # of two ways to compute a 
 class Lane:
     """One fit on its way among others: what it is to do, and what it has found so far.
 
-    It takes ``steps``, fewer where its rule says so. ``flat`` is θ, (P,), that it
+    It takes ``steps``, fewer where its rule says so. ``flat_params`` is θ, (P,), that it
     ended with, ``curves`` are its losses and KL, (2, steps taken), and ``error``,
     or ``interrupted`` by a signal, why it ended before its time, if it did. One
     that ``strayed`` found another first loss than its own model and guide do: the
     step that was recorded of another fit is not its own.
     """
 
-    task: Task
+    problem: SVIProblem
     update: Update
     stream: RandomStream
-    recording: Recording
+    recording: TracedFit
     steps: int
-    flat: Tensor = field(default_factory=lambda: torch.empty(0))
+    flat_params: Tensor = field(default_factory=lambda: torch.empty(0))
     error: NonFinite | None = None
     ended: bool = False
     interrupted: str | None = None
@@ -63,31 +63,33 @@ class Lane:
     @property
     def every(self) -> int | None:
         """The steps between two points of the path that its rule looks at."""
-        return None if self.task.landing is None else self.task.landing.every
+        return None if self.problem.adaptive is None else self.problem.adaptive.every
 
     @property
     def rates_key(self) -> Hashable:
         """What fits share whose rates are the same at every step."""
-        landing = self.task.landing
-        if landing is None:
+        adaptive = self.problem.adaptive
+        if adaptive is None:
             return id(self.update)
-        return type(landing), landing.settling, landing.steps, getattr(landing, "size", None)
+        return type(adaptive), adaptive.settling, adaptive.steps, getattr(adaptive, "size", None)
 
     def noise(self, steps: int, stream: RandomStream | None = None) -> list[Tensor]:
         """Its next random numbers, of its own or of another stream."""
-        program = self.task.program
-        with GLOBALS, (stream or self.stream).drawing(), environment(program.device, program.dtype):
+        bound_model = self.problem.bound_model
+        with GLOBALS, (stream or self.stream).drawing(), environment(bound_model.device, bound_model.dtype):
             return self.recording.step.noise(steps)
 
     def check(self, first: Tensor, noise: list[Tensor]) -> None:
         """Compare the first loss, (2,), with what model and guide themselves make of the same noise."""
-        task, program = self.task, self.task.program
-        beta = task.anneal(0) if task.anneal else None
+        problem, bound_model = self.problem, self.problem.bound_model
+        beta = problem.anneal(0) if problem.anneal else None
         own = []
-        with GLOBALS, program.running(task.begin, RandomStream(dict(self.stream.state))), torch.no_grad():
+        with GLOBALS, bound_model.running(problem.begin, RandomStream(dict(self.stream.state))), torch.no_grad():
             for values in self.recording.step.replayed(noise, 0):
-                with Replay(values):
-                    own.append(loss(task.model, task.guide, task.args, 1, True, beta, task.sticking))
+                with ReplayRandomOps(values):
+                    own.append(
+                        loss(problem.model, problem.guide, problem.args, 1, True, beta, problem.sticking_the_landing)
+                    )
         mean = torch.stack(own).mean(0).to(first.dtype)
         close = _CLOSE[mean.dtype] * (1 + mean.abs().nan_to_num().max())
         if mean.isfinite().all() and not torch.allclose(mean, first, rtol=0, atol=float(close)):
@@ -101,11 +103,11 @@ class Lane:
             self._points.append(state[0].clone())
         if step % CHUNK and step != self.steps:
             return
-        landing = self.task.landing
-        if landing is not None:
+        adaptive = self.problem.adaptive
+        if adaptive is not None:
             with GLOBALS:
-                landing.look(step, self._points, self.curves[0])
-            self._points, self.steps = [], landing.steps
+                adaptive.look(step, self._points, self.curves[0])
+            self._points, self.steps = [], adaptive.steps
         if step >= self.steps:
             self.end(state)
 
@@ -115,7 +117,7 @@ class Lane:
 
     def end(self, state: list[Tensor], error: NonFinite | None = None) -> None:
         """Keep what θ and the moments say as the result."""
-        flat, *moments = state
-        landing = self.task.landing
-        self.flat = (flat if landing is None else landing.result(flat, moments)).clone()
+        flat_params, *moments = state
+        adaptive = self.problem.adaptive
+        self.flat_params = (flat_params if adaptive is None else adaptive.result(flat_params, moments)).clone()
         self.error, self.ended = error, True

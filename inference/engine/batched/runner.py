@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.engine.batched.lane import CHUNK, GLOBALS, Lane
-from inference.engine.batched.stacked_step import Stacked
-from inference.engine.compiled import apart, replayed_traces
+from inference.engine.batched.stacked_step import BatchedStep
+from inference.engine.compiled import replayed_traces, without_aliases
 from inference.engine.compiler.cache import executable
 from inference.engine.compiler.cuda_graph import ReplayedStep
 from inference.engine.compiler.executable import Executable
@@ -23,23 +23,23 @@ from inference.model.nonfinite_sites import failure
 from inference.utils.random_state import RandomStream
 from inference.utils.signals import interruptible
 
-__all__ = ["run_together", "slab_size"]
+__all__ = ["batch_width", "run_batch"]
 
 _NUMBERS = 2**14  # in the largest tensor of the fits of one slab, about, so that it stays in the fastest memory
 _FEW, _MOST = 8, 32  # fits of a slab
 _NOISE = 2**28  # bytes of random numbers of a slab
 
 
-class _Slab:
+class _BatchedProgram:
     """C fits in one program, some of them places that are empty; ``first`` is the number of the first."""
 
-    def __init__(self, stacked: Stacked, lanes: Sequence[Lane], first: int, fits: int) -> None:
+    def __init__(self, stacked: BatchedStep, lanes: Sequence[Lane], first: int, fits: int) -> None:
         self.stacked, self.fits, self.step = stacked, fits, 0
         self.lanes = list(lanes)
-        self.program = lanes[0].task.program
+        self.bound_model = lanes[0].problem.bound_model
         self.block = lanes[0].recording.step.block
         self.noise: list[Tensor] = []
-        begun = [[lane.task.begin, *lane.update.begin(lane.task.begin)] for lane in self._filled(self.lanes)]
+        begun = [[lane.problem.begin, *lane.update.begin(lane.problem.begin)] for lane in self._filled(self.lanes)]
         values = {
             name: self._joined(parts) for name, parts in zip(stacked.state, zip(*begun, strict=True), strict=True)
         }
@@ -52,7 +52,7 @@ class _Slab:
         return [*values, *[values[-1]] * (self.fits - len(values))]
 
     def _joined(self, parts: Sequence[Tensor], dim: int = 0) -> Tensor:
-        if not self.stacked.last or self.program.device.type != "cpu":
+        if not self.stacked.last or self.bound_model.device.type != "cpu":
             return torch.stack(list(parts), -1 if self.stacked.last else dim)
         columns = np.ascontiguousarray(
             torch.stack(list(parts)).flatten(1).numpy().T
@@ -66,11 +66,11 @@ class _Slab:
         self.noise = []
         names = [str(node.target) for node in self.stacked.module.graph.nodes if node.op == "placeholder"]
         self.row_names = [name for name in names if name in rows]
-        inputs = apart([{**values, **rows}[name] for name in names])
+        inputs = without_aliases([{**values, **rows}[name] for name in names])
         self.state = [inputs[names.index(name)] for name in self.stacked.state]
         places = [names.index(name) for name in self.row_names]
         self.machine: Executable | ReplayedStep
-        if self.program.device.type == "cuda":
+        if self.bound_model.device.type == "cuda":
             self.machine = ReplayedStep(self.stacked.module, inputs, places, self.block)
         else:
             self.machine = executable(self.stacked.module, inputs, places, 1)
@@ -102,8 +102,8 @@ class _Slab:
         before = [part.clone() for part in self.state]
         rows = self._rows(self.step, stop - self.step)
         found = self._run(rows)
-        flat = self.state[0].isfinite().all(0 if self.stacked.last else 1)
-        good = found[..., 0].isfinite().all(0) & flat
+        flat_params = self.state[0].isfinite().all(0 if self.stacked.last else 1)
+        good = found[..., 0].isfinite().all(0) & flat_params
         if self.step == 0:
             self._check(rows, found)
         bad = [i for i, lane in enumerate(self.lanes) if not (lane.ended or good[i])]
@@ -131,9 +131,9 @@ class _Slab:
 
     def _rates(self, step: int, count: int) -> Tensor:
         like = {lane.rates_key: lane for lane in self.lanes}
-        found = [[step_rates(one.task, one.update, i) for i in range(step, step + count)] for one in like.values()]
+        found = [[step_rates(one.problem, one.update, i) for i in range(step, step + count)] for one in like.values()]
         places = [list(like).index(lane.rates_key) for lane in self._filled(self.lanes)]
-        numbers = torch.tensor(found, dtype=self.program.dtype, device=self.program.device)[places]
+        numbers = torch.tensor(found, dtype=self.bound_model.dtype, device=self.bound_model.device)[places]
         return (numbers.permute(1, 2, 0) if self.stacked.last else numbers.movedim(0, 1)).contiguous()
 
     def _rows(self, step: int, count: int) -> list[Tensor]:
@@ -175,40 +175,40 @@ class _Slab:
     ) -> None:
         """End a fit that failed in ``step``, before which θ and moments were ``state``, and θ ``after`` it."""
         lane.lose(losses)
-        task, program = lane.task, lane.task.program
-        with GLOBALS, program.running(state[0].clone(), RandomStream(dict(lane.stream.state))):
-            seen = replayed_traces(task, lane.recording.step, noise, step)
-            lane.end(state, failure(program.params, state[0], after, seen, step))
+        problem, bound_model = lane.problem, lane.problem.bound_model
+        with GLOBALS, bound_model.running(state[0].clone(), RandomStream(dict(lane.stream.state))):
+            seen = replayed_traces(problem, lane.recording.step, noise, step)
+            lane.end(state, failure(bound_model.params, state[0], after, seen, step))
 
 
-def run_together(stacked: Stacked, lanes: Sequence[Lane], fits: int, bar: tqdm[Any]) -> None:
+def run_batch(stacked: BatchedStep, lanes: Sequence[Lane], fits: int, bar: tqdm[Any]) -> None:
     """Run all lanes to their ends, or to a signal, in slabs of ``fits``.
 
     Slabs run side by side on as many threads as torch has.
     """
-    slabs = [_Slab(stacked, lanes[i : i + fits], i, fits) for i in range(0, len(lanes), fits)]
+    slabs = [_BatchedProgram(stacked, lanes[i : i + fits], i, fits) for i in range(0, len(lanes), fits)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with (
-            interruptible() as wish,
+            interruptible() as stop_signal,
             ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         ):
             going, step = slabs, 0
-            while going and wish.signal is None:
+            while going and stop_signal.signal is None:
                 step += CHUNK
                 bar.update(sum(pool.map(lambda slab, until=step: slab.advance(until), going)))
                 going = [slab for slab in going if slab.going]
         for slab in going:
             for place, lane in enumerate(slab.lanes):
                 if not lane.ended:
-                    lane.interrupted = wish.signal
+                    lane.interrupted = stop_signal.signal
                     lane.end(slab.of(place, slab.state))
     finally:
         torch.set_num_threads(threads)
 
 
-def slab_size(lanes: int, largest: int, noise: int, threads: int) -> int:
+def batch_width(lanes: int, largest: int, noise: int, threads: int) -> int:
     """How many fits of ``lanes`` run in one program.
 
     ``largest`` are the numbers in the largest tensor of one fit, ``noise`` the bytes of

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from inference.engine.svi_step import Step
-from inference.engine.tracing.batching_rules import NoRule, run_side_by_side
+from inference.engine.svi_step import SVIStep
+from inference.engine.tracing.batching_rules import NoRule, run_batched
 from inference.engine.tracing.random_ops import is_random
-from inference.engine.tracing.tracer import Tape, Untraceable
+from inference.engine.tracing.tracer import Tracer, Untraceable
 
-__all__ = ["Recording", "Stacked", "stack"]
+__all__ = ["BatchedStep", "TracedFit", "stack"]
 
 aten = torch.ops.aten
 _OWN = "own_"  # before the name of an input that is a constant of each fit
@@ -24,7 +24,7 @@ _SMALL = 2**11  # numbers in the largest tensor of a fit, up to which vectors ru
 
 
 @dataclass(frozen=True)
-class Recording:
+class TracedFit:
     """The step of one fit, recorded without folding, and the constants that are this fit's in it.
 
     ``form`` is what fits must share to be steps of one graph, ``numbers`` are those
@@ -32,14 +32,14 @@ class Recording:
     recorded of another fit, with other data or from another start, and may not be this one's.
     """
 
-    step: Step
+    step: SVIStep
     constants: Sequence[Tensor]
     form: tuple[Any, ...]
     numbers: list[float]
     borrowed: bool = False
 
     @classmethod
-    def of(cls, step: Step) -> Recording:
+    def of(cls, step: SVIStep) -> TracedFit:
         """What was recorded of a fit itself."""
         text, numbers = _outline(step.module.graph)
         draws = tuple((str(d.func), d.shape, d.dtype, str(d.kwargs)) for d in step.draws)
@@ -49,7 +49,7 @@ class Recording:
 
 
 @dataclass(frozen=True)
-class Stacked:
+class BatchedStep:
     """θ, moments, rates and noise of C fits, and constants → their losses, as a graph; θ and moments change in place.
 
     ``last`` says that the fits are the last dimension of each of those, not the
@@ -65,7 +65,9 @@ class Stacked:
     last: bool
 
 
-def stack(recordings: Sequence[Recording], inputs: Mapping[str, Tensor], state: Sequence[str], fits: int) -> Stacked:
+def stack(
+    recordings: Sequence[TracedFit], inputs: Mapping[str, Tensor], state: Sequence[str], fits: int
+) -> BatchedStep:
     """The step of ``fits`` at once of the fits that were recorded, which are of one form.
 
     ``inputs`` are those of one fit by name, the constants aside: ``theta``, the
@@ -104,7 +106,7 @@ def stack(recordings: Sequence[Recording], inputs: Mapping[str, Tensor], state: 
         raise Untraceable(f"an operator cannot be run for many fits at once ({problem})") from error
     fixed = {f"constant{i}": value for i, value in enumerate(tape.constants)}
     whole = {_OWN + name: value for name, value in own.items()}
-    return Stacked(module, tuple(state), fixed, whole, tape.largest, last)
+    return BatchedStep(module, tuple(state), fixed, whole, tape.largest, last)
 
 
 def _copies(many: Mapping[str, Tensor], fits: int, dim: int) -> dict[str, Tensor]:
@@ -113,13 +115,13 @@ def _copies(many: Mapping[str, Tensor], fits: int, dim: int) -> dict[str, Tensor
 
 def _recorded(
     pure: fx.GraphModule, many: dict[str, Tensor], shared: Mapping[str, Tensor], state: Sequence[str], last: bool
-) -> tuple[Tape, fx.GraphModule]:
+) -> tuple[Tracer, fx.GraphModule]:
     names = [node.target for node in pure.graph.nodes if node.op == "placeholder"]
-    tape = Tape({_OWN + name if name.startswith(("constant", "number")) else name: v for name, v in many.items()})
+    tape = Tracer({_OWN + name if name.startswith(("constant", "number")) else name: v for name, v in many.items()})
     with tape, torch.no_grad():
         whole = {name: value.clone() if _is_folded(value) else value for name, value in shared.items()}
         if last:
-            loss, *after = run_side_by_side(pure.graph, whole, many, long_products=True)
+            loss, *after = run_batched(pure.graph, whole, many, long_products=True)
         else:
             loss, *after = _by_vmap(pure, names, many, whole)
         for name, value in zip(state, after, strict=True):
@@ -156,7 +158,7 @@ def _is_folded(value: Tensor) -> bool:
     return first in (0.0, 1.0) and bool((value == first).all())
 
 
-def _constants(recordings: Sequence[Recording]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _constants(recordings: Sequence[TracedFit]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Those that differ from fit to fit, stacked, and those that all share."""
     own, shared = {}, {}
     for i, values in enumerate(zip(*(one.constants for one in recordings), strict=True)):
@@ -241,7 +243,7 @@ def _pure(
         loss = module(*values)[0]
         return loss, *(values[names.index(name)] for name in state)
 
-    tape = Tape(dict(zip(names, given, strict=True)))
+    tape = Tracer(dict(zip(names, given, strict=True)))
     try:
         with tape, torch.no_grad():
             outputs = torch.func.functionalize(stepped)(*given)

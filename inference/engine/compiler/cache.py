@@ -22,7 +22,7 @@ from inference.engine.compiler import (
     inductor,
     precompiled_headers,
 )
-from inference.engine.compiler.executable import Executable, Plan
+from inference.engine.compiler.executable import Executable, ExecutionPlan
 from inference.engine.compiler.inductor import Call, NotCompilable, View
 from inference.engine.tracing.dispatch import native_code
 from inference.engine.tracing.graph_text import graph_text
@@ -102,7 +102,7 @@ def _made(
 
 def _build(
     folder: Path, key: str, module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], threads: int
-) -> Plan:
+) -> ExecutionPlan:
     examples = [value.detach().clone() if i in rows else value for i, value in enumerate(inputs)]
     with precompiled_headers.precompiled() as header:
         lowered = inductor.lower(module, examples, threads)
@@ -111,7 +111,7 @@ def _build(
         code = folder / "step.cpp"
         code.write_text(text)
         inductor.build(code, folder / _LIBRARY, header())
-    plan = Plan(tuple(parts), tuple(rows), len(inputs), lowered.slots, lowered.scratch, lowered.output)
+    plan = ExecutionPlan(tuple(parts), tuple(rows), len(inputs), lowered.slots, lowered.scratch, lowered.output)
     digest = hashlib.sha256((folder / _LIBRARY).read_bytes()).hexdigest()
     write_json(folder / _PLAN, {"key": key, "library": digest, "plan": _encoded(plan)}, _SCHEMA)
     return plan
@@ -126,7 +126,7 @@ def _key(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], 
     return hashlib.sha256("\n\n".join(parts).encode()).hexdigest()[:40]
 
 
-def _load(entry: Path, key: str) -> Plan | None:
+def _load(entry: Path, key: str) -> ExecutionPlan | None:
     """The plan of an entry whose files are the user's own and whole."""
     files = (entry / _LIBRARY, entry / _PLAN)
     if not all(is_private(path) for path in (entry, *files)):
@@ -164,7 +164,7 @@ def _prune(cache: Path) -> None:
 
 def _encoded(value: Any) -> Any:
     """Plans, calls and views as JSON, each with its kind."""
-    if isinstance(value, Plan | Call | View):
+    if isinstance(value, ExecutionPlan | Call | View):
         fields = {name: _encoded(getattr(value, name)) for name in value.__dataclass_fields__}
         return {"kind": type(value).__name__, "value": fields}
     if isinstance(value, torch.dtype | torch.device | torch.layout | torch.memory_format):
@@ -194,4 +194,4 @@ def _decoded(value: Any) -> Any:
             raise ValueError(f"torch.{content} is no {kind}")
         return named
     fields = {name: _decoded(part) for name, part in content.items()}
-    return {"Plan": Plan, "Call": Call, "View": View, "dict": dict}[kind](**fields)
+    return {"ExecutionPlan": ExecutionPlan, "Call": Call, "View": View, "dict": dict}[kind](**fields)

@@ -16,13 +16,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from inference.engine.compiler.inductor import Call, View
 
-__all__ = ["Executable", "Plan"]
+__all__ = ["Executable", "ExecutionPlan"]
 
 _ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExecutionPlan:
     """What a compiled library does not say of itself.
 
     ``parts`` are its functions by number and the calls of torch between them;
@@ -59,7 +59,7 @@ class Executable:
     ``threads`` work on it, those of BLAS included.
     """
 
-    def __init__(self, library: Path, plan: Plan, inputs: Sequence[Tensor], threads: int) -> None:
+    def __init__(self, library: Path, plan: ExecutionPlan, inputs: Sequence[Tensor], threads: int) -> None:
         self.plan = plan
         self._threads = threads
         self._functions = ctypes.CDLL(str(library))

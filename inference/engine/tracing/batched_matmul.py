@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["products_beside"]
+__all__ = ["batched_products"]
 
 _SOURCE = r"""
 // A tile of M × N products for one vector of places: its sums stay in registers.
@@ -54,7 +54,7 @@ static inline __attribute__((always_inline)) void products_beside(
 
 
 @torch.library.custom_op("kiln::products_beside", mutates_args=())
-def products_beside(a: Tensor, b: Tensor) -> Tensor:
+def batched_products(a: Tensor, b: Tensor) -> Tensor:
     """Σ_k a_mkc b_knc, (M, N, C), of a, (M, K, C), and b, (K, N, C), both contiguous.
 
     Examples
@@ -66,7 +66,7 @@ def products_beside(a: Tensor, b: Tensor) -> Tensor:
     return torch.einsum("mkc,knc->mnc", a, b).contiguous()
 
 
-@products_beside.register_fake
+@batched_products.register_fake
 def _(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(a.shape[0], *b.shape[1:])
 

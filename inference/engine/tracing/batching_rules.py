@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves, tree_map
 
-from inference.engine.tracing.batched_matmul import products_beside
+from inference.engine.tracing.batched_matmul import batched_products
 from inference.engine.tracing.dispatch import native_code
 
-__all__ = ["NoRule", "run_side_by_side"]
+__all__ = ["NoRule", "run_batched"]
 
 aten = torch.ops.aten
 _SHORT = 8  # an inner dimension that is summed by multiplications rather than by a matrix product
@@ -27,7 +27,7 @@ class NoRule(Exception):
     """An operator that is not known here."""
 
 
-def run_side_by_side(
+def run_batched(
     graph: fx.Graph, inputs: Mapping[str, Tensor], many: Mapping[str, Tensor], long_products: bool = False
 ) -> list[Tensor]:
     """The outputs of ``graph`` for every particle, each of shape (…, P).
@@ -42,10 +42,10 @@ def run_side_by_side(
         At an operator that is not elementwise, a sum, a change of shape or a
         product of short vectors; also where memory is written to.
     """
-    return _Run(inputs, many, long_products).outputs(graph)
+    return _BatchedRun(inputs, many, long_products).outputs(graph)
 
 
-class _Run:
+class _BatchedRun:
     def __init__(self, inputs: Mapping[str, Tensor], many: Mapping[str, Tensor], long_products: bool) -> None:
         self.long_products = long_products
         self.inputs = inputs
@@ -129,24 +129,26 @@ class _Run:
         return list(self.values[node].shape[:-1] if node in self.batched else self.values[node].shape)
 
 
-def _sum(run: _Run, x: fx.Node, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+def _sum(run: _BatchedRun, x: fx.Node, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     chosen = run.dims(x, dims)
     value: Tensor = run.values[x]
     return value.sum(chosen, keepdim, dtype=dtype) if chosen else value.clone()
 
 
-def _mean(run: _Run, x: fx.Node, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+def _mean(run: _BatchedRun, x: fx.Node, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     chosen = run.dims(x, dims)
     value: Tensor = run.values[x]
     return value.mean(chosen, keepdim, dtype=dtype) if chosen else value.clone()
 
 
-def _norm(run: _Run, x: fx.Node, order: float = 2, dims: Any = None, keepdim: bool = False, **options: Any) -> Tensor:
+def _norm(
+    run: _BatchedRun, x: fx.Node, order: float = 2, dims: Any = None, keepdim: bool = False, **options: Any
+) -> Tensor:
     chosen = range(run.rank(x)) if dims is None else [run.dim(x, d) for d in dims]
     return torch.linalg.vector_norm(run.values[x], order, list(chosen), keepdim, **options)
 
 
-def _view(run: _Run, x: fx.Node, shape: list[int]) -> Tensor:
+def _view(run: _BatchedRun, x: fx.Node, shape: list[int]) -> Tensor:
     size = torch.Size(run.shape(x)).numel()
     whole = list(shape)
     if -1 in whole:
@@ -154,51 +156,51 @@ def _view(run: _Run, x: fx.Node, shape: list[int]) -> Tensor:
     return run.values[x].reshape(*whole, run.count)
 
 
-def _expand(run: _Run, x: fx.Node, shape: list[int], *, implicit: bool = False) -> Tensor:
+def _expand(run: _BatchedRun, x: fx.Node, shape: list[int], *, implicit: bool = False) -> Tensor:
     own = run.shape(x)
     value = run.values[x].reshape(*[1] * (len(shape) - len(own)), *own, run.count)
     return value.expand(*shape, run.count)
 
 
-def _unsqueeze(run: _Run, x: fx.Node, dim: int) -> Tensor:
+def _unsqueeze(run: _BatchedRun, x: fx.Node, dim: int) -> Tensor:
     return run.values[x].unsqueeze(dim % (run.rank(x) + 1))
 
 
-def _squeeze(run: _Run, x: fx.Node, dims: Any = None) -> Tensor:
+def _squeeze(run: _BatchedRun, x: fx.Node, dims: Any = None) -> Tensor:
     given = range(run.rank(x)) if dims is None else [dims] if isinstance(dims, int) else dims
     single = [run.dim(x, d) for d in given if run.rank(x) and run.shape(x)[run.dim(x, d)] == 1]
     return run.values[x].squeeze(single) if single else run.values[x]
 
 
-def _permute(run: _Run, x: fx.Node, order: list[int]) -> Tensor:
+def _permute(run: _BatchedRun, x: fx.Node, order: list[int]) -> Tensor:
     return run.values[x].permute(*[run.dim(x, d) for d in order], run.rank(x))
 
 
-def _transpose(run: _Run, x: fx.Node, first: int = 0, second: int = 1) -> Tensor:
+def _transpose(run: _BatchedRun, x: fx.Node, first: int = 0, second: int = 1) -> Tensor:
     return run.values[x].transpose(run.dim(x, first), run.dim(x, second)) if run.rank(x) > 1 else run.values[x]
 
 
-def _select(run: _Run, x: fx.Node, dim: int, index: int) -> Tensor:
+def _select(run: _BatchedRun, x: fx.Node, dim: int, index: int) -> Tensor:
     return run.values[x].select(run.dim(x, dim), index)
 
 
-def _slice(run: _Run, x: fx.Node, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Tensor:
+def _slice(run: _BatchedRun, x: fx.Node, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Tensor:
     return torch.as_tensor(aten.slice.Tensor(run.values[x], run.dim(x, dim), start, end, step))
 
 
-def _split(run: _Run, x: fx.Node, sizes: Any, dim: int = 0) -> Any:
+def _split(run: _BatchedRun, x: fx.Node, sizes: Any, dim: int = 0) -> Any:
     return torch.split(run.values[x], sizes, run.dim(x, dim))
 
 
-def _stack(run: _Run, parts: list[fx.Node], dim: int = 0) -> Tensor:
+def _stack(run: _BatchedRun, parts: list[fx.Node], dim: int = 0) -> Tensor:
     return torch.stack([run._expanded(part) for part in parts], dim % (run.rank(parts[0]) + 1))
 
 
-def _cat(run: _Run, parts: list[fx.Node], dim: int = 0) -> Tensor:
+def _cat(run: _BatchedRun, parts: list[fx.Node], dim: int = 0) -> Tensor:
     return torch.cat([run._expanded(part) for part in parts], run.dim(parts[0], dim))
 
 
-def _product(run: _Run, left: fx.Node, right: fx.Node) -> Tensor:
+def _product(run: _BatchedRun, left: fx.Node, right: fx.Node) -> Tensor:
     """A matrix product: as a sum of multiplications if short, else one product for all where a matrix is shared."""
     if run.shape(left)[-1] > _SHORT:
         return _shared_product(run, left, right)
@@ -210,7 +212,7 @@ def _product(run: _Run, left: fx.Node, right: fx.Node) -> Tensor:
     return torch.as_tensor(sum(terms[1:], terms[0]))
 
 
-def _shared_product(run: _Run, left: fx.Node, right: fx.Node) -> Tensor:
+def _shared_product(run: _BatchedRun, left: fx.Node, right: fx.Node) -> Tensor:
     """The product of a matrix that all particles share with a vector or matrix of each; the particles are columns."""
     if left not in run.batched and run.rank(left) == 2:
         return torch.tensordot(run.values[left], run.values[right], ([1], [0]))
@@ -221,36 +223,36 @@ def _shared_product(run: _Run, left: fx.Node, right: fx.Node) -> Tensor:
         raise NoRule("a matrix product with a long inner dimension, of matrices that differ from particle to particle")
     a, b = run._expanded(left), run._expanded(right)
     if run.rank(left) == 2 == run.rank(right):
-        return products_beside(a.contiguous(), b.contiguous())
+        return batched_products(a.contiguous(), b.contiguous())
     if run.rank(right) == 1:
         return (a * b).sum(-2)
     return (a.unsqueeze(-2) * b.unsqueeze(-4)).sum(-3)
 
 
-def _copied(run: _Run, to: fx.Node, value: fx.Node) -> Tensor:
+def _copied(run: _BatchedRun, to: fx.Node, value: fx.Node) -> Tensor:
     return _expand(run, value, run.shape(to)).to(run.values[to].dtype)
 
 
-def _selected_back(run: _Run, grad: fx.Node, sizes: list[int], dim: int, index: int) -> Tensor:
+def _selected_back(run: _BatchedRun, grad: fx.Node, sizes: list[int], dim: int, index: int) -> Tensor:
     return torch.as_tensor(aten.select_backward(run.values[grad], [*sizes, run.count], dim % len(sizes), index))
 
 
-def _sliced_back(run: _Run, grad: fx.Node, sizes: list[int], dim: int, *places: int) -> Tensor:
+def _sliced_back(run: _BatchedRun, grad: fx.Node, sizes: list[int], dim: int, *places: int) -> Tensor:
     return torch.as_tensor(aten.slice_backward(run.values[grad], [*sizes, run.count], dim % len(sizes), *places))
 
 
 def _elementwise(function: Any) -> Any:
-    def rule(run: _Run, *args: Any, **kwargs: Any) -> Any:
+    def rule(run: _BatchedRun, *args: Any, **kwargs: Any) -> Any:
         return function(*map(run._aligned, args), **kwargs)
 
     return rule
 
 
-def _same(run: _Run, x: fx.Node, **_: Any) -> Tensor:
+def _same(run: _BatchedRun, x: fx.Node, **_: Any) -> Tensor:
     return run.values[x]
 
 
-def _detach(run: _Run, x: fx.Node) -> Tensor:
+def _detach(run: _BatchedRun, x: fx.Node) -> Tensor:
     return run.values[x].detach()
 
 

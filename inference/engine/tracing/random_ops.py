@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from inference.engine.tracing.dispatch import DispatchMode
 
-__all__ = ["Count", "Draw", "Replay", "is_random", "pack"]
+__all__ = ["CountRandomOps", "RandomOp", "ReplayRandomOps", "is_random", "pack"]
 
 aten = torch.ops.aten
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
@@ -36,7 +36,7 @@ def is_random(func: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Draw:
+class RandomOp:
     """One random call in a model or guide whose distribution is the same at every step.
 
     ``func(*args, **kwargs)`` is the operator as torch ran it; ``shape`` and
@@ -109,7 +109,7 @@ def coins(probs: Tensor, count: int) -> Tensor:
     return torch.from_numpy(heads.astype(_NUMPY[probs.dtype]))
 
 
-def pack(draws: Sequence[Draw]) -> list[list[int]]:
+def pack(draws: Sequence[RandomOp]) -> list[list[int]]:
     """Positions of the draws that one call can fill together, in the order of their first."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, draw in enumerate(draws):
@@ -117,7 +117,7 @@ def pack(draws: Sequence[Draw]) -> list[list[int]]:
     return list(groups.values())
 
 
-class Replay(DispatchMode):
+class ReplayRandomOps(DispatchMode):
     """Answer each recorded random call with the number given, in order; the others run as they are.
 
     ``values`` holds a tensor for each recorded call and None for each that the
@@ -137,7 +137,7 @@ class Replay(DispatchMode):
         return args[0].copy_(value) if func._schema.is_mutable else value
 
 
-class Count(DispatchMode):
+class CountRandomOps(DispatchMode):
     """Count the random ``numbers`` that are drawn inside the block."""
 
     def __init__(self) -> None:

@@ -17,9 +17,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from inference.engine.tracing.dispatch import DispatchMode
-from inference.engine.tracing.random_ops import Draw, is_random
+from inference.engine.tracing.random_ops import RandomOp, is_random
 
-__all__ = ["Substitute", "Tape", "Untraceable", "shape_only"]
+__all__ = ["Substitution", "Tracer", "Untraceable", "shape_only"]
 
 aten = torch.ops.aten
 _SHAPE_ONLY = {
@@ -39,13 +39,13 @@ class Untraceable(ValueError):
     """The reason why a model or guide cannot be turned into a graph, with the line it comes from."""
 
 
-class Substitute(TorchFunctionMode):
+class Substitution(TorchFunctionMode):
     """Wherever the first of a pair of ``replacements`` meets torch, the second takes its place.
 
     It also refuses what reads numbers out of ``tape``'s tensors without an operator.
     """
 
-    def __init__(self, replacements: list[tuple[Tensor, Tensor]], tape: Tape) -> None:
+    def __init__(self, replacements: list[tuple[Tensor, Tensor]], tape: Tracer) -> None:
         super().__init__()
         self._tape = tape
         self._by_id = {id(old): new for old, new in replacements}
@@ -61,7 +61,7 @@ class Substitute(TorchFunctionMode):
         return self._by_id.get(id(value), value)
 
 
-class Tape(DispatchMode):
+class Tracer(DispatchMode):
     """Record what is computed from ``inputs`` inside the block, below autograd, as ``graph``.
 
     Only what depends on the inputs, or on random numbers, is recorded. Other
@@ -88,7 +88,7 @@ class Tape(DispatchMode):
         self._folds = folds
         self.graph = fx.Graph()
         self.constants: list[Tensor] = []
-        self.draws: list[Draw] = []
+        self.draws: list[RandomOp] = []
         self.randoms: list[int | None] = []
         self.failures: list[Tensor] = []
         self.largest = 0
@@ -186,7 +186,7 @@ class Tape(DispatchMode):
         out = func(*args, **kwargs)
         given = args[1:] if func._schema.is_mutable else args
         frozen = tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, given)
-        draw = Draw(func, tuple(frozen), dict(kwargs), tuple(out.shape), out.dtype, out.device)
+        draw = RandomOp(func, tuple(frozen), dict(kwargs), tuple(out.shape), out.dtype, out.device)
         self.randoms.append(len(self.draws))
         node = self._placeholder(f"draw{len(self.draws)}")
         self.draws.append(draw)

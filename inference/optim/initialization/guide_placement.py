@@ -14,15 +14,15 @@ from pyro.infer.autoguide import (
 )
 from torch import Tensor
 
-from inference.model.bound_model import Program, name_of
+from inference.model.bound_model import BoundModel, name_of
 from inference.model.elbo import Model
-from inference.model.latent_layout import Places
-from inference.optim.initialization.pathfinder import Start
+from inference.model.latent_layout import LatentLayout
+from inference.optim.initialization.pathfinder import InitialNormal
 
-__all__ = ["apply_start", "located", "start_at"]
+__all__ = ["located", "place_guide", "start_at"]
 
 
-def apply_start(program: Program, start: Start) -> Tensor:
+def place_guide(bound_model: BoundModel, start: InitialNormal) -> Tensor:
     """θ, (P,), with the guide at ``start``; the model's own parameters stay where the program has them.
 
     Every family gets μ = ``loc``. Independent Normals get σ = ``sd``, the optimum
@@ -39,10 +39,10 @@ def apply_start(program: Program, start: Start) -> Tensor:
     ----------
     Tipping, Bishop (1999), Probabilistic principal component analysis (low rank).
     """
-    return _replaced(program, {**_location(program.guide, start.loc), **_spread(program.guide, start)})
+    return _replaced(bound_model, {**_location(bound_model.guide, start.loc), **_spread(bound_model.guide, start)})
 
 
-def located(program: Program, u: Tensor) -> Tensor:
+def located(bound_model: BoundModel, u: Tensor) -> Tensor:
     """θ, (P,), with the location μ of the guide at ``u``, (D,), its spread and the rest as the program has them.
 
     Raises
@@ -50,28 +50,28 @@ def located(program: Program, u: Tensor) -> Tensor:
     ValueError
         If the guide has no location.
     """
-    return _replaced(program, _location(program.guide, u))
+    return _replaced(bound_model, _location(bound_model.guide, u))
 
 
-def start_at(program: Program, start: Start, theta: Tensor) -> Start:
+def start_at(bound_model: BoundModel, start: InitialNormal, theta: Tensor) -> InitialNormal:
     """``start`` with the triangle that the guide has at ``theta``, for a map of coordinates by what it has learned."""
-    prefix = getattr(program.guide, "_pyro_name", "")
-    found = program.params.constrained(theta.double())
+    prefix = getattr(bound_model.guide, "_pyro_name", "")
+    found = bound_model.params.constrained(theta.double())
     tril = found[f"{prefix}.scale"][:, None] * found[f"{prefix}.scale_tril"]
     return replace(start, sd=torch.cholesky_inverse(tril).diagonal().rsqrt(), scale_tril=tril)
 
 
-def _replaced(program: Program, values: dict[str, Tensor]) -> Tensor:
-    prefix = getattr(program.guide, "_pyro_name", "")
+def _replaced(bound_model: BoundModel, values: dict[str, Tensor]) -> Tensor:
+    prefix = getattr(bound_model.guide, "_pyro_name", "")
     names = {f"{prefix}.{name}": value for name, value in values.items()}
-    if not values or not names.keys() <= set(program.params.names):
-        guide = name_of(program.guide)
+    if not values or not names.keys() <= set(bound_model.params.names):
+        guide = name_of(bound_model.guide)
         raise ValueError(f"{guide} has no location and scale that a start could set: leave it where it is")
-    return program.params.replaced(program.params.flatten(), names)
+    return bound_model.params.replaced(bound_model.params.flatten(), names)
 
 
 def _location(guide: Model, u: Tensor) -> dict[str, Tensor]:
-    places = Places.of(guide)
+    places = LatentLayout.of(guide)
     if isinstance(guide, AutoDelta):
         return places.values(u)[0]
     if isinstance(guide, AutoNormal):
@@ -79,9 +79,9 @@ def _location(guide: Model, u: Tensor) -> dict[str, Tensor]:
     return {"loc": u} if isinstance(guide, AutoContinuous) else {}
 
 
-def _spread(guide: Model, start: Start) -> dict[str, Tensor]:
+def _spread(guide: Model, start: InitialNormal) -> dict[str, Tensor]:
     if isinstance(guide, AutoNormal):
-        return {f"scales.{name}": value for name, value in Places.of(guide).named(start.sd).items()}
+        return {f"scales.{name}": value for name, value in LatentLayout.of(guide).named(start.sd).items()}
     if not isinstance(guide, AutoContinuous) or isinstance(guide, AutoLaplaceApproximation):
         return {}
     if hasattr(guide, "scale_tril"):
@@ -92,7 +92,7 @@ def _spread(guide: Model, start: Start) -> dict[str, Tensor]:
     return {"scale": start.sd}
 
 
-def _low_rank(start: Start, rank: int) -> dict[str, Tensor]:
+def _low_rank(start: InitialNormal, rank: int) -> dict[str, Tensor]:
     """S, (D,), and F, (D, rank), from the eigenvalues of Σ/(sd sdᵀ): the largest, and the harmonic mean of the rest."""
     size = len(start.sd)
     if start.scale_tril is None:

@@ -12,12 +12,12 @@ import torch
 from pyro.infer.autoguide import AutoContinuous, AutoDelta, AutoNormal
 from torch import Tensor
 
-from inference.model.bound_model import Program, name_of
+from inference.model.bound_model import BoundModel, name_of
 from inference.model.log_joint import LogJoint
 from inference.optim.initialization.mode_search import Iterate, absolute_inverse, ascend, climb
 from inference.utils.random_state import RandomStream
 
-__all__ = ["NoStart", "Start", "find_start", "start_again", "start_from"]
+__all__ = ["InitialNormal", "NoInitialNormal", "find_initial_normal", "start_again", "start_from"]
 
 _MOST = 5000  # latents
 _DENSE = 300  # latents with a full covariance
@@ -34,7 +34,7 @@ _GAP = 1.0  # nats between the Laplace approximation's evidence and its ELBO, ab
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialNormal:
     """A Normal over the unconstrained latents u, in double precision, in the order in which the guide lays them out.
 
     ``loc`` is (D,); ``scale_tril``, (D, D), the Cholesky factor of its
@@ -62,20 +62,22 @@ class Start:
 
 
 @dataclass(frozen=True)
-class NoStart:
+class NoInitialNormal:
     """Why a guide has to keep its own start."""
 
     reason: str
     evaluations: int = 0
 
 
-def start_again(saved: Mapping[str, Any], device: torch.device) -> Start | NoStart:
+def start_again(saved: Mapping[str, Any], device: torch.device) -> InitialNormal | NoInitialNormal:
     """The start, or the lack of one, whose fields were ``saved``, with its tensors on ``device``."""
     moved: dict[str, Any] = {n: part.to(device) if isinstance(part, Tensor) else part for n, part in saved.items()}
-    return NoStart(**moved) if "reason" in moved else Start(**moved)
+    return NoInitialNormal(**moved) if "reason" in moved else InitialNormal(**moved)
 
 
-def find_start(program: Program, args: tuple[Any, ...], stream: RandomStream, tries: int = 4) -> Start | NoStart:
+def find_initial_normal(
+    bound_model: BoundModel, args: tuple[Any, ...], stream: RandomStream, tries: int = 4
+) -> InitialNormal | NoInitialNormal:
     """Search the mode of log p(x, z(u)) + log |dz/du| from the guide's own start, from 0 and draws of the prior.
 
     L-BFGS from ``tries`` of them (two above 50 latents), Newton's steps from the
@@ -95,46 +97,53 @@ def find_start(program: Program, args: tuple[Any, ...], stream: RandomStream, tr
     ----------
     Zhang, Carpenter, Gelman, Vehtari (2022), Pathfinder: parallel quasi-Newton variational inference.
     """
-    return _looked(program, args, stream, partial(_search, tries=tries))
+    return _looked(bound_model, args, stream, partial(_search, tries=tries))
 
 
-def start_from(program: Program, args: tuple[Any, ...], stream: RandomStream, u: Tensor) -> Start | NoStart:
+def start_from(
+    bound_model: BoundModel, args: tuple[Any, ...], stream: RandomStream, u: Tensor
+) -> InitialNormal | NoInitialNormal:
     """The Normal at ``u``, (D,), with the curvature that log p(x, z(u)) + log |dz/du| has there, (|H|)⁻¹."""
-    return _looked(program, args, stream, partial(_here, u=u))
+    return _looked(bound_model, args, stream, partial(_here, u=u))
 
 
 def _looked(
-    program: Program, args: tuple[Any, ...], stream: RandomStream, look: Callable[[LogJoint], Start | NoStart]
-) -> Start | NoStart:
-    reason = _unfit(program)
+    bound_model: BoundModel,
+    args: tuple[Any, ...],
+    stream: RandomStream,
+    look: Callable[[LogJoint], InitialNormal | NoInitialNormal],
+) -> InitialNormal | NoInitialNormal:
+    reason = _unfit(bound_model)
     if reason:
-        return NoStart(reason)
-    density = LogJoint(program, args, stream, jacobian=not isinstance(program.guide, AutoDelta))
+        return NoInitialNormal(reason)
+    density = LogJoint(bound_model, args, stream, jacobian=not isinstance(bound_model.guide, AutoDelta))
     if density.size > _MOST:
-        return NoStart(f"{density.size} latents are more than {_MOST}, and a search of their mode too dear")
+        return NoInitialNormal(f"{density.size} latents are more than {_MOST}, and a search of their mode too dear")
     try:
         found = look(density)
     except Exception as error:  # a user's model may raise anything where a fit would never have taken it
-        found = NoStart(f"the search of the mode failed: {type(error).__name__}: {' '.join(str(error).split())}")
+        found = NoInitialNormal(
+            f"the search of the mode failed: {type(error).__name__}: {' '.join(str(error).split())}"
+        )
     return replace(found, evaluations=density.evaluations)
 
 
-def _here(density: LogJoint, u: Tensor) -> Start | NoStart:
+def _here(density: LogJoint, u: Tensor) -> InitialNormal | NoInitialNormal:
     value, grad = density.slope(u)
     if not (math.isfinite(value) and torch.isfinite(grad).all()):
-        return NoStart("log p(x, z) or its gradient is not finite there")
+        return NoInitialNormal("log p(x, z) or its gradient is not finite there")
     metric = _metric(density, u)
     is_mode = bool(grad @ (metric @ grad if metric.dim() == 2 else metric * grad) < _FLAT)
     return _scored(density, u, metric, density.noise(_DRAWS), is_mode, value)
 
 
-def _unfit(program: Program) -> str:
-    guide, latents = program.guide, program.latents
+def _unfit(bound_model: BoundModel) -> str:
+    guide, latents = bound_model.guide, bound_model.latents
     discrete = [site.name for site in latents if site.support is not None and site.support.is_discrete]
     if discrete:
         return f"{discrete} are discrete: a mode has no curvature there"
-    if program.scored:
-        return f"{list(program.scored)} are not reparameterised"
+    if bound_model.score_function_sites:
+        return f"{list(bound_model.score_function_sites)} are not reparameterised"
     if not isinstance(guide, AutoContinuous | AutoDelta | AutoNormal):
         return f"{name_of(guide)} is no guide over a fixed vector of latents"
     if isinstance(guide, AutoContinuous) and not hasattr(guide, "loc"):
@@ -144,17 +153,17 @@ def _unfit(program: Program) -> str:
     return ""
 
 
-def _search(density: LogJoint, tries: int) -> Start | NoStart:
+def _search(density: LogJoint, tries: int) -> InitialNormal | NoInitialNormal:
     begins = _begins(density, tries if density.size <= _FEW else min(tries, 2))
     if not begins:
-        return NoStart("log p(x, z) is finite at none of the starts")
+        return NoInitialNormal("log p(x, z) is finite at none of the starts")
     if density.value(begins[-1]) != density.value(begins[-1]):
-        return NoStart("log p(x, z) is another number each time: the model draws numbers beside its latents")
+        return NoInitialNormal("log p(x, z) is another number each time: the model draws numbers beside its latents")
     steps = _STEPS[density.size > _FEW]
     paths = [ascend(density, begin, _metric(density, begin), steps) for begin in begins]
     paths = [path for path in paths if path]
     if not paths:
-        return NoStart("log p(x, z) has no finite gradient at any of the starts")
+        return NoInitialNormal("log p(x, z) has no finite gradient at any of the starts")
     noise, gap = density.noise(_DRAWS), _GAP * max(1, density.size / 10)
     of_end = _diagonal if density.size > _DENSE else _laplace
     found = [of_end(density, end, noise) for end in _ends(paths)]
@@ -163,7 +172,7 @@ def _search(density: LogJoint, tries: int) -> Start | NoStart:
         other = max(_pathfinder(density, paths, noise), key=lambda start: start.elbo, default=best)
         best = other if other.elbo > best.elbo + (gap if best.is_mode else 0) else best
     if not math.isfinite(best.elbo) and not best.is_mode:
-        return NoStart("no Normal around the points of the search has a finite ELBO")
+        return NoInitialNormal("no Normal around the points of the search has a finite ELBO")
     return best
 
 
@@ -206,19 +215,19 @@ def _variances(density: LogJoint, u: Tensor) -> Tensor:
     return torch.where(known, sizes, sizes[known].median() if known.any() else torch.ones(())).reciprocal()
 
 
-def _laplace(density: LogJoint, top: Iterate, noise: Tensor) -> Start:
+def _laplace(density: LogJoint, top: Iterate, noise: Tensor) -> InitialNormal:
     rising = top.grad @ top.covariance(top.grad) > _RISING
     end = climb(density, top.u, 0 if rising else min(_NEWTON, _PRODUCTS // density.size))
     covariance = absolute_inverse(torch.nan_to_num(end.hessian, 0.0, 0.0, 0.0), 1e-12 if end.is_mode else 1e-6)
     return _scored(density, end.u, covariance, noise, end.is_mode, end.value)
 
 
-def _diagonal(density: LogJoint, top: Iterate, noise: Tensor) -> Start:
+def _diagonal(density: LogJoint, top: Iterate, noise: Tensor) -> InitialNormal:
     is_mode = bool(top.grad @ top.covariance(top.grad) < _FLAT)
     return _scored(density, top.u, _variances(density, top.u), noise, is_mode, top.value)
 
 
-def _pathfinder(density: LogJoint, paths: list[list[Iterate]], noise: Tensor) -> list[Start]:
+def _pathfinder(density: LogJoint, paths: list[list[Iterate]], noise: Tensor) -> list[InitialNormal]:
     """Normals at the iterates with the best ELBO, by the covariance of L-BFGS, and at the best by |H|⁻¹ too."""
     points = [path[i * len(path) // _THINNED] for path in paths for i in range(min(_THINNED, len(path)))]
     eye = torch.eye(density.size, dtype=torch.float64, device=noise.device)
@@ -234,26 +243,26 @@ def _pathfinder(density: LogJoint, paths: list[list[Iterate]], noise: Tensor) ->
 
 def _scored(
     density: LogJoint, loc: Tensor, covariance: Tensor, noise: Tensor, is_mode: bool, log_joint: float
-) -> Start:
+) -> InitialNormal:
     """N(loc, covariance) with its ELBO, −∞ where the covariance has no Cholesky factor."""
     if covariance.dim() == 1:
-        start = Start(loc, None, covariance.sqrt(), log_joint, -math.inf, is_mode, 0)
+        start = InitialNormal(loc, None, covariance.sqrt(), log_joint, -math.inf, is_mode, 0)
         log_det = start.sd.log().sum()
     else:
         sizes = covariance.diagonal().sqrt()
         tril, failed = torch.linalg.cholesky_ex(covariance / sizes[:, None] / sizes)
         tril = sizes[:, None] * tril
         if failed or not torch.isfinite(tril).all():
-            return Start(loc, None, sizes, log_joint, -math.inf, False, 0)
+            return InitialNormal(loc, None, sizes, log_joint, -math.inf, False, 0)
         precision = torch.cholesky_inverse(tril)
-        start = Start(loc, tril, precision.diagonal().rsqrt(), log_joint, -math.inf, is_mode, 0)
+        start = InitialNormal(loc, tril, precision.diagonal().rsqrt(), log_joint, -math.inf, is_mode, 0)
         log_det = tril.diagonal().log().sum()
     entropy = (noise.square().sum(-1) / 2).mean() + log_det + density.size / 2 * math.log(2 * math.pi)
     values = [density.value(u) for u in start.draw(noise)]
     return replace(start, elbo=sum(values) / len(values) + entropy.item())
 
 
-def _evidence(start: Start) -> float:
+def _evidence(start: InitialNormal) -> float:
     """log p(x) in nats, if the log joint were the quadratic that it is at its mode."""
     tril = start.scale_tril
     log_det = start.sd.log().sum() if tril is None else tril.diagonal().log().sum()

@@ -10,18 +10,18 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from torch.distributions import biject_to
 
-from inference.model.bound_model import Program, name_of
-from inference.optim.initialization.guide_placement import apply_start, located
-from inference.optim.initialization.pathfinder import NoStart, Start, find_start, start_from
+from inference.model.bound_model import BoundModel, name_of
+from inference.optim.initialization.guide_placement import located, place_guide
+from inference.optim.initialization.pathfinder import InitialNormal, NoInitialNormal, find_initial_normal, start_from
 from inference.utils.random_state import RandomStream
 
-__all__ = ["Init", "as_init", "begin"]
+__all__ = ["InitStrategy", "as_init_strategy", "initialize"]
 
-Init = str | Mapping[str, Any]
+InitStrategy = str | Mapping[str, Any]
 _WORDS = ("auto", "mode", "prior")
 
 
-def as_init(init: Any) -> Init:
+def as_init_strategy(init: Any) -> InitStrategy:
     """``init``, if it is one that ``fit`` takes.
 
     Raises
@@ -39,8 +39,10 @@ def as_init(init: Any) -> Init:
     raise ValueError(f"init is {init!r}: pass 'auto', 'mode', 'prior' or {{site: value}}")
 
 
-def begin(program: Program, args: tuple[Any, ...], stream: RandomStream, init: Init, search: bool) -> Start | NoStart:
-    """Put the guide of ``program`` where ``init`` says; and the start, where its curvature is known.
+def initialize(
+    bound_model: BoundModel, args: tuple[Any, ...], stream: RandomStream, init: InitStrategy, search: bool
+) -> InitialNormal | NoInitialNormal:
+    """Put the guide of ``bound_model`` where ``init`` says; and the start, where its curvature is known.
 
     ``search`` says that the steps will be found too, for which the curvature is
     wanted: ``"auto"`` means the guide's own start without it. A start that was
@@ -53,12 +55,16 @@ def begin(program: Program, args: tuple[Any, ...], stream: RandomStream, init: I
         for, or a site, shape or value of a mapping is unfit; the message names it.
     """
     if isinstance(init, Mapping):
-        u = _unconstrained(program, init)
-        program.params.hold(located(program, u))
-        return _required(start_from(program, args, stream, u), "init={site: value}") if search else NoStart("given")
+        u = _unconstrained(bound_model, init)
+        bound_model.params.hold(located(bound_model, u))
+        return (
+            _required(start_from(bound_model, args, stream, u), "init={site: value}")
+            if search
+            else NoInitialNormal("given")
+        )
     if init == "prior" or not (search or init == "mode"):
-        return NoStart("the guide's own start was asked for")
-    found = find_start(program, args, stream)
+        return NoInitialNormal("the guide's own start was asked for")
+    found = find_initial_normal(bound_model, args, stream)
     if init == "mode":
         found = _required(found, "init='mode'")
         if not found.is_mode:
@@ -66,19 +72,19 @@ def begin(program: Program, args: tuple[Any, ...], stream: RandomStream, init: I
                 "init='mode', but the search ended at no mode (a density without an upper bound has none, as a "
                 "funnel's): pass init='auto', which starts from the best Normal on the way, or re-parameterise"
             )
-        program.params.hold(apply_start(program, found))
+        bound_model.params.hold(place_guide(bound_model, found))
     return found
 
 
-def _required(found: Start | NoStart, asked: str) -> Start:
-    if isinstance(found, Start):
+def _required(found: InitialNormal | NoInitialNormal, asked: str) -> InitialNormal:
+    if isinstance(found, InitialNormal):
         return found
     raise ValueError(f"{asked} cannot be done: {found.reason}; leave init out")
 
 
-def _unconstrained(program: Program, values: Mapping[str, Any]) -> Tensor:
+def _unconstrained(bound_model: BoundModel, values: Mapping[str, Any]) -> Tensor:
     """U, (D,), of values in the model's own space; the sites left out stay where the guide starts them."""
-    guide = program.guide
+    guide = bound_model.guide
     if not isinstance(guide, AutoGuide):
         raise ValueError(f"init={{site: value}} needs one of Pyro's autoguides, but {name_of(guide)} is none")
     nodes = dict(guide.prototype_trace.iter_stochastic_nodes())

@@ -110,13 +110,13 @@ def surface_of(
     if positive_integer(grid, "grid") < _LEAST_GRID:
         raise ValueError(f"grid is {grid}: give at least {_LEAST_GRID} points a side")
     positive_integer(draws, "draws")
-    flat = torch.cat([value.reshape(-1) for value in posterior.unconstrained_params.values()])
-    line = _line(path, flat)
-    plane = _plane(posterior, over, flat, line, seed_number(seed))
+    flat_params = torch.cat([value.reshape(-1) for value in posterior.unconstrained_params.values()])
+    line = _line(path, flat_params)
+    plane = _plane(posterior, over, flat_params, line, seed_number(seed))
     reach = (1.0 if len(line) == 1 else None) if span is None else span
     sides = None if reach is None else tuple(positive_number(s, "span") for s in np.broadcast_to(reach, 2).tolist())
     return loss_surface(
-        posterior.program,
+        posterior.bound_model,
         posterior.data,
         plane,
         line,
@@ -128,26 +128,26 @@ def surface_of(
     )
 
 
-def _line(path: Any, flat: Tensor) -> Tensor:
+def _line(path: Any, flat_params: Tensor) -> Tensor:
     """The path, (T, P), ending at the fitted θ."""
     if path is None:
-        return flat[None]
-    rows = torch.as_tensor(np.asarray(path), dtype=flat.dtype).to(flat.device)
-    if rows.dim() != 2 or rows.shape[1] != len(flat) or not len(rows):
-        raise ValueError(f"path has shape {tuple(rows.shape)}: give θ at some steps, (T, {len(flat)})")
-    return rows if torch.equal(rows[-1], flat) else torch.cat([rows, flat[None]])
+        return flat_params[None]
+    rows = torch.as_tensor(np.asarray(path), dtype=flat_params.dtype).to(flat_params.device)
+    if rows.dim() != 2 or rows.shape[1] != len(flat_params) or not len(rows):
+        raise ValueError(f"path has shape {tuple(rows.shape)}: give θ at some steps, (T, {len(flat_params)})")
+    return rows if torch.equal(rows[-1], flat_params) else torch.cat([rows, flat_params[None]])
 
 
-def _plane(posterior: Posterior, over: Sequence[Any] | None, flat: Tensor, line: Tensor, seed: int) -> Plane:
-    params = posterior.program.params
+def _plane(posterior: Posterior, over: Sequence[Any] | None, flat_params: Tensor, line: Tensor, seed: int) -> Plane:
+    params = posterior.bound_model.params
     if over is not None:
-        return plane_of(params, flat, over)
-    if len(flat) < 2:
-        raise ValueError(f"θ has {len(flat)} numbers: a plane needs two")
-    if len(flat) == 2:
-        places = [(name, tuple(i)) for name, leaf in params.named(flat).items() for i in np.ndindex(*leaf.shape)]
-        return plane_of(params, flat, places)
-    return principal_plane(flat, line) if len(line) > 1 else random_plane(params, flat, seed)
+        return plane_of(params, flat_params, over)
+    if len(flat_params) < 2:
+        raise ValueError(f"θ has {len(flat_params)} numbers: a plane needs two")
+    if len(flat_params) == 2:
+        places = [(name, tuple(i)) for name, leaf in params.named(flat_params).items() for i in np.ndindex(*leaf.shape)]
+        return plane_of(params, flat_params, places)
+    return principal_plane(flat_params, line) if len(line) > 1 else random_plane(params, flat_params, seed)
 
 
 def draw(surface: LossSurface, steps: Sequence[int] | None = None) -> Figure:

@@ -16,7 +16,7 @@ from pyro import poutine
 from torch import Tensor
 
 from inference.data.arguments import argument_names, as_tensors
-from inference.model.bound_model import Program, device_for, name_of, named_failure
+from inference.model.bound_model import BoundModel, device_for, name_of, named_failure
 from inference.model.elbo import Model
 from inference.model.improper_priors import DrawableFlats
 from inference.model.sites import Site, base_distribution, observed_nodes, scalars
@@ -89,9 +89,9 @@ class Simulation:
             trace = named_failure("model", model, args, lambda: poutine.trace(DrawableFlats()(model)).get_trace(*args))
             _refuse_unfit(trace, name_of(model))
             guide = _built(guide_builder, model)
-        program = Program.start(model, guide, args, RandomStream.seeded(seed), where, kind, check_values=False)
-        observed = _arguments_of(program.observed)
-        inputs, latents = _inputs(args, set(observed)), tuple(site.name for site in program.latents)
+        bound_model = BoundModel.start(model, guide, args, RandomStream.seeded(seed), where, kind, check_values=False)
+        observed = _arguments_of(bound_model.observed)
+        inputs, latents = _inputs(args, set(observed)), tuple(site.name for site in bound_model.latents)
         found = cls(model, guide_builder, inputs, observed, latents, (), draws, seed, options, where, kind)
         truth, made = named_failure("model", model, found.inputs, lambda: found.simulate(seed))
         for position, site in observed.items():

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.engine.iterates import Pauses
+from inference.engine.iterates import IterateRecorder
 from inference.model.parameters import Params
 from inference.posterior import Posterior
 from inference.utils.validation import positive_integer
 
-__all__ = ["CHUNK", "Callback", "Every", "Progress", "Watch", "as_callbacks", "every", "opened", "settled"]
+__all__ = ["CHUNK", "Callback", "CallbackRunner", "Every", "Progress", "as_callbacks", "every", "opened", "settled"]
 
 CHUNK = 100
 
@@ -47,7 +47,7 @@ class Progress:
     steps: int
     curves: Tensor
     seconds: float
-    flat: Tensor
+    flat_params: Tensor
     made: Callable[[], Posterior] = field(repr=False)
     layout: Params = field(repr=False)
     start: int = 1
@@ -171,7 +171,7 @@ class _Due:
     told: int = 0
 
 
-class Watch:
+class CallbackRunner:
     """The callbacks of one start of a fit, the steps at which each is due, and the losses so far.
 
     ``make`` is called with θ, the curves so far, (2, steps), and the seconds;
@@ -219,27 +219,27 @@ class Watch:
         """The next step at which a callback is due, or else the last."""
         return min([self.steps, *(step + one.every - step % one.every for one in self._all)])
 
-    def tell(self, chunk: Tensor, pauses: Pauses) -> bool:
+    def tell(self, chunk: Tensor, iterates: IterateRecorder) -> bool:
         """Remember the losses and KL of the next steps, (n, 2), and call the callbacks due; whether there were any."""
         if self._buffer is None:
             self._buffer = chunk.new_empty(2, self.steps)
         self._buffer[:, self._taken : self._taken + len(chunk)] = chunk.T
         self._taken += len(chunk)
-        told = [self._tell(*kept) for kept in pauses.kept]
+        told = [self._tell(*kept) for kept in iterates.kept]
         return any(told)
 
-    def _tell(self, step: int, clock: float, flat: Tensor) -> bool:
+    def _tell(self, step: int, clock: float, flat_params: Tensor) -> bool:
         """Call the callbacks that are due at ``step``, which was at ``clock`` with this θ; whether there were any."""
         due = [one for one in self._all if step % one.every == 0 or step == self.steps]
         if not due:
             return False
         seconds, curves = clock - self._began, self.curves[:, :step]
-        posterior = cache(lambda: self._make(flat, curves, seconds))
+        posterior = cache(lambda: self._make(flat_params, curves, seconds))
         about: dict[int, Progress] = {}
         for one in due:
             if one.told not in about:
                 new = curves[:, one.told :].clone()
-                progress = Progress(step, self.steps, new, seconds, flat, posterior, self._layout, *self._start)
+                progress = Progress(step, self.steps, new, seconds, flat_params, posterior, self._layout, *self._start)
                 about[one.told] = progress
             one.callback(about[one.told])
             one.told = step

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from inference.storage.atomic_files import make_folder, replacing
 
-__all__ = ["Screen", "screen_for"]
+__all__ = ["Display", "display_for"]
 
 
-class Screen(Protocol):
+class Display(Protocol):
     """Shows a picture, or a line of text, in place of the one before; each makes only what it shows."""
 
     def show(self, png: Callable[[], bytes], line: Callable[[], str]) -> None:
@@ -79,7 +79,7 @@ class Terminal:
         self._line.close()
 
 
-def screen_for(path: Path | None) -> Screen:
+def display_for(path: Path | None) -> Display:
     """The notebook if this is one, else the file at ``path``, else the terminal.
 
     Raises

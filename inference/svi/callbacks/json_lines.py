@@ -115,7 +115,7 @@ class JsonLines:
         line["seconds"] = round(now.seconds, 6)
         if self.params:
             line["params"] = {
-                name: value.tolist() for name, value in now.layout.constrained(now.flat, self.params).items()
+                name: value.tolist() for name, value in now.layout.constrained(now.flat_params, self.params).items()
             }
         return line
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from inference.reporting.figures.style import BLUE, GREY, INK, ORANGE, STYLE
 from inference.svi.callbacks.base import CHUNK, Progress
-from inference.svi.callbacks.display import Screen, screen_for
+from inference.svi.callbacks.display import Display, display_for
 from inference.utils.validation import positive_integer
 
 __all__ = ["LivePlot"]
@@ -84,11 +84,11 @@ class LivePlot:
         self.loss = loss
         self._curves: dict[int, _Curve] = {}
         self._steps = 0
-        self._screen: Screen | None = None
+        self._screen: Display | None = None
         self._cost, self._due, self._stale = _FIRST_COST, 0.0, False
 
     def __enter__(self) -> LivePlot:
-        self._screen = screen_for(self.path)
+        self._screen = display_for(self.path)
         self._curves = {}
         return self
 

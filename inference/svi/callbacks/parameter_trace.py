@@ -37,22 +37,22 @@ class _Path:
     finished: bool = False
 
     def add(self, now: Progress, megabytes: float) -> None:
-        flat = self._kept(now).cpu()
-        most = max(2, int(megabytes * 2**20 / max(1, flat.nbytes)))
+        flat_params = self._kept(now).cpu()
+        most = max(2, int(megabytes * 2**20 / max(1, flat_params.nbytes)))
         self.losses.append(now.losses)
-        self.last, self.finished = (now.step, flat), now.step == now.steps
+        self.last, self.finished = (now.step, flat_params), now.step == now.steps
         self.calls += 1
         if self.calls % self.stride == 0:
             self.steps.append(now.step)
-            self.points.append(flat)
+            self.points.append(flat_params)
         if len(self.points) > most:
             self.steps, self.points = self.steps[1::2], self.points[1::2]
             self.stride *= 2
 
     def _kept(self, now: Progress) -> Tensor:
         if self.names is None:
-            return now.flat
-        views = dict(zip(now.layout.names, now.layout.views(now.flat), strict=True))
+            return now.flat_params
+        views = dict(zip(now.layout.names, now.layout.views(now.flat_params), strict=True))
         return torch.cat([views[name].reshape(-1) for name in self.names])
 
     def whole(self) -> tuple[list[int], list[Tensor]]:
@@ -73,7 +73,7 @@ class ParameterTrace:
     Parameters
     ----------
     names
-        Keep these parameters alone, and let ``flat`` hold no others; all if left out.
+        Keep these parameters alone, and let ``flat_params`` hold no others; all if left out.
     every
         Steps between two points; the last step has one too.
     megabytes
@@ -96,7 +96,7 @@ class ParameterTrace:
     >>> x, trace = torch.linspace(-1, 1, 20).reshape(-1, 1), ParameterTrace()
     >>> guide = mean_field_normal(linear_regression)
     >>> _ = fit(linear_regression, guide, x, x[:, 0], steps=250, callbacks=[trace], progress=False)
-    >>> trace.steps.tolist(), trace.flat.shape
+    >>> trace.steps.tolist(), trace.flat_params.shape
     ([100, 200, 250], (3, 6))
     >>> trace.names[:2]
     ('AutoNormal.locs.weights', 'AutoNormal.scales.weights')
@@ -132,7 +132,7 @@ class ParameterTrace:
         return np.array(self._best.whole()[0])
 
     @property
-    def flat(self) -> np.ndarray:
+    def flat_params(self) -> np.ndarray:
         """θ, unconstrained, all parameters in one vector, (T, P)."""
         return torch.stack(self._best.whole()[1]).numpy()
 
@@ -143,7 +143,7 @@ class ParameterTrace:
 
     def __getitem__(self, name: str) -> np.ndarray:
         path = self._best
-        return np.stack([path.layout.constrained(flat, [name])[name].numpy() for flat in path.whole()[1]])
+        return np.stack([path.layout.constrained(flat_params, [name])[name].numpy() for flat_params in path.whole()[1]])
 
     def plot(self, names: Sequence[str] | None = None) -> Figure:
         """A panel a parameter, by step, in the user's space: up to 30 of its numbers, evenly chosen, as lines."""

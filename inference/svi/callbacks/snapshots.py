@@ -11,7 +11,7 @@ from types import TracebackType
 from inference.posterior import Posterior
 from inference.storage.atomic_files import make_folder
 from inference.svi.callbacks.base import CHUNK, Progress
-from inference.utils.background_writer import Background
+from inference.utils.background_writer import BackgroundWriter
 from inference.utils.validation import positive_integer
 
 __all__ = ["Snapshots"]
@@ -75,7 +75,7 @@ class Snapshots:
         self.written: list[Path] = []
         self._resumed: tuple[int, int] | None = None
         self._running = False
-        self._work: Background | None = None
+        self._work: BackgroundWriter | None = None
 
     def resume(self, start: int, step: int) -> None:
         """Keep the snapshots up to this step of this start."""
@@ -101,8 +101,8 @@ class Snapshots:
         if not self._running:
             raise ValueError("Snapshots are written while a fit runs: pass them in callbacks=[…]")
         if self._work is None:
-            size = now.flat.nbytes + 2 * now.steps * now.flat.element_size()
-            self._work = Background("snapshots", max(2, min(_MOST, _BYTES // max(1, size))))
+            size = now.flat_params.nbytes + 2 * now.steps * now.flat_params.element_size()
+            self._work = BackgroundWriter("snapshots", max(2, min(_MOST, _BYTES // max(1, size))))
         within = self.folder / f"start_{now.start}" if now.starts > 1 else self.folder
         self._work.put(partial(self._write, now.posterior, within / f"step_{now.step:06d}"))
 

@@ -85,7 +85,7 @@ class TensorBoard:
             raise ValueError("TensorBoard is written while a fit runs: pass it in callbacks=[…]")
         summaries = []
         if self.histograms:
-            values = now.layout.constrained(now.flat).items()
+            values = now.layout.constrained(now.flat_params).items()
             summaries = [self._summaries.histogram(name, value.cpu().numpy(), "auto") for name, value in values]
         self._points.add(_Point(now.start if now.starts > 1 else 0, now.step, time.time(), now.means, summaries))
 

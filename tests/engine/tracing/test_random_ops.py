@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from inference.engine.tracing.tracer import Tape
+from inference.engine.tracing.tracer import Tracer
 from inference.model import subsampling  # noqa: F401 - registers kiln::subset
 
 COUNT = 4000
@@ -31,7 +31,7 @@ CALLS = {
 
 
 def recorded(call):
-    tape = Tape({"unused": torch.zeros(())})
+    tape = Tracer({"unused": torch.zeros(())})
     torch.manual_seed(0)
     with tape:
         call()

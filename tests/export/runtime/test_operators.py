@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from inference.engine.tracing.tracer import Untraceable
-from inference.export.graph_recording import recorded
+from inference.export.graph_recording import export_graph
 from inference.export.operator_names import NotExportable
 from inference.export.runtime.graph import Graph
 from inference.export.runtime.operators import OPERATORS
@@ -24,7 +24,7 @@ def data(rows, shape=(6,), low=-2.0, high=2.0):
 
 def in_numpy(function, shape=(6,), low=-2.0, high=2.0):
     """A function of x with NumPy, as it would come out of a file."""
-    found = recorded(lambda z: {"out": function(z["x"])}, lambda n: {"x": data(n, shape, low, high)}, (3, 5), {})
+    found = export_graph(lambda z: {"out": function(z["x"])}, lambda n: {"x": data(n, shape, low, high)}, (3, 5), {})
     found.graph.update(each=False, latents=[])
     SEEN.update(node[0] for node in found.graph["nodes"])
     graph = Graph(json.loads(json.dumps(found.graph)), found.arrays, 1)

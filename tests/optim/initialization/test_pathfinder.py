@@ -20,10 +20,10 @@ from guides import (
     spline_flow,
 )
 from inference import fit
-from inference.model.bound_model import Program
-from inference.model.latent_layout import Places
-from inference.optim.initialization.guide_placement import apply_start
-from inference.optim.initialization.pathfinder import NoStart, Start, find_start
+from inference.model.bound_model import BoundModel
+from inference.model.latent_layout import LatentLayout
+from inference.optim.initialization.guide_placement import place_guide
+from inference.optim.initialization.pathfinder import InitialNormal, NoInitialNormal, find_initial_normal
 from inference.utils.random_state import RandomStream
 from ppl_models import exact_linear_regression, linear_regression
 from tests.helpers.schools import SCHOOLS, eight_schools
@@ -34,15 +34,15 @@ CPU = torch.device("cpu")
 def started(model, guide, *args, seed=0, dtype=torch.float64):
     stream = RandomStream.seeded(seed)
     args = tuple(value.to(dtype) for value in args)
-    program = Program.start(model, guide(model), args, stream, CPU, dtype)
-    return program, find_start(program, args, stream)
+    bound_model = BoundModel.start(model, guide(model), args, stream, CPU, dtype)
+    return bound_model, find_initial_normal(bound_model, args, stream)
 
 
 def placed(model, guide, *args, dtype=torch.float64):
     """The guide at its start, and the start."""
-    program, start = started(model, guide, *args, dtype=dtype)
+    bound_model, start = started(model, guide, *args, dtype=dtype)
     stream = RandomStream.seeded(1)
-    return program, start, program.running(apply_start(program, start), stream)
+    return bound_model, start, bound_model.running(place_guide(bound_model, start), stream)
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +80,9 @@ def test_the_families_are_put_where_the_posterior_is(rows):
         autoguide.AutoDiagonalNormal: alone.square().diag(),
     }
     for guide, covariance in whole.items():
-        program, _, running = placed(known_noise, guide, *rows)
+        bound_model, _, running = placed(known_noise, guide, *rows)
         with running:
-            normal = program.guide.get_posterior(*rows)
+            normal = bound_model.guide.get_posterior(*rows)
             mean, found = normal.mean.detach(), getattr(normal, "covariance_matrix", None)
             found = normal.variance.diag().detach() if found is None else found.detach()
         torch.testing.assert_close(mean, exact.mean, rtol=1e-7, atol=1e-9)
@@ -92,21 +92,21 @@ def test_the_families_are_put_where_the_posterior_is(rows):
 def test_independent_normals_flows_and_points_start_at_the_mode(rows):
     exact = exact_linear_regression(*rows, noise=0.5)
     alone = torch.linalg.inv(exact.covariance).diagonal().rsqrt()
-    program, _, running = placed(known_noise, mean_field_normal, *rows)
+    bound_model, _, running = placed(known_noise, mean_field_normal, *rows)
     with running:
-        torch.testing.assert_close(program.guide.locs.weights.detach(), exact.mean[:2])
-        torch.testing.assert_close(program.guide.scales.weights.detach(), alone[:2], rtol=1e-6, atol=0)
-        torch.testing.assert_close(program.guide.scales.bias.detach(), alone[2], rtol=1e-6, atol=0)
+        torch.testing.assert_close(bound_model.guide.locs.weights.detach(), exact.mean[:2])
+        torch.testing.assert_close(bound_model.guide.scales.weights.detach(), alone[:2], rtol=1e-6, atol=0)
+        torch.testing.assert_close(bound_model.guide.scales.bias.detach(), alone[2], rtol=1e-6, atol=0)
     for guide in (planar_flow, funnel_flow, spline_flow):
-        program, _, running = placed(known_noise, guide, *rows, dtype=torch.float32)
+        bound_model, _, running = placed(known_noise, guide, *rows, dtype=torch.float32)
         with running:
-            torch.testing.assert_close(program.guide.loc.detach(), exact.mean.float())
-            factor = program.guide.scale.detach()[:, None] * program.guide.scale_tril.detach()
+            torch.testing.assert_close(bound_model.guide.loc.detach(), exact.mean.float())
+            factor = bound_model.guide.scale.detach()[:, None] * bound_model.guide.scale_tril.detach()
             torch.testing.assert_close(factor, torch.linalg.cholesky(exact.covariance).float(), rtol=1e-4, atol=1e-6)
     for guide in (autoguide.AutoDelta, autoguide.AutoLaplaceApproximation):
-        program, _, running = placed(known_noise, guide, *rows)
+        bound_model, _, running = placed(known_noise, guide, *rows)
         with running:
-            weights = program.guide.weights if guide is autoguide.AutoDelta else program.guide.loc[:2]
+            weights = bound_model.guide.weights if guide is autoguide.AutoDelta else bound_model.guide.loc[:2]
             torch.testing.assert_close(weights.detach(), exact.mean[:2])
 
 
@@ -158,9 +158,9 @@ def test_a_point_estimate_starts_at_the_mode_of_the_density_itself():
     def model():
         pyro.sample("z", dist.Gamma(3.0, 2.0))
 
-    program, _, running = placed(model, autoguide.AutoDelta)
+    bound_model, _, running = placed(model, autoguide.AutoDelta)
     with running:
-        assert program.guide.median()["z"].item() == pytest.approx((3 - 1) / 2, abs=1e-3)
+        assert bound_model.guide.median()["z"].item() == pytest.approx((3 - 1) / 2, abs=1e-3)
 
 
 def test_scales_masks_and_factors_count_as_in_the_elbo():
@@ -222,7 +222,7 @@ def test_every_start_of_pyros_works_from_flat_priors_and_a_list_of_guides_too(ro
 def test_a_funnel_has_no_mode_and_a_reasonable_start():
     """The log joint has no upper bound as tau → 0; log p(y) is about −31.2, and reference sds are 3 to 6."""
     _, start = started(eight_schools, full_rank_normal, *(value.double() for value in SCHOOLS))
-    assert isinstance(start, Start)
+    assert isinstance(start, InitialNormal)
     assert not start.is_mode
     assert -45 < start.elbo < -31
     assert start.evaluations <= 1000
@@ -252,7 +252,7 @@ def test_what_has_no_mode_to_search_is_refused_with_a_reason(rows):
     ):
         args = rows[:1] if model is coin else rows
         _, found = started(model, guide, *args)
-        assert isinstance(found, NoStart)
+        assert isinstance(found, NoInitialNormal)
         assert words in found.reason
 
 
@@ -264,9 +264,9 @@ def test_regions_without_a_density_are_gone_round():
         pyro.factor("inside", torch.log(z - 0.5).sum() - z.square().sum())
 
     stream = RandomStream.seeded(0)
-    program = Program.start(model, full_rank_normal(model), (), stream, CPU, torch.float64, check_values=False)
-    start = find_start(program, (), stream)
-    assert isinstance(start, Start), start
+    bound_model = BoundModel.start(model, full_rank_normal(model), (), stream, CPU, torch.float64, check_values=False)
+    start = find_initial_normal(bound_model, (), stream)
+    assert isinstance(start, InitialNormal), start
     # d/dz: 1/(z − ½) − 2z − z/4 = 0
     assert start.loc.tolist() == pytest.approx([0.9629] * 2, abs=2e-3)
 
@@ -280,12 +280,12 @@ def test_a_model_written_in_single_precision_is_searched_in_double(rows):
         sigma = pyro.sample("sigma", dist.HalfNormal(torch.tensor(1.0)))
         pyro.sample("y", dist.Normal(single @ w, sigma).to_event(1), obs=y)
 
-    program, start = started(model, mean_field_normal, y.float(), dtype=torch.float32)
-    assert isinstance(start, Start), start
+    bound_model, start = started(model, mean_field_normal, y.float(), dtype=torch.float32)
+    assert isinstance(start, InitialNormal), start
     assert start.loc.dtype == torch.float64
     assert start.is_mode
-    assert apply_start(program, start).dtype == torch.float32
-    assert {leaf.dtype for leaf in program.params.leaves} == {torch.float32}
+    assert place_guide(bound_model, start).dtype == torch.float32
+    assert {leaf.dtype for leaf in bound_model.params.leaves} == {torch.float32}
 
 
 def test_many_latents_have_a_spread_each():
@@ -294,11 +294,11 @@ def test_many_latents_have_a_spread_each():
     def model():
         pyro.sample("z", dist.Normal(torch.ones(400), sds).to_event(1))
 
-    program, start = started(model, low_rank_normal)
+    bound_model, start = started(model, low_rank_normal)
     assert start.scale_tril is None
     assert ((start.loc - 1) / sds).abs().max() < 0.05
     torch.testing.assert_close(start.sd, sds)
-    assert torch.isfinite(apply_start(program, start)).all()
+    assert torch.isfinite(place_guide(bound_model, start)).all()
 
 
 def test_random_numbers_come_from_the_stream_alone_and_the_store_is_left(rows):
@@ -317,8 +317,8 @@ def test_random_numbers_come_from_the_stream_alone_and_the_store_is_left(rows):
 
 
 def test_places_take_a_vector_apart_and_put_it_together(rows):
-    program, start = started(flat_line, full_rank_normal, *rows)
-    places = Places.of(program.guide)
+    bound_model, start = started(flat_line, full_rank_normal, *rows)
+    places = LatentLayout.of(bound_model.guide)
     values, change = places.values(start.loc)
     assert values["sigma"].item() == pytest.approx(math.exp(start.loc[2].item()))
     assert change.item() == pytest.approx(start.loc[2].item())

@@ -12,8 +12,8 @@ from guides import bernoulli_dropout, mean_field_normal
 from inference import fit, load, plot_loss_contour
 from inference.diagnostics.loss_surface import principal_plane, random_plane
 from inference.engine.eager import EagerEngine
-from inference.engine.svi_problem import Task
-from inference.model.bound_model import Program
+from inference.engine.svi_problem import SVIProblem
+from inference.model.bound_model import BoundModel
 from inference.reporting.figures.loss_contour import surface_of
 from inference.utils.random_state import RandomStream
 from ppl_models import DropoutRegression, linear_regression
@@ -37,13 +37,13 @@ def nothing(x, y=None):
 def path_of(model, guide, args, steps, **options):
     """θ before the first step and after each, as ``fit`` at seed 0 goes."""
     stream = RandomStream.seeded(0)
-    program = Program.start(model, guide, args, stream, torch.device("cpu"), torch.float64)
-    engine = EagerEngine(Task.of(program, args, **options))
+    bound_model = BoundModel.start(model, guide, args, stream, torch.device("cpu"), torch.float64)
+    engine = EagerEngine(SVIProblem.of(bound_model, args, **options))
     state = engine.init(stream)
-    rows = [state.flat.detach().clone()]
+    rows = [state.flat_params.detach().clone()]
     for _ in range(steps):
         engine.advance(state, 1)
-        rows.append(state.flat.detach().clone())
+        rows.append(state.flat_params.detach().clone())
     return torch.stack(rows)
 
 
@@ -106,13 +106,13 @@ def test_the_principal_plane_holds_a_path_that_lies_in_one():
 
 
 def test_random_directions_are_as_long_as_the_parameters(bayesian):
-    params = bayesian.program.params
-    flat = torch.cat([v.reshape(-1) for v in bayesian.unconstrained_params.values()])
-    plane = random_plane(params, flat, 0)
+    params = bayesian.bound_model.params
+    flat_params = torch.cat([v.reshape(-1) for v in bayesian.unconstrained_params.values()])
+    plane = random_plane(params, flat_params, 0)
     for direction in plane.directions:
-        for part, own in zip(params.views(direction), params.views(flat), strict=True):
+        for part, own in zip(params.views(direction), params.views(flat_params), strict=True):
             torch.testing.assert_close(part.norm(), own.norm())
-    assert not torch.equal(random_plane(params, flat, 1).directions, plane.directions)
+    assert not torch.equal(random_plane(params, flat_params, 1).directions, plane.directions)
 
 
 def test_the_picture(descent, tmp_path):
@@ -147,7 +147,7 @@ def test_a_guide_that_trains_otherwise_is_left_as_it_was():
     )
     posterior.sample(1)  # asked, it is in evaluation mode
     first = surface_of(posterior, grid=5, draws=2)
-    assert not posterior.program.guide.training
+    assert not posterior.bound_model.guide.training
     assert np.array_equal(first.loss, surface_of(posterior, grid=5, draws=2).loss)
 
 

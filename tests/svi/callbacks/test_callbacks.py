@@ -18,7 +18,7 @@ from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation
 from guides import mean_field_normal
 from inference import JsonLines, LivePlot, ParameterTrace, Snapshots, TensorBoard, every, fit, load
 from inference.svi.callbacks import live_plot
-from inference.utils.background_writer import Background
+from inference.utils.background_writer import BackgroundWriter
 from ppl_models import linear_regression
 
 X = torch.linspace(-1, 1, 40).reshape(-1, 1)
@@ -106,7 +106,7 @@ def test_those_told_late_are_told_the_same(tmp_path):
     (late, trace), (at_once, other) = told(), told(lambda now: None)
     assert late == at_once
     assert len(late) == 34
-    np.testing.assert_array_equal(trace.flat, other.flat)
+    np.testing.assert_array_equal(trace.flat_params, other.flat_params)
 
 
 def test_a_loss_that_is_not_finite_is_told_up_to_its_chunk(tmp_path):
@@ -157,7 +157,7 @@ def test_the_trace_is_the_path(tmp_path):
     trace = ParameterTrace(every=40)
     posterior = fitted(trace, steps=130)
     assert trace.steps.tolist() == [40, 80, 120, 130]
-    assert trace.flat.shape == (4, 6)
+    assert trace.flat_params.shape == (4, 6)
     for name, value in posterior.params.items():
         np.testing.assert_array_equal(trace[name][-1], value)
     shorter = fitted(steps=80).params
@@ -167,13 +167,13 @@ def test_the_trace_is_the_path(tmp_path):
     with pytest.raises(ValueError, match="no parameter 'bias'"):
         trace["bias"]
     with pytest.raises(ValueError, match="empty"):
-        ParameterTrace().flat  # noqa: B018
+        ParameterTrace().flat_params  # noqa: B018
 
 
 def test_a_trace_of_some_parameters_and_of_restarts():
     some, whole = ParameterTrace(["AutoNormal.scales.bias"], every=50), ParameterTrace(every=50)
     posterior = fitted(some, whole, steps=200, restarts=3)
-    assert some.flat.shape == (4, 1)
+    assert some.flat_params.shape == (4, 1)
     np.testing.assert_array_equal(some["AutoNormal.scales.bias"], whole["AutoNormal.scales.bias"])
     np.testing.assert_array_equal(whole["AutoNormal.locs.bias"][-1], posterior.params["AutoNormal.locs.bias"])
 
@@ -378,7 +378,7 @@ def test_background_work_raises_its_first_error_once():
     def fails():
         raise IndexError
 
-    work, done = Background("test"), []
+    work, done = BackgroundWriter("test"), []
     work.put(fails)
     for _ in range(20):
         try:
