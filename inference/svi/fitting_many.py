@@ -18,6 +18,7 @@ from inference.svi.attempt import Restart
 from inference.svi.fitting import fit
 from inference.svi.options import checked
 from inference.utils.parallel import jobs_at_once, spread
+from inference.utils.warnings import warn
 
 __all__ = ["FitsFailed", "fit_many"]
 
@@ -168,7 +169,7 @@ def _run(asked: Sequence[_ScheduledFit], n_jobs: int | None, progress: bool) -> 
         [start for one in asked for start in one.starts if isinstance(start, PreparedRestart)], progress
     )
     if len(groups) > 1 or reasons:
-        warnings.warn(_apart(groups, reasons), UserWarning, stacklevel=3)
+        warn(_apart(groups, reasons))
     jobs = _jobs(asked, [[whose[id(ready)] for ready in group.ready] for group in groups])
     if len(jobs) > 1 and jobs_at_once(n_jobs) > 1:
         _send(jobs, n_jobs, progress)
@@ -179,7 +180,7 @@ def _run(asked: Sequence[_ScheduledFit], n_jobs: int | None, progress: bool) -> 
             try:
                 group.run(bar)
             except (Untraceable, NotCompilable) as error:
-                warnings.warn(f"{len(group.lanes)} fits run one by one: {error}", UserWarning, stacklevel=3)
+                warn(f"{len(group.lanes)} fits run one by one: {error}")
 
 
 def _engine(whose: Mapping[int, _ScheduledFit], group: FitBatch) -> str:
