@@ -19,6 +19,7 @@ from inference.export.predictive_function import PredictiveFunction
 from inference.export.runtime.predictor import LATENT, MANIFEST, SCHEMA, Predictor
 from inference.export.standalone import MARK, module_source
 from inference.export.verification import verified
+from inference.model.vectorization import VMAP_ERRORS, may_be_of_vmap
 from inference.storage.atomic_files import replacing
 from inference.utils.versions import versions
 
@@ -62,7 +63,9 @@ def _recording(asked: PredictiveFunction) -> ExportedGraph:
         try:
             found = export_graph(asked.together, asked.inputs, rows, known)
             return _completed(found, False, [])
-        except Exception as reason:  # the model is anybody's code; if it is at fault, it says so when it runs alone
+        except (Untraceable, NotExportable, *VMAP_ERRORS) as reason:
+            if isinstance(reason, VMAP_ERRORS) and not may_be_of_vmap(reason):
+                raise
             try:
                 found = export_graph(asked.each, asked.inputs_with_latents, rows, known)
             except (Untraceable, NotExportable) as error:

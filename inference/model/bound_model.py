@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import reprlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import pyro
@@ -32,6 +32,7 @@ from inference.model.sites import (
     score_sites,
 )
 from inference.model.subsampling import Subsampling
+from inference.model.vectorization import remembering
 from inference.utils.errors import problem_of
 from inference.utils.random_state import RandomStream, environment
 from inference.utils.validation import as_device
@@ -68,6 +69,7 @@ class BoundModel:
     is_delta: bool
     device: torch.device
     dtype: torch.dtype
+    _one_by_one: set[Hashable] = field(default_factory=set, repr=False, compare=False)
 
     @classmethod
     def start(
@@ -135,6 +137,7 @@ class BoundModel:
             stream.active(),
             environment(self.device, self.dtype, validate=False),
             self.params.bound(flat_params, grad),
+            remembering(self._one_by_one),
         ):
             yield
 
@@ -225,12 +228,9 @@ def _few_rows(model: Model, guide: Model, args: tuple[Any, ...], batch_size: int
 
 
 def _has_latents_of_rows(model: Model, args: tuple[Any, ...], few: Subsampling) -> bool:
-    """Whether a latent lies in a plate over the rows; True where the model cannot be asked."""
-    try:
-        with pyro.get_param_store().scope(), few, torch.no_grad():
-            trace = poutine.trace(model).get_trace(*args)
-    except Exception:  # the first run itself will say what is wrong
-        return True
+    """Return True if a latent lies in a plate over the rows."""
+    with pyro.get_param_store().scope(), few, torch.no_grad():
+        trace = named_failure("model", model, args, lambda: poutine.trace(model).get_trace(*args))
     latents = [trace.nodes[name] for name in latent_values(trace)]
     return any(frame.name in few.plates for site in latents for frame in site["cond_indep_stack"])
 

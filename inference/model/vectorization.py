@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +17,24 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from inference.data.arguments import row_count
+from inference.utils.random_state import RandomStream
 
-__all__ = ["BlockSize", "MemoryProbe", "affordable", "draws_together", "map_over_draws", "rows_together", "together"]
+__all__ = [
+    "VMAP_ERRORS",
+    "BlockSize",
+    "MemoryProbe",
+    "affordable",
+    "draws_together",
+    "map_over_draws",
+    "may_be_of_vmap",
+    "remembering",
+    "rows_together",
+    "together",
+]
+
+# What torch.func raises for a branch on a value and for an operator without a batching rule; the latter may be a
+# warning, which the user's filters may turn into an error.
+VMAP_ERRORS = (RuntimeError, UserWarning)
 
 _NUMBERS = 2**22  # of the data, times draws: what is run together
 _STREAMED = 2**21  # of a tensor, where memory may not grow
@@ -24,6 +43,19 @@ _PATIENCE = 2e11  # rows, times draws, times parameters, that nobody has to be a
 
 Run = Callable[[dict[str, Tensor]], Any]
 Latents = Mapping[str, Tensor]
+
+_ONE_BY_ONE: ContextVar[set[Hashable] | None] = ContextVar("kiln_one_by_one", default=None)
+
+
+@contextmanager
+def remembering(one_by_one: set[Hashable]) -> Iterator[None]:
+    """Inside the block :func:`map_over_draws` keeps in this set which functions run once for each draw."""
+    outside = _ONE_BY_ONE.get()
+    _ONE_BY_ONE.set(one_by_one)
+    try:
+        yield
+    finally:
+        _ONE_BY_ONE.set(outside)
 
 
 def draws_together(args: tuple[Any, ...]) -> int:
@@ -60,13 +92,56 @@ def map_over_draws(run: Run, latents: Latents, draws: int, at_once: int) -> Any:
 
     Up to ``at_once`` draws are run together by ``torch.vmap``, in which what
     does not depend on the draw is computed once, and random numbers differ from
-    draw to draw. Where the function branches on values, or draws by other means
-    than torch's, it runs once for each.
+    draw to draw. Where the function branches on values, has an operator without
+    a batching rule, or draws by other means than torch's, it runs once for each,
+    from the random numbers on that it began with. Inside :func:`remembering` the
+    first such call decides for all calls of the same form. Any other error of
+    the function is raised as it is, and so is that memory ran out.
     """
-    try:
-        return _stacked(together(run, latents, draws, at_once))
-    except Exception:  # the model is anybody's code; if it is at fault, it says so when it runs alone
-        return _stacked([_cpu(tree_map(lambda v: v[None], run(_part(latents, i)))) for i in range(draws)])
+    one_by_one, form = _ONE_BY_ONE.get(), _form(run, latents)
+    if one_by_one is None or form not in one_by_one:
+        before = RandomStream.current()
+        try:
+            return _stacked(together(run, latents, draws, at_once))
+        except VMAP_ERRORS as error:
+            if not may_be_of_vmap(error):
+                raise
+        before.make_current()
+    found = _stacked([_cpu(tree_map(lambda v: v[None], run(_part(latents, i)))) for i in range(draws)])
+    if one_by_one is not None:
+        one_by_one.add(form)
+    return found
+
+
+def may_be_of_vmap(error: Exception) -> bool:
+    """Return True if ``torch.vmap`` may have raised this one of the ``VMAP_ERRORS``, which a loop may not raise."""
+    if isinstance(error, UserWarning):
+        return "performance drop" in str(error)
+    return not (isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error))
+
+
+def _form(run: Run, latents: Latents) -> Hashable:
+    """Key of the function and the kind of its data, shapes included, as a model may branch on them.
+
+    What was called before must not change a result, so two calls share a key
+    only if ``torch.vmap`` takes both or neither.
+    """
+    captured = [_kind(cell.cell_contents) for cell in getattr(run, "__closure__", None) or ()]
+    return _kind(run), *captured, *((name, value.shape[1:]) for name, value in latents.items())
+
+
+def _kind(value: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, tuple | list):
+        return tuple(map(_kind, value))
+    if isinstance(value, dict):
+        return tuple((name, _kind(part)) for name, part in value.items())
+    if isinstance(value, partial):
+        return _kind(value.func), _kind(value.args), _kind(value.keywords)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
 
 
 def together(run: Run, latents: Latents, draws: int, at_once: int) -> list[Any]:

@@ -45,6 +45,15 @@ class RandomStream:
         finally:
             _restore(outside)
 
+    @classmethod
+    def current(cls) -> RandomStream:
+        """Return a copy of the random state of the process."""
+        return cls(_capture())
+
+    def make_current(self) -> None:
+        """Make this the random state of the process."""
+        _restore(self.state)
+
     def mark(self) -> tuple[Any, ...]:
         """What is the same for two streams that go on alike."""
         name, keys, *rest = self.state["numpy"]

@@ -642,3 +642,17 @@ def test_without_its_packages_onnx_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="pip install onnx onnxscript"):
         posterior.export(tmp_path / "mean.onnx", draws=3)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_error_of_the_model_is_raised_after_one_attempt(monkeypatch, tmp_path):
+    attempts = []
+
+    def fails(*_):
+        attempts.append(1)
+        raise KeyError("mine")
+
+    posterior = plain(ppl_models.linear_regression)(torch.float32)
+    monkeypatch.setattr("inference.export.npz.export_graph", fails)
+    with pytest.raises(KeyError, match="mine"):
+        posterior.export(tmp_path / "predictor.npz")
+    assert len(attempts) == 1

@@ -204,3 +204,19 @@ def test_an_impossible_observation_is_named_though_its_row_is_not_in_the_first_b
     y[57] = 3
     with pytest.raises(ValueError, match=r"site 'label' observes 3 at row 57, .*Categorical"):
         fit(model, mean_field_normal(model), torch.ones(100, 1), y, steps=5, batch_size=batch_size, progress=False)
+
+
+def test_a_model_that_fails_on_a_mini_batch_runs_once_and_is_named():
+    scales, seen = {200: 1.0}, []
+
+    def model(x, y=None):
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            rows = pyro.subsample(x, event_dim=0)
+            seen.append(len(rows))
+            pyro.sample("y", dist.Normal(rows * w, scales[len(rows)]), obs=pyro.subsample(y, event_dim=0))
+
+    x = torch.randn(200)
+    with pytest.raises(ValueError, match=r"the model 'model' could not run on data of shapes \(200,\), \(200,\): 20"):
+        fit(model, mean_field_normal(model), x, x, steps=3, batch_size=20, engine="eager", progress=False)
+    assert seen == [20]
