@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -14,6 +13,7 @@ from inference.engine.iterates import IterateRecorder
 from inference.engine.svi_problem import SVIProblem
 from inference.model.bound_model import name_of
 from inference.utils.random_state import RandomStream
+from inference.utils.warnings import warn
 
 __all__ = ["Engine", "choose", "worth_compiling"]
 
@@ -61,7 +61,7 @@ def choose(name: str, problem: SVIProblem, stream: RandomStream, steps: int, pro
         if failed is not None and name == "compiled":
             raise ValueError(f"{failed}; engine='eager' runs it as it is")
         if failed is not None:
-            warnings.warn(f"{failed}; it runs eagerly, pass engine='eager' to say so", UserWarning, stacklevel=5)
+            warn(f"{failed}; it runs eagerly, pass engine='eager' to say so")
     eager = EagerEngine(problem)
     return eager, eager.init(stream)
 

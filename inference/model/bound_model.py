@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import reprlib
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from inference.model.subsampling import Subsampling
 from inference.utils.errors import problem_of
 from inference.utils.random_state import RandomStream, environment
 from inference.utils.validation import as_device
+from inference.utils.warnings import warn
 
 __all__ = [
     "BoundModel",
@@ -49,7 +49,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-_CALLER = 6  # frames up from a warning to the line that called fit
 
 
 @dataclass(frozen=True)
@@ -277,11 +276,7 @@ def _warn_of_nothing_observed(model: Model, model_trace: poutine.Trace, args: tu
     names = argument_names(model, len(args) + 1)
     left_out = [name for name, value in zip(names, (*args, None), strict=True) if value is None]
     if args and not left_out[0].startswith("argument "):
-        warnings.warn(
-            f"the model {name_of(model)!r} observes nothing, as {left_out[0]} is not given: the fit is of its prior",
-            UserWarning,
-            stacklevel=_CALLER,
-        )
+        warn(f"the model {name_of(model)!r} observes nothing, as {left_out[0]} is not given: the fit is of its prior")
 
 
 def _check_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:

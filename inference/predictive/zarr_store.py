@@ -8,7 +8,6 @@ one step, and a batch has chunks of its own.
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from inference.storage.atomic_files import ADVICE, read_bytes, replacing
 from inference.storage.fit_fingerprint import Fingerprint, describe_differences
 from inference.storage.json_document import MOST_BYTES, digest, parsed, refuse_damage
 from inference.storage.schema import ANY, NUMBER, TEXT, WHOLE, check, either, list_of, mapping_of, record
+from inference.utils.warnings import warn
 
 __all__ = ["SAMPLES", "SUMMARY", "Field", "PredictionStore"]
 
@@ -144,7 +144,7 @@ class PredictionStore:
                 f"{self.path} has another prediction: {'; '.join(differ)}: ask for the same, or give another name"
             )
         if differ := describe_differences(self.about["versions"], versions):
-            warnings.warn(f"{self.path} is of other versions: {'; '.join(differ)}", UserWarning, stacklevel=2)
+            warn(f"{self.path} is of other versions: {'; '.join(differ)}")
 
     @property
     def rows(self) -> int:

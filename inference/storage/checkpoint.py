@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +19,7 @@ from inference.storage.schema import ANY, TEXT, check, mapping_of, record
 from inference.utils.pytree import flatten, unflatten
 from inference.utils.validation import positive_integer
 from inference.utils.versions import versions
+from inference.utils.warnings import warn
 
 __all__ = ["Checkpoint", "has_checkpoint", "read_checkpoint"]
 
@@ -200,7 +200,5 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     if not known:
         raise ValueError(f"{path} was not written by a fit: {ADVICE}")
     if differ := describe_differences(manifest["versions"], versions()):
-        warnings.warn(
-            f"the checkpoint in {folder} is of other versions: {'; '.join(differ)}", UserWarning, stacklevel=2
-        )
+        warn(f"the checkpoint in {folder} is of other versions: {'; '.join(differ)}")
     return {"identity": identity, "state": state}

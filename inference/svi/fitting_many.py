@@ -22,6 +22,7 @@ from inference.svi.fitting import fit
 from inference.svi.options import FitOptions, FitProblem
 from inference.svi.restarts import Restarts
 from inference.utils.parallel import jobs_at_once, spread
+from inference.utils.warnings import warn
 
 __all__ = ["FitsFailed", "fit_many"]
 
@@ -219,7 +220,7 @@ def _run(scheduled: Sequence[_ScheduledFit], n_jobs: int | None, progress: bool)
     by_number = {one.number: one for one in scheduled}
     groups, reasons = grouped([restart for one in scheduled for restart in one.planned], progress)
     if len(groups) > 1 or reasons:
-        warnings.warn(_apart(groups, reasons), UserWarning, stacklevel=3)
+        warn(_apart(groups, reasons))
     fits_of = [[by_number[restart.fit_number] for restart in group.ready] for group in groups]
     jobs = _jobs(scheduled, fits_of)
     if len(jobs) > 1 and jobs_at_once(n_jobs) > 1:
@@ -235,7 +236,7 @@ def _run(scheduled: Sequence[_ScheduledFit], n_jobs: int | None, progress: bool)
             try:
                 group.run(bar)
             except (Untraceable, NotCompilable) as error:
-                warnings.warn(f"{len(group.lanes)} fits run one by one: {error}", UserWarning, stacklevel=3)
+                warn(f"{len(group.lanes)} fits run one by one: {error}")
 
 
 def _jobs(scheduled: Sequence[_ScheduledFit], groups: Sequence[Sequence[_ScheduledFit]]) -> list[list[_ScheduledFit]]:

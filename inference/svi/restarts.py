@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -35,11 +34,11 @@ from inference.svi.options import FitOptions, FitProblem, StepRule
 from inference.svi.training_loop import CheckpointWriter, run_steps
 from inference.utils.errors import NonFinite
 from inference.utils.random_state import RandomStream
+from inference.utils.warnings import warn
 
 __all__ = ["Restarts"]
 
 _ASIDE = 2**20  # the number of the random stream of steps that are no part of the record
-_CALLER = 5  # frames up from a warning to the line that called fit
 
 
 @dataclass
@@ -436,7 +435,7 @@ class Restarts:
         return runner.result(state).detach().clone()
 
     def _warn(self, words: str) -> None:
-        warnings.warn(words, UserWarning, stacklevel=_CALLER)
+        warn(words)
 
 
 def _like(saved: Tensor, here: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
@@ -24,6 +23,7 @@ from inference.engine.svi_problem import SVIProblem
 from inference.engine.svi_step import step_rates
 from inference.optim.functional import Update
 from inference.utils.random_state import RandomStream
+from inference.utils.warnings import warn
 
 __all__ = ["FitBatch", "PreparedRestart", "bar_over", "grouped", "run_joined"]
 
@@ -103,11 +103,7 @@ class FitBatch:
             ready.lane = None if one.strayed else one
         strayed = sum(one.strayed for one in self.lanes)
         if strayed:
-            warnings.warn(
-                f"{strayed} fits run one by one: their guide keeps something of its data beside its parameters",
-                UserWarning,
-                stacklevel=2,
-            )
+            warn(f"{strayed} fits run one by one: their guide keeps something of its data beside its parameters")
 
 
 def grouped(starts: Sequence[PreparedRestart], progress: bool) -> tuple[list[FitBatch], dict[str, int]]:
