@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from inference import JsonLines, LivePlot, ParameterTrace, Progress, Snapshots, TensorBoard
 from inference.engine.compiled import CompiledEngine
-from inference.engine.svi_problem import SVIProblem
+from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.model.bound_model import BoundModel
 from inference.posterior import Posterior
 from inference.predictive.fit_record import FitRecord
@@ -80,7 +80,7 @@ class Tutorial:
         self.stream = RandomStream.seeded(0)
         device, kind = torch.device("cpu"), torch.float32
         self.bound_model = BoundModel.start(model, AutoDelta(model), self.args, self.stream, device, kind)
-        self.engine = CompiledEngine(SVIProblem.of(self.bound_model, self.args, lr=1e-3), self.stream)
+        self.engine = CompiledEngine(SVIProblem.on(self.bound_model, InMemory(self.args), lr=1e-3), self.stream)
 
     def posterior(self, flat_params: torch.Tensor, curves: torch.Tensor, seconds: float) -> Posterior:
         """As a fit makes it for callbacks."""

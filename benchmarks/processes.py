@@ -36,7 +36,7 @@ from guides import mean_field_normal
 from inference.engine.compiled import CompiledEngine
 from inference.engine.eager import EagerEngine
 from inference.engine.process_group import ProcessGroup, gathered
-from inference.engine.svi_problem import SVIProblem
+from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.model.bound_model import BoundModel
 from inference.utils.random_state import RandomStream
 from ppl_models import bnn_regression
@@ -71,7 +71,8 @@ def work(name: str, engine: str, rows: int, seconds: float) -> dict[str, float]:
         bound_model = BoundModel.start(
             model, mean_field_normal(model), args, stream, torch.device("cpu"), torch.float32, batch_size=batch_size
         )
-        problem = SVIProblem.of(bound_model, args, batch_size, group, lr=1e-4)
+        problem = SVIProblem.on(bound_model, InMemory(args, batch_size), lr=1e-4)
+        problem = problem if group is None else problem.sharded(group)
         runner: Any = CompiledEngine(problem, stream) if engine == "compiled" else EagerEngine(problem)
         state = runner.init(stream)
         runner.advance(state, FIRST)

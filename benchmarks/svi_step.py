@@ -28,7 +28,7 @@ from benchmarks.baselines.torch import BY_HAND, by_hand
 from benchmarks.problems import WORKS, Work
 from inference.engine.compiled import CompiledEngine
 from inference.engine.eager import EagerEngine
-from inference.engine.svi_problem import SVIProblem
+from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.model.bound_model import BoundModel
 from inference.utils.random_state import RandomStream
 
@@ -53,7 +53,7 @@ def by_kiln(work: Work, compiled: bool, device: str) -> Steps:
     """The engines of ``fit``, without its progress bar."""
     stream = RandomStream.seeded(0)
     bound_model = BoundModel.start(work.model, work.guide, work.args, stream, torch.device(device), torch.float32)
-    problem = SVIProblem.of(bound_model, work.args, lr=work.lr, particles=work.particles)
+    problem = SVIProblem.on(bound_model, InMemory(work.args), lr=work.lr, particles=work.particles)
     engine: Any = CompiledEngine(problem, stream) if compiled else EagerEngine(problem)
     state = engine.init(stream)
     return lambda steps: engine.advance(state, steps)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from inference.data.arguments import argument_names, as_tensors
-from inference.engine.svi_problem import SVIProblem
+from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.model.bound_model import BoundModel, device_for
 from inference.model.double_precision import InDouble
 from inference.model.elbo import Model, loss, traces
@@ -165,11 +165,11 @@ def check_gradients(
     size = None if batch_size is None else positive_integer(batch_size, "batch_size")
     args = as_tensors(data, names, where, kind)
     bound_model = BoundModel.start(model, guide, args, stream, where, kind, batch_size=size)
-    problem = SVIProblem.of(bound_model, args, size, particles=positive_integer(particles, "particles"))
+    problem = SVIProblem.on(bound_model, InMemory(args, size), particles=positive_integer(particles, "particles"))
     problem = replace(
         problem,
         bound_model=replace(bound_model, dtype=torch.float64),
-        args=as_tensors(data, names, where, torch.float64),
+        data=InMemory(as_tensors(data, names, where, torch.float64), size),
     )
     flat_params = _place(problem.bound_model, at, stream)
     _refuse_other_gradients(problem, flat_params, stream)

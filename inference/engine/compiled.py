@@ -12,6 +12,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from inference.data.batch_loader import BatchLoader
+from inference.data.generated_dataset import GeneratedBatches
 from inference.engine.compiler.cache import executable
 from inference.engine.compiler.cuda_graph import ReplayedStep
 from inference.engine.compiler.executable import Executable
@@ -89,8 +91,9 @@ class CompiledEngine:
             raise Untraceable(f"it changes {names} while it runs and computes with it, which a graph cannot")
 
     def _outside(self) -> dict[str, object]:
-        draw = self.problem.feed.draw if self.problem.feed else None
-        args = () if self.problem.batches else self.problem.args
+        data = self.problem.data
+        draw = data.draw if isinstance(data, GeneratedBatches) else None
+        args = () if isinstance(data, BatchLoader) else data.first
         return outside_values((self.problem.model, self.problem.guide, args, draw))
 
     def _recorded(self) -> SVIStep:
@@ -148,8 +151,8 @@ class CompiledEngine:
             At the first loss or gradient that is not finite, naming the step, the
             site and the parameter; the state is put back to where this call began.
         """
-        if self.problem.batches is not None:
-            self.problem.batches.hold(state.step, steps)
+        if self.problem.loader is not None:
+            self.problem.loader.hold(state.step, steps)
         start = _copy(state)
         with self._drawing(state.stream):
             found = torch.cat(self._take(state, steps, iterates))
@@ -243,8 +246,8 @@ class CompiledEngine:
     def _rows(self, step: int, noise: Sequence[Tensor], count: int) -> list[Tensor]:
         named = {f"noise{i}": numbers for i, numbers in enumerate(noise)}
         named["rates"] = self._rates(step, count)
-        if self.problem.batches is not None:
-            named |= dict(zip(self.problem.batch_inputs, self.problem.batches.rows(step, count), strict=True))
+        if self.problem.loader is not None:
+            named |= dict(zip(self.problem.batch_inputs, self.problem.loader.rows(step, count), strict=True))
         return [named[name] for name in self.row_names]
 
     def _explain(self, state: CompiledState, start: CompiledState, losses: Tensor) -> None:

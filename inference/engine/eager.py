@@ -47,7 +47,7 @@ class EagerEngine:
         self.outside = {} if problem.share is None else self._outside()
 
     def _outside(self) -> dict[str, object]:
-        args = () if self.problem.batches else self.problem.args
+        args = () if self.problem.loader else self.problem.args
         return outside_values((self.problem.model, self.problem.guide, args))
 
     def init(self, stream: RandomStream) -> SVIState:
@@ -73,8 +73,8 @@ class EagerEngine:
             At the first loss or gradient that is not finite, naming the step, the
             site and the parameter; the state is put back to where this call began.
         """
-        if self.problem.batches is not None:
-            self.problem.batches.hold(state.step, steps)
+        if self.problem.loader is not None:
+            self.problem.loader.hold(state.step, steps)
         before = _snapshot(state)
         losses = self._take(state, steps)
         if not (torch.isfinite(losses[:, 0]).all() and torch.isfinite(state.flat_params).all()):

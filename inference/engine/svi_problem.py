@@ -1,4 +1,4 @@
-"""What an engine is to do: which model and guide on which data, with how many particles and which optimiser."""
+"""The problem that an engine solves: model and guide on data, with the optimiser and its options."""
 
 from __future__ import annotations
 
@@ -24,36 +24,106 @@ from inference.optim.annealing import TemperingSchedule
 from inference.optim.schedules import LearningRate
 from inference.utils.random_state import RandomStream
 
-__all__ = ["SVIProblem"]
+__all__ = ["DataSource", "InMemory", "SVIProblem"]
 
-_SHARED = ("a fit by several processes", "start one process alone")
+
+@dataclass(frozen=True)
+class InMemory:
+    """Arguments of the model that lie in memory, of which a step uses ``batch_size`` rows, or all of them."""
+
+    first: tuple[Any, ...]
+    batch_size: int | None = None
+
+
+DataSource = InMemory | GeneratedBatches | BatchLoader  # ``first`` of each are the arguments of the first step
 
 
 @dataclass(frozen=True)
 class SVIProblem:
-    """A program with its data and the options of its optimisation; ``model`` and ``guide`` take mini-batches.
+    """A bound model with its data and the options of its optimisation; made by :meth:`on`.
 
-    ``anneal`` is β by step, the power that the target is raised to; a ``feed``
-    draws the data of each step, ``batches`` are where they are read; ``adaptive`` finds step size and end from a start,
-    and takes the place of the optimiser; ``sticking_the_landing`` is the kind of gradient;
-    ``share`` is the part of the rows where several processes fit together. The
-    optimiser begins at ``theta``, (P,), or where the program has its parameters.
+    ``model`` and ``guide`` are those of ``bound_model``, made to run on the rows of one
+    step. ``anneal`` is β by step, the power that the target is raised to. ``adaptive``
+    takes the place of ``optimizer`` and ``lr``. ``share`` is the part of the rows that
+    this process has where several fit together. The optimiser starts from ``theta``, (P,),
+    or from the parameters of ``bound_model``.
     """
 
     bound_model: BoundModel
     model: Model
     guide: Model
-    args: tuple[Any, ...]
+    data: DataSource
     optimizer: str | Callable[..., Optimizer] = "adam"
     lr: LearningRate = 0.01
     particles: int = 1
     anneal: TemperingSchedule | None = None
-    feed: GeneratedBatches | None = None
-    batches: BatchLoader | None = None
     adaptive: AdaptiveOptimizer | None = None
     sticking_the_landing: bool = False
     theta: Tensor | None = None
     share: DataParallel | None = None
+
+    @classmethod
+    def on(
+        cls,
+        bound_model: BoundModel,
+        data: DataSource,
+        *,
+        optimizer: str | Callable[..., Optimizer] = "adam",
+        lr: LearningRate = 0.01,
+        particles: int = 1,
+        anneal: TemperingSchedule | None = None,
+    ) -> SVIProblem:
+        """Return the problem of fitting ``bound_model`` to ``data`` in one process.
+
+        Raises
+        ------
+        ValueError
+            If there are no rows to take mini-batches of, or the model has no plate over them;
+            if a target is to be annealed whose gradient needs the score function.
+        """
+        if anneal is not None and bound_model.score_function_sites:
+            raise ValueError(
+                "anneal needs a guide whose draws are reparameterised, which its sites "
+                f"{list(bound_model.score_function_sites)} are not"
+            )
+        set_training(bound_model.guide, True)
+        model, guide = _on_source(bound_model, data)
+        problem = cls(bound_model, model, guide, data, optimizer, lr, particles, anneal)
+        if not isinstance(data, InMemory) or data.batch_size is None:
+            return problem
+        rows = _rows(data, "batch_size", "leave batch_size out")
+        batch = Subsampling(rows, min(data.batch_size, rows))
+        with problem.at_start():
+            traces(batch(model), batch(guide), data.first)
+            batch.require_use()
+        return replace(problem, model=batch(model), guide=batch(guide))
+
+    def sharded(self, group: ProcessGroup) -> SVIProblem:
+        """Return the problem in which the processes of ``group`` share the rows of each step.
+
+        Raises
+        ------
+        ValueError
+            If there are no rows to share, or the model has no plate over them.
+        """
+        args, rows = self.args, _rows(self.data, "a fit by several processes", "start one process alone")
+        batch_size = self.data.batch_size if isinstance(self.data, InMemory) else None
+        share = DataParallel(group, rows if batch_size is None else min(batch_size, rows))
+        model, guide = _on_source(self.bound_model, self.data)
+        with self.at_start():
+            batch = Subsampling(rows, share.rows, share.part, fixed_plates(self.bound_model.model, args))
+            share = share.checked(batch, model, guide, args)
+        return replace(self, model=batch(model), guide=batch(guide), share=share)
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """Arguments of model and guide: all of the data, or those of the first step."""
+        return self.data.first
+
+    @property
+    def loader(self) -> BatchLoader | None:
+        """The reader of each step's rows, if they do not lie in memory."""
+        return self.data if isinstance(self.data, BatchLoader) else None
 
     @property
     def begin(self) -> Tensor:
@@ -61,69 +131,37 @@ class SVIProblem:
         own = self.theta if self.adaptive is None else self.adaptive.theta
         return self.bound_model.params.flatten() if own is None else own.clone()
 
+    def at_start(self) -> AbstractContextManager[None]:
+        """Run model and guide inside at the bound parameters, with random numbers of their own."""
+        return self.bound_model.running(self.bound_model.params.flatten(), RandomStream.seeded(0))
+
     def together(self) -> AbstractContextManager[None]:
         """Inside, losses and gradients are those of all processes."""
         return nullcontext() if self.share is None else self.share.group.reducing()
 
     @property
     def batch_inputs(self) -> dict[str, Tensor]:
-        """The tensors that are others at each step, by the names of their inputs to a compiled one."""
-        given = [] if self.batches is None else [value for value in self.args if isinstance(value, Tensor)]
+        """The tensors that differ at each step, by the names of their inputs to a compiled step."""
+        given = [] if self.loader is None else [value for value in self.args if isinstance(value, Tensor)]
         return {f"batch{i}": value for i, value in enumerate(given)}
 
     def args_at(self, step: int) -> tuple[Any, ...]:
-        """The arguments of model and guide at a step, the batch that was read for it where there are batches."""
-        return self.args if self.batches is None else self.batches.args(step)
+        """The arguments of model and guide at a step."""
+        return self.args if self.loader is None else self.loader.args(step)
 
-    @classmethod
-    def of(
-        cls,
-        bound_model: BoundModel,
-        args: tuple[Any, ...],
-        batch_size: int | None = None,
-        group: ProcessGroup | None = None,
-        **options: Any,
-    ) -> SVIProblem:
-        """The task of fitting ``bound_model``, with ``batch_size`` rows a step or fresh data where either is given.
 
-        The processes of a ``group`` share the rows of each step.
+def _on_source(bound_model: BoundModel, data: DataSource) -> tuple[Model, Model]:
+    """Return model and guide as they run on all rows of one step of ``data``."""
+    if isinstance(data, GeneratedBatches):
+        return data.model(bound_model.model), data.guide(bound_model.guide)
+    if isinstance(data, BatchLoader):
+        scale = row_scale(bound_model, data.first, data.num_data)
+        return scale(bound_model.model), scale(bound_model.guide)
+    return bound_model.model, bound_model.guide
 
-        Raises
-        ------
-        ValueError
-            If there are no rows to batch or share, or the model has no plate over them;
-            if a target is to be annealed whose gradient needs the score function.
-        """
-        if options.get("anneal") is not None and bound_model.score_function_sites:
-            raise ValueError(
-                "anneal needs a guide whose draws are reparameterised, which its sites "
-                f"{list(bound_model.score_function_sites)} are not"
-            )
-        set_training(bound_model.guide, True)
-        feed: GeneratedBatches | None = options.get("feed")
-        if feed is not None:
-            if batch_size is not None:
-                raise ValueError("batch_size is for data given as arrays: let the function draw fewer rows")
-            problem = cls(bound_model, feed.model(bound_model.model), feed.guide(bound_model.guide), args, **options)
-        elif options.get("batches") is not None:
-            batch_size, scale = None, row_scale(bound_model, args, options["batches"].num_data)
-            problem = cls(bound_model, scale(bound_model.model), scale(bound_model.guide), args, **options)
-        else:
-            problem = cls(bound_model, bound_model.model, bound_model.guide, args, **options)
-        if batch_size is None and group is None:
-            return problem
-        rows = row_count(args)
-        if rows is None:
-            asks, advice = ("batch_size", "leave batch_size out") if group is None else _SHARED
-            raise ValueError(f"{asks} needs data with rows, but no argument is an array: {advice}")
-        size = rows if batch_size is None else min(batch_size, rows)
-        share = None if group is None else DataParallel(group, size)
-        with bound_model.running(bound_model.params.flatten(), RandomStream.seeded(0)):
-            if share is None:
-                batch = Subsampling(rows, size)
-                traces(batch(problem.model), batch(problem.guide), args)
-                batch.require_use()
-            else:
-                batch = Subsampling(rows, size, share.part, fixed_plates(bound_model.model, args))
-                share = share.checked(batch, problem.model, problem.guide, args)
-        return replace(problem, model=batch(problem.model), guide=batch(problem.guide), share=share)
+
+def _rows(data: DataSource, what: str, advice: str) -> int:
+    rows = row_count(data.first)
+    if rows is None:
+        raise ValueError(f"{what} needs data with rows, but no argument is an array: {advice}")
+    return rows

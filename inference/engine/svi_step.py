@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from inference.data.generated_dataset import GeneratedBatches
 from inference.engine.svi_problem import SVIProblem
 from inference.engine.tracing.batching_rules import NoRule, run_batched
 from inference.engine.tracing.random_ops import RandomOp, pack
@@ -117,7 +118,7 @@ def trace_step(problem: SVIProblem, update: Update, stream: RandomStream, folds:
             "(Trace_ELBO's score-function "
             "terms need a baseline kept between steps)"
         )
-    if problem.feed is not None and not problem.feed.by_torch:
+    if isinstance(problem.data, GeneratedBatches) and not problem.data.by_torch:
         raise Untraceable("its fresh data are not drawn by torch's random numbers alone, which a graph could repeat")
     theta = problem.begin.to(bound_model.device)
     with bound_model.running(theta.clone(), RandomStream(dict(stream.state))):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from inference.utils.validation import positive_integer
 
@@ -30,7 +31,7 @@ def as_tempering_schedule(anneal: int | TemperingSchedule | None, steps: int) ->
     """
     if anneal is None:
         return None
-    power = anneal if callable(anneal) else _line(positive_integer(anneal, "anneal"))
+    power = anneal if callable(anneal) else partial(_line, positive_integer(anneal, "anneal"))
     for step in (0, steps - 1):
         try:
             value = power(step)
@@ -48,5 +49,5 @@ def as_tempering_schedule(anneal: int | TemperingSchedule | None, steps: int) ->
     return power
 
 
-def _line(length: int) -> TemperingSchedule:
-    return lambda step: min(1.0, _START + (1 - _START) * step / length)
+def _line(length: int, step: int) -> float:
+    return min(1.0, _START + (1 - _START) * step / length)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
+from inference.data.batch_loader import BatchLoader
 from inference.data.generated_dataset import GeneratedBatches
 from inference.engine.process_group import ProcessGroup, gathered, spoken
 from inference.model.elbo import Model
@@ -20,11 +22,10 @@ from inference.posterior import Posterior
 from inference.storage.checkpoint import Checkpoint
 from inference.storage.fit_fingerprint import Fingerprint, describe_differences, fingerprint_of, fingerprint_of_data
 from inference.svi.callbacks.base import Callback, opened
-from inference.svi.options import checked
+from inference.svi.options import FitOptions, FitProblem, StepRule
 from inference.svi.restarts import Restarts
-from inference.utils.validation import flag
 
-__all__ = ["fit"]
+__all__ = ["fit", "run_fit"]
 
 
 def fit(
@@ -188,10 +189,7 @@ def fit(
     >>> sorted(posterior.sample(10))
     ['bias', 'noise', 'weights']
     """
-    fitting = checked(
-        model,
-        guide,
-        data,
+    options = FitOptions(
         steps=steps,
         lr=lr,
         optimizer=optimizer,
@@ -206,63 +204,62 @@ def fit(
         anneal=anneal,
         restarts=restarts,
         checkpoint=checkpoint,
+        resume=resume,
         progress=progress,
         callbacks=callbacks,
     )
-    resume = _resumes(resume, checkpoint)
-    feed, read = fitting.options.get("feed"), fitting.options.get("batches")
+    return run_fit(FitProblem.of(model, guide, data, options), options)
+
+
+def run_fit(problem: FitProblem, options: FitOptions) -> Posterior:
+    """Fit a checked problem under checked options, as :func:`fit` does."""
     with ExitStack() as stack:
-        group = fitting.group = stack.enter_context(gathered(fitting.device))
-        if read is not None:
-            stack.callback(read.close)
+        group = stack.enter_context(gathered(problem.device))
+        if isinstance(problem.data, BatchLoader):
+            stack.callback(problem.data.close)
         if group is not None:
-            _meet(fitting, feed, group)
-        resumed = fitting.resume(stack, lambda: _identity(fitting, feed), resume)
-        stack.enter_context(opened(fitting.callbacks, resumed))
-        best, starts = fitting.best()
-    return best.posterior(best.flat_params, best.curves, fitting.seconds, starts)
+            _require_same_fit(problem, options, group)
+            if not group.leads:
+                options = replace(options, callbacks=(), progress=False)
+        restarts = Restarts(problem, options, group)
+        resumed = restarts.resume(stack, lambda: _fingerprint(problem, options))
+        stack.enter_context(opened(options.callbacks, resumed))
+        best, losses = restarts.best()
+    return best.posterior(best.flat_params, best.curves, restarts.seconds, losses)
 
 
-def _resumes(resume: Any, checkpoint: Any) -> bool:
-    resume = flag(resume, "resume")
-    if resume and checkpoint is None:
-        raise ValueError("resume=True needs the folder of the fit: pass checkpoint=")
-    if checkpoint is not None and not isinstance(checkpoint, str | Path | Checkpoint):
-        raise TypeError(f"checkpoint is {checkpoint!r}: pass a folder, or Checkpoint(folder, every=…)")
-    return resume
-
-
-def _identity(fitting: Restarts, feed: GeneratedBatches | None) -> Fingerprint:
-    """What a fit has to share with one that it goes on with."""
-    said = {name: value for name, value in fitting.said.items() if name not in ("lr", "anneal", "optimizer", "init")}
-    options = {name: fitting.options[name] for name in ("optimizer", "lr", "anneal")}
-    options |= {"init": dict(fitting.init) if isinstance(fitting.init, Mapping) else fitting.init}
-    schedules = {name: value for name, value in options.items() if name != "optimizer" and callable(value)}
-    found = {**fingerprint_of(fitting.model, "model"), **fingerprint_of(fitting.guide, "guide")}
-    found |= (
-        fingerprint_of_data(fitting.names, fitting.args) if feed is None else fingerprint_of(feed.draw, "fresh data")
-    )
-    for name, value in options.items():
+def _fingerprint(problem: FitProblem, options: FitOptions) -> Fingerprint:
+    """Return what a fit has to share with one that it resumes, by the names that checkpoints hold."""
+    report = {**options.report(), **problem.report()}
+    values: dict[str, Any] = {"optimizer": options.base_optimizer, "lr": options.step_size, "anneal": options.tempering}
+    values["init"] = dict(options.init) if isinstance(options.init, Mapping) else options.init
+    schedules = {name: value for name, value in values.items() if name != "optimizer" and callable(value)}
+    found = {**fingerprint_of(problem.model, "model"), **fingerprint_of(problem.guide, "guide")}
+    if isinstance(problem.data, GeneratedBatches):
+        found |= fingerprint_of(problem.data.draw, "fresh data")
+    else:
+        found |= fingerprint_of_data(problem.argument_names, problem.args)
+    for name, value in values.items():
         if name not in schedules:
             found |= fingerprint_of(value, name)
     for name, schedule in schedules.items():
-        found |= {f"{name} at step {step}": schedule(step) for step in (0, fitting.steps // 2, fitting.steps - 1)}
-    found |= {"finds": fitting.finds, "stops": fitting.early, "restarts": fitting.restarts, "seed": fitting.seed}
-    return {**found, **said, "dtype": str(fitting.dtype), "device": fitting.device.type}
+        found |= {f"{name} at step {step}": schedule(step) for step in (0, options.steps // 2, options.steps - 1)}
+    found |= {"finds": options.step_rule is not StepRule.FIXED, "stops": options.stop_early}
+    found |= {"restarts": options.restarts, "seed": options.seed}
+    found |= {name: value for name, value in report.items() if name not in values}
+    return {**found, "dtype": str(problem.dtype), "device": problem.device.type}
 
 
-def _meet(fitting: Restarts, feed: GeneratedBatches | None, group: ProcessGroup) -> None:
-    """Make sure that all processes are asked for the same; only the first is to print and to call callbacks."""
-    mine = _identity(fitting, feed)
+def _require_same_fit(problem: FitProblem, options: FitOptions, group: ProcessGroup) -> None:
+    """Check that all processes fit the same problem under the same options."""
+    mine = _fingerprint(problem, options)
     differ = describe_differences(group.first(lambda: mine), mine)
     words = group.told(f"process {group.rank} (here) and process 0 (there): {'; '.join(differ)}" if differ else None)
     if words is not None:
         advice = "call fit with the same model, options and whole data in each, of which it takes its part"
         raise spoken(ValueError(f"the processes were asked for different fits, {words}: {advice}"), 0)
-    if fitting.checkpoint is not None:
+    if options.checkpoint_folder is not None:
         group.hint = (
-            f"the checkpoint in {fitting.checkpoint.folder} is kept: start all of them again, or another number, with "
-            "resume=True (--resume), and the fit goes on"
+            f"the checkpoint in {options.checkpoint_folder.folder} is kept: start all of them again, or another "
+            "number, with resume=True (--resume), and the fit goes on"
         )
-    if not group.leads:
-        fitting.callbacks, fitting.progress = (), False

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from enum import Enum, auto
 from functools import partial
 from typing import Any
 
@@ -13,15 +15,17 @@ from tqdm.auto import tqdm
 from inference.engine.batched.grouping import FitBatch, PreparedRestart, bar_over, grouped
 from inference.engine.compiled import NotCompilable, Untraceable
 from inference.model.bound_model import from_sendable, to_sendable
+from inference.model.elbo import Model
 from inference.posterior import Posterior
 from inference.svi.attempt import Restart
 from inference.svi.fitting import fit
-from inference.svi.options import checked
+from inference.svi.options import FitOptions, FitProblem
+from inference.svi.restarts import Restarts
 from inference.utils.parallel import jobs_at_once, spread
 
 __all__ = ["FitsFailed", "fit_many"]
 
-_OWN = ("progress", "callbacks", "checkpoint", "resume")  # of the options of ``fit``, those that many fits do not take
+_OF_SINGLE_FITS = ("callbacks", "checkpoint", "resume")  # options of ``fit`` that many fits do not take
 
 
 class FitsFailed(ValueError):
@@ -93,87 +97,139 @@ def fit_many(
     >>> [posterior.losses.shape for posterior in posteriors[:2]]
     [(20,), (20,)]
     """
-    asked = [_ScheduledFit(number, _bound(call, number, options)) for number, call in enumerate(fits)]
-    if not asked:
+    scheduled = [_ScheduledFit(number, _Call.of(call, number, options)) for number, call in enumerate(fits)]
+    if not scheduled:
         raise ValueError("fits is empty: give partial(fit, model, guide, x, y), one for each fit")
     seen: set[Hashable] = set()
-    for one in tqdm(asked, desc="start", unit="fit", disable=not progress, leave=False):
-        mark = (one.fitting.kin, *map(id, one.given["data"]))
-        one.fitting.known = mark in seen
+    for one in tqdm(scheduled, desc="start", unit="fit", disable=not progress, leave=False):
+        mark = (one.restarts.kin, *map(id, one.call.data))
+        one.restarts.skip_validation = mark in seen
         seen.add(mark)
         one.start()
-    _run(asked, n_jobs, progress)
-    for one in asked:
+    _run(scheduled, n_jobs, progress)
+    for one in scheduled:
         one.finish()
-    errors = {one.number: one.error for one in asked if one.error is not None}
+    errors = {one.number: one.error for one in scheduled if one.error is not None}
     if errors:
-        raise FitsFailed([one.posterior for one in asked], errors)
-    return [one.posterior for one in asked if one.posterior is not None]
+        raise FitsFailed([one.posterior for one in scheduled], errors)
+    return [one.posterior for one in scheduled if one.posterior is not None]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Arguments of one call of ``fit``."""
+
+    model: Model
+    guide: Any
+    data: tuple[Any, ...]
+    options: FitOptions
+
+    @classmethod
+    def of(cls, call: Any, number: int, shared: Mapping[str, Any]) -> _Call:
+        """Return the arguments of a ``partial`` of ``fit``, with the options that all calls share."""
+        if not isinstance(call, partial) or call.func is not fit:
+            raise TypeError(f"fit number {number} is {call!r}: give partial(fit, model, guide, x, y)")
+        given = {**shared, **call.keywords}
+        for name in _OF_SINGLE_FITS:
+            if name in given:
+                raise ValueError(f"fit number {number} has {name}=, which is for single fits: leave it out")
+        known = {option.name for option in fields(FitOptions)}
+        functions = {name: given.pop(name) for name in ("model", "guide") if name in given}
+        for name in given:
+            if name not in known:
+                raise TypeError(f"got an unexpected keyword argument {name!r}")
+        try:
+            return _call_of(FitOptions(**{**given, "progress": False}), *call.args, **functions)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"fit number {number}: {error}") from error
+
+    def to_sendable(self) -> _Call:
+        """Return the call in a form that another process can read."""
+        return replace(self, guide=to_sendable(self.guide))
+
+    def from_sendable(self) -> _Call:
+        """Return the call that :meth:`to_sendable` was made of."""
+        return replace(self, guide=from_sendable(*self.guide))
+
+
+def _call_of(options: FitOptions, model: Model, guide: Model, *data: Any) -> _Call:
+    return _Call(model, guide, data, options)
+
+
+class _Status(Enum):
+    """Where a scheduled fit is on its way."""
+
+    PREPARED = auto()  # its arguments are checked
+    RUNNING = auto()  # its restarts are planned, and may take their steps with others
+    DONE = auto()
+    FAILED = auto()
 
 
 class _ScheduledFit:
     """One call of ``fit`` on its way to its posterior, or to an error."""
 
-    def __init__(self, number: int, given: dict[str, Any]) -> None:
+    def __init__(self, number: int, call: _Call) -> None:
         self.number = number
-        self.given = given
+        self.call = call
+        self.status = _Status.PREPARED
         try:
-            self.fitting = checked(**given)
+            problem = FitProblem.of(call.model, call.guide, call.data, call.options)
         except (TypeError, ValueError) as error:
             raise type(error)(f"fit number {number}: {error}") from error
-        self.starts: list[PreparedRestart | ValueError] = []
+        self.restarts = Restarts(problem, call.options)
+        self.prepared: list[PreparedRestart | ValueError] = []
         self.best: tuple[Restart, tuple[float, ...]] | None = None
         self.posterior: Posterior | None = None
         self.error: ValueError | None = None
 
     def start(self) -> None:
-        """Find the way of each start, where they can run with others."""
-        if self.fitting.joins:
-            self._try(lambda: self.starts.extend(self.fitting.ready()))
+        """Plan the restarts, if they can run with those of other fits."""
+        self.status = _Status.RUNNING
+        if self.restarts.joins:
+            with self._catching():
+                self.prepared = self.restarts.ready()
+        for restart in self.planned:
+            restart.fit_number = self.number
+
+    @property
+    def planned(self) -> list[PreparedRestart]:
+        """The restarts that can run with those of other fits."""
+        return [restart for restart in self.prepared if isinstance(restart, PreparedRestart)]
 
     def finish(self) -> None:
-        """Take the steps that were not taken with others, and ask for the posterior."""
-        if self.error is None:
-            self._try(self._finish)
+        """Take the steps that were not taken with other fits, and make the posterior."""
+        if self.status is not _Status.RUNNING:
+            return
+        with self._catching():
+            self.best = self.best or self.restarts.best(self.prepared)
+            best, losses = self.best
+            self.posterior = best.posterior(best.flat_params, best.curves, self.restarts.seconds, losses)
+            self.status = _Status.DONE
 
-    def _finish(self) -> None:
-        if self.best is None:
-            self.best = self.fitting.best(self.starts)
-        best, losses = self.best
-        self.posterior = best.posterior(best.flat_params, best.curves, self.fitting.seconds, losses)
-
-    def _try(self, run: Callable[[], object]) -> None:
+    @contextmanager
+    def _catching(self) -> Iterator[None]:
         try:
-            run()
+            yield
         except ValueError as error:
-            self.error = error
+            self.status, self.error = _Status.FAILED, error
 
 
-def _bound(call: Any, number: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of one call."""
-    if not isinstance(call, partial) or call.func is not fit:
-        raise TypeError(f"fit number {number} is {call!r}: give partial(fit, model, guide, x, y)")
-    found = inspect.signature(fit).bind(*call.args, **{**options, **call.keywords, "progress": False})
-    for name in _OWN[1:]:
-        if name in found.arguments:
-            raise ValueError(f"fit number {number} has {name}=, which is for single fits: leave it out")
-    found.apply_defaults()
-    return {name: value for name, value in found.arguments.items() if name != "resume"}
-
-
-def _run(asked: Sequence[_ScheduledFit], n_jobs: int | None, progress: bool) -> None:
-    """Run what is of one form together; several forms in several processes, if there are to be any."""
-    whose = {id(start): one for one in asked for start in one.starts if isinstance(start, PreparedRestart)}
-    groups, reasons = grouped(
-        [start for one in asked for start in one.starts if isinstance(start, PreparedRestart)], progress
-    )
+def _run(scheduled: Sequence[_ScheduledFit], n_jobs: int | None, progress: bool) -> None:
+    """Run fits of one form together, and those of several forms in several processes, if ``n_jobs`` says so."""
+    by_number = {one.number: one for one in scheduled}
+    groups, reasons = grouped([restart for one in scheduled for restart in one.planned], progress)
     if len(groups) > 1 or reasons:
         warnings.warn(_apart(groups, reasons), UserWarning, stacklevel=3)
-    jobs = _jobs(asked, [[whose[id(ready)] for ready in group.ready] for group in groups])
+    fits_of = [[by_number[restart.fit_number] for restart in group.ready] for group in groups]
+    jobs = _jobs(scheduled, fits_of)
     if len(jobs) > 1 and jobs_at_once(n_jobs) > 1:
         _send(jobs, n_jobs, progress)
         return
-    chosen = [group for group in groups if len(group.lanes) > 1 and group.worth(_engine(whose, group))]
+    chosen = [
+        group
+        for group, fits in zip(groups, fits_of, strict=True)
+        if len(group.lanes) > 1 and group.worth(fits[0].call.options.engine)
+    ]
     with bar_over(chosen, progress) as bar:
         for group in chosen:
             try:
@@ -182,48 +238,40 @@ def _run(asked: Sequence[_ScheduledFit], n_jobs: int | None, progress: bool) -> 
                 warnings.warn(f"{len(group.lanes)} fits run one by one: {error}", UserWarning, stacklevel=3)
 
 
-def _engine(whose: Mapping[int, _ScheduledFit], group: FitBatch) -> str:
-    return whose[id(group.ready[0])].fitting.engine
-
-
-def _jobs(asked: Sequence[_ScheduledFit], groups: Sequence[Sequence[_ScheduledFit]]) -> list[list[_ScheduledFit]]:
-    """The fits that are sent to one process: those of one form, and each that has none."""
+def _jobs(scheduled: Sequence[_ScheduledFit], groups: Sequence[Sequence[_ScheduledFit]]) -> list[list[_ScheduledFit]]:
+    """Return the fits that are sent to one process: those of one form, and each that has none."""
     seen: set[int] = set()
     jobs = []
-    for group in [*groups, *([one] for one in asked if one.error is None)]:
+    for group in [*groups, *([one] for one in scheduled if one.status is _Status.RUNNING)]:
         jobs.append([one for one in dict.fromkeys(group) if one.number not in seen])
         seen |= {one.number for one in group}
     return [job for job in jobs if job]
 
 
 def _send(jobs: Sequence[Sequence[_ScheduledFit]], n_jobs: int | None, progress: bool) -> None:
-    """Run each job in a process of joblib's; what fails there is left to be done, and fail, here."""
-    parcels = [[(one.number, _packed(one.given)) for one in job] for job in jobs]
-    known = {one.number: one for job in jobs for one in job}
-    with tqdm(total=len(known), desc=f"{len(known)} fits", unit="fit", disable=not progress) as bar:
-        for found in spread(_elsewhere, parcels, n_jobs):
+    """Run each job in a process of joblib's; a fit that fails there is run again here, where its error is raised."""
+    calls = [[(one.number, one.call.to_sendable()) for one in job] for job in jobs]
+    by_number = {one.number: one for job in jobs for one in job}
+    with tqdm(total=len(by_number), desc=f"{len(by_number)} fits", unit="fit", disable=not progress) as bar:
+        for found in spread(_run_elsewhere, calls, n_jobs):
             for number, best in found:
                 if best is not None:
-                    one, (saved, losses) = known[number], best
-                    one.best = one.fitting.again(saved), losses
+                    saved, losses = best
+                    by_number[number].best = by_number[number].restarts.again(saved), losses
             bar.update(len(found))
 
 
-def _elsewhere(calls: Sequence[tuple[int, dict[str, Any]]]) -> list[tuple[int, Any]]:
-    """The best start of each fit as numbers and tensors, with the loss of each; None for a fit that fails."""
-    asked = [_ScheduledFit(number, {**given, "guide": from_sendable(*given["guide"])}) for number, given in calls]
-    for one in asked:
+def _run_elsewhere(calls: Sequence[tuple[int, _Call]]) -> list[tuple[int, Any]]:
+    """Return the best restart of each fit as numbers and tensors, with the loss of each; None for a fit that failed."""
+    scheduled = [_ScheduledFit(number, call.from_sendable()) for number, call in calls]
+    for one in scheduled:
         one.start()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they come again where the fits were asked for
-        _run(asked, 1, False)
-        for one in asked:
+        warnings.simplefilter("ignore")  # they come again where the fits were scheduled
+        _run(scheduled, 1, False)
+        for one in scheduled:
             one.finish()
-    return [(one.number, None if one.best is None else (one.best[0].saved(), one.best[1])) for one in asked]
-
-
-def _packed(given: dict[str, Any]) -> dict[str, Any]:
-    return {**given, "guide": to_sendable(given["guide"])}
+    return [(one.number, None if one.best is None else (one.best[0].saved(), one.best[1])) for one in scheduled]
 
 
 def _apart(groups: Sequence[FitBatch], reasons: Mapping[str, int]) -> str:

@@ -10,28 +10,28 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from inference.data.batch_loader import BatchLoader
+from inference.data.generated_dataset import GeneratedBatches
 from inference.engine.batched.grouping import PreparedRestart, run_joined
 from inference.engine.batched.lane import Lane
 from inference.engine.compiled import CompiledEngine
 from inference.engine.process_group import ProcessGroup
 from inference.engine.selection import Engine, choose
 from inference.engine.step_plan import StepPlan, automatic
-from inference.engine.svi_problem import SVIProblem
+from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.model.bound_model import BoundModel
-from inference.model.elbo import Model
 from inference.optim.adaptive import AdaptiveOptimizer, StopReason
 from inference.optim.initialization.pathfinder import InitialNormal, NoInitialNormal, start_again
-from inference.optim.initialization.strategies import InitStrategy, initialize
+from inference.optim.initialization.strategies import initialize
 from inference.posterior import Posterior
 from inference.storage.atomic_files import ADVICE
-from inference.storage.checkpoint import Checkpoint
 from inference.storage.fit_fingerprint import Fingerprint
 from inference.svi.attempt import Restart, RestartResults
-from inference.svi.callbacks.base import Callback, CallbackRunner
+from inference.svi.callbacks.base import CallbackRunner
+from inference.svi.options import FitOptions, FitProblem, StepRule
 from inference.svi.training_loop import CheckpointWriter, run_steps
 from inference.utils.errors import NonFinite
 from inference.utils.random_state import RandomStream
@@ -44,43 +44,21 @@ _CALLER = 5  # frames up from a warning to the line that called fit
 
 @dataclass
 class Restarts:
-    """What a fit is asked to do, its arguments checked.
+    """The restarts of a fit: each is planned and run, or resumed, and the best is kept.
 
-    ``options`` are the task's, ``said`` what the record keeps of them; ``finds``
-    says that steps are to be found, ``searches`` that a start is too, ``early``
-    an end, and ``asked`` that the user said so; ``known`` that the same model, guide and
-    data were checked before. Of the processes of a ``group``
-    the first searches the start, and reads and writes the checkpoint.
+    ``skip_validation`` says that the same model, guide and data were checked before.
+    Of the processes of a ``group`` the first searches the initial values, and reads and writes the checkpoint.
     """
 
-    model: Model
-    guide: Model
-    args: tuple[Any, ...]
-    names: list[str]
-    device: torch.device
-    dtype: torch.dtype
-    batch_size: int | None
-    options: dict[str, Any]
-    steps: int
-    seed: int
-    engine: str
-    init: InitStrategy
-    finds: bool
-    searches: bool
-    asked: bool
-    early: bool
-    restarts: int
-    callbacks: Sequence[Callback]
-    progress: bool
-    said: dict[str, Any]
-    checkpoint: Checkpoint | None = None
+    problem: FitProblem
+    options: FitOptions
     group: ProcessGroup | None = None
-    known: bool = False
+    skip_validation: bool = False
     _ended: RestartResults = field(default_factory=RestartResults)
     _running: dict[str, Any] | None = None
     _began: float = field(default_factory=time.perf_counter)
 
-    def resume(self, stack: ExitStack, identity: Callable[[], Fingerprint], resume: bool) -> tuple[int, int] | None:
+    def resume(self, stack: ExitStack, identity: Callable[[], Fingerprint]) -> tuple[int, int] | None:
         """Look for a fit to go on with; the number of its start, from 1, and the step, where there is one.
 
         The checkpoint is held until the end of ``stack``.
@@ -90,15 +68,15 @@ class Restarts:
         ValueError
             If the checkpoint is not one of this fit, or nobody asked for it.
         """
-        kept = self.checkpoint
+        kept = self.options.checkpoint_folder
         if kept is None:
             return None
-        plain = not (self.finds or callable(self.options["lr"]) or self.options["anneal"]) and self.restarts == 1
+        plain = self._is_fixed and not (callable(self.options.lr) or self.options.anneal) and self.options.restarts == 1
         free = ("steps",) if plain else ()
 
         def found() -> dict[str, Any] | None:
             stack.enter_context(kept)
-            return kept.begin(identity(), resume, free)
+            return kept.begin(identity(), self.options.resume, free)
 
         saved = found() if self.group is None else self.group.first(found)
         if saved is None:
@@ -108,7 +86,7 @@ class Restarts:
             self._running, losses, best = saved["running"], list(saved["losses"]), saved["best"]
             self._ended = RestartResults(losses, None if best is None else self.again(best))
             step = int(self._running["engine"]["step"])
-        if step > self.steps:
+        if step > self.options.steps:
             raise ValueError(f"{kept.folder} has taken {step:,} steps: ask for as many, or for more")
         return len(losses) + 1, step
 
@@ -118,7 +96,8 @@ class Restarts:
         try:
             yield
         except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-            folder = self.checkpoint.folder if self.checkpoint else None
+            kept = self.options.checkpoint_folder
+            folder = kept.folder if kept else None
             words = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise ValueError(f"the checkpoint in {folder} is damaged ({words}): {ADVICE}") from error
 
@@ -128,45 +107,80 @@ class Restarts:
         return time.perf_counter() - self._began
 
     @property
+    def _is_fixed(self) -> bool:
+        return self.options.step_rule is StepRule.FIXED
+
+    @property
+    def _searches_start(self) -> bool:
+        return not self._is_fixed and self.problem.is_in_memory
+
+    @property
+    def _batch_size(self) -> int | None:
+        return self.problem.data.batch_size if isinstance(self.problem.data, InMemory) else None
+
+    @property
+    def _loader(self) -> BatchLoader | None:
+        return self.problem.data if isinstance(self.problem.data, BatchLoader) else None
+
+    def _svi_problem(self, bound_model: BoundModel) -> SVIProblem:
+        options = self.options
+        problem = SVIProblem.on(
+            bound_model,
+            self.problem.data,
+            optimizer=options.base_optimizer,
+            lr=options.step_size,
+            particles=options.particles,
+            anneal=options.tempering,
+        )
+        return problem if self.group is None else problem.sharded(self.group)
+
+    @property
     def joins(self) -> bool:
         """Whether its starts may run together with others, in one program."""
-        alone = self.callbacks or self.group is not None or self.options.get("batches") is not None
-        return self.checkpoint is None and self.engine != "eager" and not alone
+        alone = self.options.callbacks or self.group is not None or isinstance(self.problem.data, BatchLoader)
+        return self.options.checkpoint is None and self.options.engine != "eager" and not alone
 
     def best(self, ready: Sequence[PreparedRestart | ValueError] = ()) -> tuple[Restart, tuple[float, ...]]:
         """The best of all attempts, and the loss of each, infinite where one failed.
 
         Starts that are ``ready``, and may have run, are gone on with.
         """
-        if self.restarts > 1 and self.joins and not ready:
+        if self.options.restarts > 1 and self.joins and not ready:
             ready = self.ready()
-            run_joined(ready, self.engine, self.progress)
-        for number in range(len(self._ended.losses), self.restarts):
+            run_joined(ready, self.options.engine, self.options.progress)
+        for number in range(len(self._ended.losses), self.options.restarts):
             running, self._running = self._running, None
             try:
                 fitted: Restart | None = self._attempt(
                     ready[number] if ready else self._started(number, running), running
                 )
             except ValueError as error:
-                if self.restarts == 1 or self._is_alone:
+                if self.options.restarts == 1 or self._is_alone:
                     raise
-                self._warn(f"start {number + 1} of {self.restarts} failed: {error}")
+                self._warn(f"start {number + 1} of {self.options.restarts} failed: {error}")
                 fitted = None
             self._ended.add(fitted)
             if fitted is not None and fitted.stop is not None and fitted.stop.interrupted and not ready:
                 break
         if self._ended.best is None:
-            raise ValueError(f"all {self.restarts} starts failed; the warnings say at which step and site")
+            raise ValueError(f"all {self.options.restarts} starts failed; the warnings say at which step and site")
         stop = self._ended.best.stop
         if stop is not None and stop.interrupted:
             self._warn(f"the fit {stop.how}; this is the posterior so far")
         return self._ended.best, tuple(self._ended.losses)
 
     def _bound_model(self, number: int) -> tuple[BoundModel, RandomStream]:
-        stream = RandomStream.seeded(self.seed, number)
-        first = number == 0 and not self.known
+        stream = RandomStream.seeded(self.options.seed, number)
+        first = number == 0 and not self.skip_validation
         bound_model = BoundModel.start(
-            self.model, self.guide, self.args, stream, self.device, self.dtype, first, self.batch_size
+            self.problem.model,
+            self.problem.guide,
+            self.problem.args,
+            stream,
+            self.problem.device,
+            self.problem.dtype,
+            first,
+            self._batch_size,
         )
         return bound_model, stream
 
@@ -174,8 +188,17 @@ class Restarts:
         """A start that had ended."""
         bound_model, stream = self._bound_model(saved["number"])
         fitted = Restart(
-            *(saved["number"], bound_model, self.args, bound_model.params.flatten(), stream, self.names, self.seed, {}),
-            batches=self.options.get("batches"),
+            *(
+                saved["number"],
+                bound_model,
+                self.problem.args,
+                bound_model.params.flatten(),
+                stream,
+                self.problem.argument_names,
+                self.options.seed,
+                {},
+            ),
+            batches=self._loader,
         )
         fitted.restore(saved)
         return fitted
@@ -183,11 +206,11 @@ class Restarts:
     def ready(self) -> list[PreparedRestart | ValueError]:
         """All starts, about to take their steps, or why one cannot."""
         found: list[PreparedRestart | ValueError] = []
-        for number in range(self.restarts):
+        for number in range(self.options.restarts):
             try:
                 found.append(self._started(number))
             except ValueError as error:
-                if self.restarts == 1:
+                if self.options.restarts == 1:
                     raise
                 found.append(error)
         return found
@@ -195,37 +218,45 @@ class Restarts:
     @property
     def kin(self) -> Hashable:
         """What fits share that may differ in their data, starts and random numbers alone."""
-        return id(self.model), id(self.guide), self.batch_size, id(self.options.get("feed"))
+        return (
+            id(self.problem.model),
+            id(self.problem.guide),
+            self._batch_size,
+            id(self.problem.data) if isinstance(self.problem.data, GeneratedBatches) else None,
+        )
 
     def _started(self, number: int, running: dict[str, Any] | None = None) -> PreparedRestart:
         """A start with its way found, or with that of the steps so far."""
         bound_model, stream = self._bound_model(number)
-        plain = SVIProblem.of(bound_model, self.args, self.batch_size, self.group, **self.options)
+        plain = self._svi_problem(bound_model)
         if running is not None:
             with self._believing():
                 plain = replace(plain, theta=_like(running["theta"], plain.begin))
                 plan = None if running["plan"] is None else StepPlan.restored(running["plan"], plain.begin)
                 searched = int(running["searched"])
-            return PreparedRestart(number, self.kin, plain, plan, stream, self.steps, searched)
+            return PreparedRestart(number, self.kin, plain, plan, stream, self.options.steps, searched)
         start = self._begun(bound_model, stream)
         plain = replace(plain, theta=plain.begin)
-        if not self.finds:
-            return PreparedRestart(number, self.kin, plain, None, stream, self.steps, start.evaluations)
-        if not self.searches:
+        if self._is_fixed:
+            return PreparedRestart(number, self.kin, plain, None, stream, self.options.steps, start.evaluations)
+        if not self._searches_start:
             start = NoInitialNormal("", start.evaluations)
-        plan, searched = automatic(plain, start, self.steps, self.early, self._taken)
+        plan, searched = automatic(plain, start, self.options.steps, self.options.stop_early, self._taken)
         if self.group is not None:
             plan = StepPlan.restored(self.group.first(plan.saved), plain.begin)
-        return PreparedRestart(number, self.kin, plain, plan, stream, self.steps, searched)
+        return PreparedRestart(number, self.kin, plain, plan, stream, self.options.steps, searched)
 
     def _begun(self, bound_model: BoundModel, stream: RandomStream) -> InitialNormal | NoInitialNormal:
         """The guide put where it begins, and the start: what the first process finds, at all."""
 
         def found() -> InitialNormal | NoInitialNormal:
             with tqdm(
-                desc="start", bar_format="{desc} {elapsed}", disable=not (self.searches and self.progress), leave=False
+                desc="start",
+                bar_format="{desc} {elapsed}",
+                disable=not (self._searches_start and self.options.progress),
+                leave=False,
             ):
-                return initialize(bound_model, self.args, stream, self.init, self.searches)
+                return initialize(bound_model, self.problem.args, stream, self.options.init, self._searches_start)
 
         def told() -> dict[str, Any]:
             return {"start": vars(found()), "theta": bound_model.params.flatten(), "stream": stream.saved()}
@@ -245,7 +276,12 @@ class Restarts:
             return self._run(ready, running) if ready.lane is None else self._joined(ready, ready.lane)
         except ValueError as error:
             refused = running is not None and not isinstance(error, NonFinite)  # it could not go on at all
-            if self.asked or ready.plan is None or refused or self._is_alone:
+            if (
+                self.options.step_rule is StepRule.SEARCHED_ON_REQUEST
+                or ready.plan is None
+                or refused
+                or self._is_alone
+            ):
                 raise
             self._warn(f"the steps that were found failed, so this is Adam: {error}")
             return self._run(replace(ready, plan=None, lane=None))
@@ -254,11 +290,20 @@ class Restarts:
         self, ready: PreparedRestart, problem: SVIProblem, flat_params: Tensor, stream: RandomStream, used: str
     ) -> Restart:
         found = {"lr": "found", "optimizer": "auto"} if problem.adaptive else {}
-        options = {**self.said, **found, "engine": used}
+        options = {**self.options.report(), **self.problem.report(), **found, "engine": used}
         return Restart(
-            *(ready.number, problem.bound_model, self.args, flat_params, stream, self.names, self.seed, options),
+            *(
+                ready.number,
+                problem.bound_model,
+                self.problem.args,
+                flat_params,
+                stream,
+                self.problem.argument_names,
+                self.options.seed,
+                options,
+            ),
             searched=ready.searched,
-            batches=problem.batches,
+            batches=problem.loader,
         )
 
     def _joined(self, ready: PreparedRestart, lane: Lane) -> Restart:
@@ -275,20 +320,26 @@ class Restarts:
     def _run(self, ready: PreparedRestart, running: dict[str, Any] | None = None) -> Restart:
         number, plain, plan, problem = ready.number, ready.plain, ready.plan, ready.problem
         bound_model, adaptive = problem.bound_model, problem.adaptive
-        runner, state = choose(self._engine(running), problem, ready.stream, self.steps * self.restarts, self.progress)
+        runner, state = choose(
+            self._engine(running),
+            problem,
+            ready.stream,
+            self.options.steps * self.options.restarts,
+            self.options.progress,
+        )
         used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
         fitted = self._fitted(ready, problem, state.flat_params, state.stream, used)
-        most = adaptive.steps if adaptive else self.steps
+        most = adaptive.steps if adaptive else self.options.steps
         callback_runner = CallbackRunner(
-            self.callbacks, most, bound_model.params, fitted.posterior, (number + 1, self.restarts)
+            self.options.callbacks, most, bound_model.params, fitted.posterior, (number + 1, self.options.restarts)
         )
         if running is not None:
             self._restore(runner, state, callback_runner, running)
-        kept = self.checkpoint if self.group is None or self.group.leads else None
+        kept = self.options.checkpoint_folder if self.group is None or self.group.leads else None
         writer = CheckpointWriter(kept, partial(self._state, runner, state, callback_runner, plain, plan, fitted))
-        label = f"fit {number + 1}/{self.restarts}" if self.restarts > 1 else "fit"
+        label = f"fit {number + 1}/{self.options.restarts}" if self.options.restarts > 1 else "fit"
         try:
-            signal = run_steps(runner, state, bound_model, callback_runner, label, self.progress, writer)
+            signal = run_steps(runner, state, bound_model, callback_runner, label, self.options.progress, writer)
             writer.keep()
         except (NonFinite, OSError) as error:
             fitted.flat_params, fitted.curves = runner.result(state), callback_runner.curves
@@ -303,9 +354,9 @@ class Restarts:
     def _engine(self, running: dict[str, Any] | None) -> str:
         """The engine to run on: that of the steps so far, where there are any."""
         if running is None:
-            return self.engine
+            return self.options.engine
         used = str(running["used"])
-        if self.engine not in ("auto", used):
+        if self.options.engine not in ("auto", used):
             raise ValueError(f"the checkpoint is of the {used} engine, which draws other numbers: pass engine={used!r}")
         return used
 
@@ -366,7 +417,7 @@ class Restarts:
             return stop
 
         def doubts() -> tuple[str, ...]:
-            return fitted.posterior(fitted.flat_params, fitted.curves, 0.0).doubts(seed=self.seed)
+            return fitted.posterior(fitted.flat_params, fitted.curves, 0.0).doubts(seed=self.options.seed)
 
         return replace(stop, doubts=doubts() if self.group is None else self.group.first(doubts))
 
@@ -377,8 +428,10 @@ class Restarts:
 
     def _taken(self, problem: SVIProblem, count: int) -> Tensor:
         """θ after ``count`` steps that nobody watches."""
-        stream = RandomStream.seeded(self.seed, _ASIDE)
-        runner, state = choose(self.engine, problem, stream, self.steps * self.restarts, self.progress)
+        stream = RandomStream.seeded(self.options.seed, _ASIDE)
+        runner, state = choose(
+            self.options.engine, problem, stream, self.options.steps * self.options.restarts, self.options.progress
+        )
         runner.advance(state, count)
         return runner.result(state).detach().clone()
 

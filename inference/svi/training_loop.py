@@ -118,8 +118,8 @@ def _room(runner: Engine, state: Any, callback_runner: CallbackRunner, writer: C
     if adaptive is not None:
         look = adaptive.every if adaptive.every and not compiled else CHUNK
         stops.append(step + look - step % look)
-    if runner.problem.batches is not None:
-        stops.append(step + runner.problem.batches.most)
+    if runner.problem.loader is not None:
+        stops.append(step + runner.problem.loader.most)
     kept = writer.until(step)
     return min(stops if kept is None else [*stops, kept]) - step
 

@@ -143,7 +143,7 @@ def epoch_of_losses(source, factor):
     found = stream(source, size=50)
     random = RandomStream.seeded(0)
     bound_model = BoundModel.start(model, mean_field_normal(model), found.first, random, CPU, torch.float64)
-    problem = SVIProblem.of(bound_model, found.first, batches=found)
+    problem = SVIProblem.on(bound_model, found)
     found.hold(0, 20)
     values = []
     with torch.no_grad():

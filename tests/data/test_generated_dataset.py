@@ -54,7 +54,7 @@ def test_a_line_is_learned_from_points_that_never_come_again(engine):
 def same_losses(particles):
     feed = GeneratedBatches(fresh(points), ["x", "y"], torch.device("cpu"), torch.float64, 0)
     case = (LINE, mean_field_normal(LINE), feed.first)
-    ours, theirs, theta, reference = losses_of_both(*case, feed=feed, particles=particles)
+    ours, theirs, theta, reference = losses_of_both(*case, data=feed, particles=particles)
     torch.testing.assert_close(ours[:, 0], theirs[:, 0], rtol=1e-10, atol=0)
     torch.testing.assert_close(theta, reference, rtol=1e-8, atol=1e-10)
 

@@ -19,7 +19,7 @@ from guides import mean_field_normal
 from inference import cosine_decay, fit
 from inference.engine.compiled import CompiledEngine
 from inference.engine.selection import worth_compiling
-from inference.engine.svi_problem import SVIProblem
+from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.engine.tracing.random_ops import ReplayRandomOps
 from inference.model.bound_model import BoundModel
 from inference.utils.random_state import RandomStream
@@ -301,7 +301,7 @@ def test_more_planar_layers_are_no_more_operators():
     def operators(layers):
         model, guide, args = line(partial(guides.planar_flow, layers=layers))
         bound_model = BoundModel.start(model, guide, args, stream, CPU, torch.float32)
-        return CompiledEngine(SVIProblem.of(bound_model, args, particles=32), stream).operators
+        return CompiledEngine(SVIProblem.on(bound_model, InMemory(args), particles=32), stream).operators
 
     assert operators(64) == operators(16) < 400
 
@@ -311,7 +311,7 @@ def test_few_numbers_and_many_particles_lie_side_by_side(particles, last):
     model, guide, args = line(planar_flow)
     stream = RandomStream.seeded(0)
     bound_model = BoundModel.start(model, guide, args, stream, CPU, torch.float32)
-    assert CompiledEngine(SVIProblem.of(bound_model, args, particles=particles), stream).step.last is last
+    assert CompiledEngine(SVIProblem.on(bound_model, InMemory(args), particles=particles), stream).step.last is last
 
 
 @pytest.mark.slow
@@ -381,7 +381,7 @@ def test_one_run_is_recorded():
     stream = RandomStream.seeded(0)
     bound_model = BoundModel.start(model, mean_field_normal(model), (X, Y), stream, CPU, torch.float32)
     before = next(calls)
-    CompiledEngine(SVIProblem.of(bound_model, (X, Y)), stream).init(stream)
+    CompiledEngine(SVIProblem.on(bound_model, InMemory((X, Y))), stream).init(stream)
     assert next(calls) - before - 1 == 1
 
 
@@ -608,7 +608,7 @@ def test_the_state_is_put_back_where_the_call_began():
     model, guide = explodes()
     stream = RandomStream.seeded(0)
     bound_model = BoundModel.start(model, guide, (torch.tensor(-9.0),), stream, CPU, torch.float32)
-    engine = CompiledEngine(SVIProblem.of(bound_model, (torch.tensor(-9.0),), lr=0.1), stream)
+    engine = CompiledEngine(SVIProblem.on(bound_model, InMemory((torch.tensor(-9.0),)), lr=0.1), stream)
     state = engine.init(stream)
     engine.advance(state, 10)
     flat_params, moments = state.flat_params.clone(), [m.clone() for m in state.moments]
@@ -636,7 +636,7 @@ def test_steps_on_a_device_counter_are_the_same_steps():
     bound_model = BoundModel.start(
         linear_regression, mean_field_normal(linear_regression), (X, Y), stream, CPU, torch.float32
     )
-    engine = CompiledEngine(SVIProblem.of(bound_model, (X, Y)), stream)
+    engine = CompiledEngine(SVIProblem.on(bound_model, InMemory((X, Y))), stream)
     first, second = engine.init(stream), None
     rows = engine._rows(0, engine.step.noise(50), 50)
     ours = engine.machine.run(rows)

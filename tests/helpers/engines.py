@@ -1,10 +1,12 @@
 """The two engines side by side."""
 
+from dataclasses import replace
+
 import torch
 
 from inference.engine.compiled import CompiledEngine
 from inference.engine.eager import EagerEngine
-from inference.engine.svi_problem import SVIProblem
+from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.engine.tracing.random_ops import ReplayRandomOps
 from inference.model.bound_model import BoundModel
 from inference.utils.random_state import RandomStream
@@ -17,7 +19,9 @@ def losses_of_both(model, guide, args, steps=60, dtype=torch.float64, batch_size
     args = tuple(a.to(dtype) if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
     stream = RandomStream.seeded(0)
     bound_model = BoundModel.start(model, guide, args, stream, device, dtype)
-    problem = SVIProblem.of(bound_model, args, batch_size, **options)
+    data = options.pop("data", None) or InMemory(args, batch_size)
+    searched = {name: options.pop(name) for name in ("adaptive", "sticking_the_landing") if name in options}
+    problem = replace(SVIProblem.on(bound_model, data, **options), **searched)
     compiled = CompiledEngine(problem, stream)
     state = compiled.init(stream)
     eager = EagerEngine(problem)

@@ -13,7 +13,7 @@ from pyro.infer.autoguide.effect import AutoNormalMessenger
 from guides import mean_field_normal
 from inference import fit
 from inference.engine.eager import EagerEngine
-from inference.engine.svi_problem import SVIProblem
+from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.model.bound_model import BoundModel
 from inference.model.elbo import loss
 from inference.utils.random_state import RandomStream
@@ -64,7 +64,7 @@ def test_a_guide_without_reparameterisation_gets_its_score_function_terms():
     y = torch.tensor([7.0, 7.5, 6.5])
     bound_model, stream = program_of(model, guide, y)
     assert bound_model.score_function_sites == ("rate",)
-    engine = EagerEngine(SVIProblem.of(bound_model, (y,), lr=0.05, particles=10))
+    engine = EagerEngine(SVIProblem.on(bound_model, InMemory((y,)), lr=0.05, particles=10))
     state = engine.init(stream)
     engine.advance(state, 250)
     assert bound_model.params.constrained(state.flat_params)["mean"] == pytest.approx(6.8, abs=0.7)
@@ -82,7 +82,7 @@ def test_validation_runs_once_and_the_model_once_a_step(line):
     bound_model, stream = program_of(model, mean_field_normal(model), line.x.double(), line.y.double())
     at_start = len(calls)
     assert all(calls)
-    engine = EagerEngine(SVIProblem.of(bound_model, (line.x.double(), line.y.double())))
+    engine = EagerEngine(SVIProblem.on(bound_model, InMemory((line.x.double(), line.y.double()))))
     engine.advance(engine.init(stream), 7)
     assert calls[at_start:] == [False] * 7
 

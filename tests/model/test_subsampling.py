@@ -13,7 +13,7 @@ import inference.model.subsampling
 from guides import mean_field_normal
 from inference import cosine_decay, fit
 from inference.engine.eager import EagerEngine
-from inference.engine.svi_problem import SVIProblem
+from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.model.bound_model import BoundModel
 from inference.model.elbo import log_weight, traces
 from inference.utils.random_state import RandomStream
@@ -73,7 +73,7 @@ def test_each_step_sees_the_asked_number_of_fresh_rows(line):
             pyro.sample("y", dist.Normal(w * x[rows, 0], 1.0), obs=y[rows])
 
     bound_model, args = start(model, line)
-    engine = EagerEngine(SVIProblem.of(bound_model, args, batch_size=8))
+    engine = EagerEngine(SVIProblem.on(bound_model, InMemory(args, 8)))
     state = engine.init(RandomStream.seeded(0))
     seen.clear()
     engine.advance(state, 200)

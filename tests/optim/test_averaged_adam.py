@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 
 from guides import full_rank_normal, funnel_flow, mean_field_normal, planar_flow, spline_flow
 from inference import every, fit, load
-from inference.engine.svi_problem import SVIProblem
+from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.model.bound_model import BoundModel
 from inference.model.elbo import loss
 from inference.optim.averaged_adam import AveragedAdam, split_rhat
@@ -165,7 +165,7 @@ def test_sticking_the_landing_has_the_same_mean_gradient_and_no_variance_at_the_
     stream = RandomStream.seeded(0)
     bound_model = BoundModel.start(MODEL, full_rank_normal(MODEL), (X, Y), stream, CPU, torch.float64)
     theta = place_guide(bound_model, find_initial_normal(bound_model, (X, Y), stream))
-    problem = SVIProblem.of(bound_model, (X, Y))
+    problem = SVIProblem.on(bound_model, InMemory((X, Y)))
 
     def gradients(at, sticking_the_landing, draws=400):
         found = []

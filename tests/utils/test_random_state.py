@@ -13,7 +13,7 @@ from torch import nn
 from guides import mean_field_normal
 from inference import fit
 from inference.engine.eager import EagerEngine
-from inference.engine.svi_problem import SVIProblem
+from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.model.bound_model import BoundModel
 from inference.utils.random_state import RandomStream
 from ppl_models import linear_regression
@@ -66,7 +66,7 @@ def test_two_engines_advanced_in_turn_give_what_each_gives_alone(line):
         stream = RandomStream.seeded(seed)
         guide = mean_field_normal(MODEL)
         bound_model = BoundModel.start(MODEL, guide, (line.x, line.y), stream, torch.device("cpu"), torch.float32)
-        engine = EagerEngine(SVIProblem.of(bound_model, (line.x, line.y)))
+        engine = EagerEngine(SVIProblem.on(bound_model, InMemory((line.x, line.y))))
         return engine, engine.init(stream)
 
     alone = [engine.advance(state, 60) for engine, state in (start(0), start(1))]

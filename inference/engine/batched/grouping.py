@@ -33,7 +33,8 @@ class PreparedRestart:
     """One start of a fit, about to take its ``steps``; once it has run with others, in ``lane``.
 
     ``plain`` is its task, ``plan`` how it finds its way, ``searched`` what that has
-    cost in gradients, ``kin`` what it shares with fits of the same model and guide.
+    cost in gradients, ``kin`` what it shares with fits of the same model and guide, and ``fit_number``
+    the place of its fit among others.
     """
 
     number: int
@@ -44,6 +45,7 @@ class PreparedRestart:
     steps: int
     searched: int
     lane: Lane | None = None
+    fit_number: int = 0
 
     @cached_property
     def problem(self) -> SVIProblem:

@@ -12,7 +12,7 @@ from guides import bernoulli_dropout, mean_field_normal
 from inference import fit, load, plot_loss_contour
 from inference.diagnostics.loss_surface import principal_plane, random_plane
 from inference.engine.eager import EagerEngine
-from inference.engine.svi_problem import SVIProblem
+from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.model.bound_model import BoundModel
 from inference.reporting.figures.loss_contour import surface_of
 from inference.utils.random_state import RandomStream
@@ -38,7 +38,7 @@ def path_of(model, guide, args, steps, **options):
     """θ before the first step and after each, as ``fit`` at seed 0 goes."""
     stream = RandomStream.seeded(0)
     bound_model = BoundModel.start(model, guide, args, stream, torch.device("cpu"), torch.float64)
-    engine = EagerEngine(SVIProblem.of(bound_model, args, **options))
+    engine = EagerEngine(SVIProblem.on(bound_model, InMemory(args), **options))
     state = engine.init(stream)
     rows = [state.flat_params.detach().clone()]
     for _ in range(steps):
