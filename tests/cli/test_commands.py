@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,9 +18,11 @@ from sklearn.linear_model import LinearRegression
 
 from inference import open_prediction
 from inference.cli import registry
-from inference.cli.commands import main
+from inference.cli.commands import FitFlags, main
+from inference.cli.prediction_files import FileOptions
 from inference.cli.runs import Run
 from inference.predictive.zarr_store import PredictionStore
+from inference.svi.options import FitOptions
 from inference.utils.hashing import sha256_of
 
 RUN_FILES = [".kiln.lock", "posterior-HASH.safetensors", "posterior.json", "report.html", "run.json"]
@@ -709,3 +712,20 @@ def test_a_fit_that_finds_its_own_steps_says_why_it_stopped(here, capsys, monkey
     assert status == 0, printed.err
     assert re.search("converged after|settled after|ceiling of steps", printed.out)
     assert re.search("converged after|settled after|ceiling of steps", Path("run/report.html").read_text())
+
+
+def test_every_option_of_a_fit_is_a_flag_or_is_left_to_python():
+    flags = {field.name: field.default for field in fields(FitFlags)}
+    options = {field.name: field.default for field in fields(FitOptions)}
+    assert options.keys() - flags.keys() == {"init", "stop", "dtype", "checkpoint", "progress", "callbacks"}
+    assert {name for name in flags.keys() & options.keys() if flags[name] != options[name]} == {"steps"}
+
+
+def test_help_shows_each_flag_with_the_words_of_its_option(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    for command, flags in (("fit", FitFlags), ("predict", FileOptions)):
+        assert main([command, "--help"]) == 0
+        printed = capsys.readouterr().out
+        names = {field.name.strip("_").replace("_", "-") for field in fields(flags)} - {"model"}
+        assert [name for name in names if f"--{name} " not in printed] == []
+        assert command == "predict" or FitOptions.help_of("restarts") in printed
