@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,12 +17,24 @@ from inference.data.array_conversion import plain_tensor
 from inference.model.bound_model import BoundModel, name_of
 from inference.model.elbo import traces
 from inference.model.vectorization import draws_together, map_over_draws, rows_together
-from inference.predictive.latent_sampler import LatentSampler, row_parts
+from inference.predictive.approximation import Approximation
 from inference.predictive.prediction import ClassPrediction, Prediction
-from inference.predictive.sampling import concatenate, predictive
+from inference.predictive.sampling import LatentSampler, concatenate, predictive, row_parts
 from inference.utils.validation import positive_integer
 
-__all__ = ["Autoencoder", "Encoding", "EncodingCalls", "EvidenceScores", "HeldOutRows", "evidence_scores"]
+__all__ = [
+    "Autoencoder",
+    "Encoding",
+    "EvidenceScores",
+    "HeldOutRows",
+    "decode",
+    "encode",
+    "evaluate_rows",
+    "generate",
+    "interpolate",
+    "log_evidence",
+    "reconstruct",
+]
 
 SHARED_DRAWS = 100
 ENCODED = 4096  # rows that an encoder takes together, if nothing else was asked for
@@ -175,66 +187,83 @@ class Autoencoder:
         return tuple(v.new_zeros(rows, *v.shape[1:]) if isinstance(v, Tensor) and v.dim() else v for v in self.trained)
 
 
-class EncodingCalls(ABC):
-    """What a posterior can be asked where each row has latents of its own."""
+def encode(approximation: Approximation, *data: Any, batch_size: int | None = None) -> Encoding:
+    """Means and standard deviations of q(z | x) at new rows, for a guide of :func:`~guides.amortized_encoder`."""
+    args = approximation.check_arguments(data)
+    with _running(approximation, 0, batch_size) as autoencoder:
+        return autoencoder.encode(args)
 
-    @abstractmethod
-    def _autoencoding(self, seed: int, batch_size: int | None) -> AbstractContextManager[Autoencoder]:
-        """Everything inside the block runs with the fitted parameters, at most ``batch_size`` rows at a time."""
 
-    @abstractmethod
-    def _new_arguments(self, data: tuple[Any, ...]) -> tuple[Any, ...]:
-        """``data`` as the model takes it, checked against the fit."""
+def decode(approximation: Approximation, z: Any, *, batch_size: int | None = None, seed: int = 0) -> Tensor:
+    """E[x | z], (M, …), for codes (M, K) such as the means that :func:`encode` gives."""
+    with _running(approximation, seed, batch_size) as autoencoder:
+        return autoencoder.decode(z)
 
-    def encode(self, *data: Any, batch_size: int | None = None) -> Encoding:
-        """Means and standard deviations of q(z | x) at new rows, for a guide of :func:`~guides.amortized_encoder`."""
-        args = self._new_arguments(data)
-        with self._autoencoding(0, batch_size) as autoencoder:
-            return autoencoder.encode(args)
 
-    def decode(self, z: Any, *, batch_size: int | None = None, seed: int = 0) -> Tensor:
-        """E[x | z], (M, …), for codes (M, K) such as the means that :meth:`encode` gives."""
-        with self._autoencoding(seed, batch_size) as autoencoder:
-            return autoencoder.decode(z)
+def reconstruct(approximation: Approximation, *data: Any, batch_size: int | None = None) -> Tensor:
+    """E[x | z] at the mean of q(z | x): new rows as the few numbers of z remember them."""
+    return decode(approximation, encode(approximation, *data, batch_size=batch_size).mean, batch_size=batch_size)
 
-    def reconstruct(self, *data: Any, batch_size: int | None = None) -> Tensor:
-        """E[x | z] at the mean of q(z | x): new rows as the few numbers of z remember them."""
-        return self.decode(self.encode(*data, batch_size=batch_size).mean, batch_size=batch_size)
 
-    def interpolate(self, first: Any, last: Any, *, steps: int = 10) -> Tensor:
-        """What lies between rows: E[x | z] on straight lines between their codes, (rows, steps, …)."""
-        ends = (self.encode(first).mean, self.encode(last).mean)
-        places = torch.linspace(0, 1, positive_integer(steps, "steps"))
-        lines = torch.stack([torch.lerp(*ends, float(place)) for place in places], 1)
-        found = self.decode(lines.flatten(0, 1))
-        return found.reshape(*lines.shape[:2], *found.shape[1:])
+def interpolate(approximation: Approximation, first: Any, last: Any, *, steps: int = 10) -> Tensor:
+    """What lies between rows: E[x | z] on straight lines between their codes, (rows, steps, …)."""
+    ends = (encode(approximation, first).mean, encode(approximation, last).mean)
+    places = torch.linspace(0, 1, positive_integer(steps, "steps"))
+    lines = torch.stack([torch.lerp(*ends, float(place)) for place in places], 1)
+    found = decode(approximation, lines.flatten(0, 1))
+    return found.reshape(*lines.shape[:2], *found.shape[1:])
 
-    def generate(self, rows: int, *, seed: int = 0, batch_size: int | None = None) -> Tensor:
-        """Rows that the fitted model makes, E[x | z] at z from its prior, (rows, …)."""
-        with self._autoencoding(seed, batch_size) as autoencoder:
-            found = autoencoder.generate(positive_integer(rows, "rows"))
-        return found.draws[0]
 
-    def log_evidence(
-        self,
-        *data: Any,
-        samples: int = 1000,
-        batch_size: int | None = None,
-        seed: int = 0,
-        progress: bool = True,
-    ) -> Tensor:
-        """A lower bound of log p(xₙ) in nats for each row, (N,), which rises to it with ``samples``.
+def generate(approximation: Approximation, rows: int, *, seed: int = 0, batch_size: int | None = None) -> Tensor:
+    """Rows that the fitted model makes, E[x | z] at z from its prior, (rows, …)."""
+    with _running(approximation, seed, batch_size) as autoencoder:
+        found = autoencoder.generate(positive_integer(rows, "rows"))
+    return found.draws[0]
 
-        log (1/k) Σᵢ p(xₙ, zᵢ)/q(zᵢ | xₙ) over k draws, for a model whose
-        latents are all of single rows; k = 1 is the ELBO of the row.
 
-        References
-        ----------
-        Burda, Grosse, Salakhutdinov (2016), Importance weighted autoencoders.
-        """
-        args = self._new_arguments(data)
-        with self._autoencoding(seed, batch_size) as autoencoder:
-            return autoencoder.evidence(args, positive_integer(samples, "samples"), progress)[1].cpu()
+def log_evidence(
+    approximation: Approximation,
+    *data: Any,
+    samples: int = 1000,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> Tensor:
+    """A lower bound of log p(xₙ) in nats for each row, (N,), which rises to it with ``samples``.
+
+    log (1/k) Σᵢ p(xₙ, zᵢ)/q(zᵢ | xₙ) over k draws, for a model whose
+    latents are all of single rows; k = 1 is the ELBO of the row.
+
+    References
+    ----------
+    Burda, Grosse, Salakhutdinov (2016), Importance weighted autoencoders.
+    """
+    args = approximation.check_arguments(data)
+    with _running(approximation, seed, batch_size) as autoencoder:
+        return autoencoder.evidence(args, positive_integer(samples, "samples"), progress)[1].cpu()
+
+
+def evaluate_rows(
+    approximation: Approximation,
+    args: tuple[Any, ...],
+    samples: int,
+    *,
+    seed: int,
+    batch_size: int | None,
+    progress: bool,
+) -> HeldOutRows:
+    """Encode held-out rows, checked ``args``, and say how probable they are from ``samples`` draws a row."""
+    code = encode(approximation, *args, batch_size=batch_size)
+    with _running(approximation, seed, batch_size) as autoencoder:
+        bounds = autoencoder.evidence(args, positive_integer(samples, "draws"), progress)
+    return HeldOutRows(code, args[0].cpu(), evidence_scores(code, *bounds, samples))
+
+
+@contextmanager
+def _running(approximation: Approximation, seed: int, batch_size: int | None) -> Iterator[Autoencoder]:
+    with approximation.running(seed):
+        size = approximation.resolve_batch_size(batch_size)
+        yield Autoencoder(approximation.bound_model, approximation.args, approximation.observed_site, size)
 
 
 def _by_row(trace: poutine.Trace) -> Tensor:

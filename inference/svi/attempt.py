@@ -14,7 +14,7 @@ from inference.data.batch_loader import BatchLoader
 from inference.model.bound_model import BoundModel
 from inference.optim.adaptive import StopReason
 from inference.posterior import Posterior
-from inference.predictive.fit_record import FitRecord
+from inference.predictive.approximation import FitRecord
 from inference.svi.callbacks.base import settled
 from inference.utils.random_state import RandomStream
 
