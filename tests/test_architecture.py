@@ -198,4 +198,4 @@ def test_user_input_is_never_checked_by_assert_and_pickle_is_never_loaded(path):
     tree = ast.parse(path.read_text())
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Assert)]
     assert not [name for name in imports(path) if name.split(".")[0] in ("pickle", "dill", "cloudpickle")]
-    assert "torch.load" not in path.read_text()
+    assert not re.search(r"(?<![\w.])torch\.load", path.read_text())  # safetensors.torch.load reads no pickle
