@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from inference.engine.compiler.cache import executable
 from inference.engine.compiler.cuda_graph import ReplayedStep
 from inference.engine.compiler.executable import Executable
 from inference.engine.compiler.inductor import NotCompilable
-from inference.engine.iterates import IterateRecorder
+from inference.engine.engine import EngineState, IterateRecorder
 from inference.engine.svi_problem import SVIProblem
 from inference.engine.svi_step import SVIStep, step_rates, trace_step
 from inference.engine.tracing.graph_text import graph_text
@@ -45,19 +45,29 @@ _WORTH_THREADS = 2**15  # numbers in a tensor from which a second thread gives m
 
 
 @dataclass
-class CompiledState:
-    """All that changes while a fit runs: θ, the optimiser's moments, the random stream and what was drawn from it.
+class CompiledState(EngineState):
+    """State of the compiled engine: θ, the optimiser's moments, and the random numbers drawn for a block of steps.
 
     ``noise`` is that of the block of steps that ``step`` is in, empty where none was drawn;
     ``seed`` is what it comes from, where processes have noise of their own.
     """
 
-    flat_params: Tensor
     moments: list[Tensor]
-    stream: RandomStream
-    step: int = 0
     noise: list[Tensor] = field(default_factory=list)
     seed: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as numbers and tensors, by the names that checkpoints hold."""
+        return {**super().state_dict(), "moments": list(self.moments), "noise": list(self.noise), "seed": self.seed}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Set the state to the one that was saved, in place."""
+        if [part.shape for part in saved["moments"]] != [moment.shape for moment in self.moments]:
+            raise TypeError("the optimiser's moments are of other shapes")
+        self.noise, self.seed = [part.to(self.flat_params.device) for part in saved["noise"]], saved.get("seed")
+        super().load_state_dict(saved)
+        for moment, before in zip(self.moments, saved["moments"], strict=True):
+            moment.copy_(before)
 
 
 class CompiledEngine:
@@ -71,6 +81,9 @@ class CompiledEngine:
     Untraceable
         With site or line and reason, if model, guide or optimiser cannot be recorded.
     """
+
+    name = "compiled"
+    keeps_iterates = True
 
     def __init__(self, problem: SVIProblem, stream: RandomStream) -> None:
         self.problem = problem
@@ -118,7 +131,7 @@ class CompiledEngine:
             If there is no compiler, or it refuses the program.
         """
         flat_params = self.problem.begin
-        state = CompiledState(flat_params, self.update.begin(flat_params), stream)
+        state = CompiledState(flat_params, stream, self.update.begin(flat_params))
         self._bind(state)
         return state
 
@@ -160,25 +173,14 @@ class CompiledEngine:
             self._explain(state, start, found[:, 0])
         return found
 
-    def saved(self, state: CompiledState) -> dict[str, Any]:
-        """All that changes, as numbers and tensors, for :meth:`restore`."""
-        return {
-            "step": state.step,
-            "flat": state.flat_params,
-            "moments": list(state.moments),
-            "noise": list(state.noise) if state.step % self.block and not self.own else [],
-            "seed": state.seed,
-            "stream": state.stream.saved(),
-        }
+    def state_dict(self, state: CompiledState) -> dict[str, Any]:
+        """Return all that changes, as numbers and tensors; of the noise only what the next steps use."""
+        uses_noise = state.step % self.block and not self.own
+        return (state if uses_noise else replace(state, noise=[])).state_dict()
 
-    def restore(self, state: CompiledState, saved: dict[str, Any]) -> None:
-        """Bring a state to what was saved, in place."""
-        stream = RandomStream.restored(saved["stream"])
-        noise = [] if self.own else [part.to(state.flat_params.device) for part in saved["noise"]]
-        if [part.shape for part in saved["moments"]] != [moment.shape for moment in state.moments]:
-            raise TypeError("the optimiser's moments are of other shapes")
-        seed = saved.get("seed")
-        _put_back(state, CompiledState(saved["flat"], saved["moments"], stream, saved["step"], noise, seed))
+    def load_state_dict(self, state: CompiledState, saved: Mapping[str, Any]) -> None:
+        """Set a state to the one that was saved, in place."""
+        state.load_state_dict({**saved, "noise": []} if self.own else saved)
 
     def _take(self, state: CompiledState, steps: int, iterates: IterateRecorder | None = None) -> list[Tensor]:
         """Steps as they come, good or bad: their losses, in pieces."""
@@ -311,9 +313,8 @@ def without_aliases(values: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _copy(state: CompiledState) -> CompiledState:
-    moments = [moment.clone() for moment in state.moments]
-    stream = RandomStream(dict(state.stream.state))
-    return CompiledState(state.flat_params.clone(), moments, stream, state.step, state.noise, state.seed)
+    moments, stream = [moment.clone() for moment in state.moments], RandomStream(dict(state.stream.state))
+    return replace(state, flat_params=state.flat_params.clone(), stream=stream, moments=moments)
 
 
 def _put_back(state: CompiledState, saved: CompiledState) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,11 +76,11 @@ class AdaptiveOptimizer(Update):
     def look(self, step: int, points: list[Tensor], losses: Tensor) -> None:
         """Judge the path so far, ``points`` being θ since the last look and ``losses`` all of −ELBO; end a phase."""
 
-    def saved(self) -> dict[str, Any]:
-        """What the looks so far have found, as numbers and tensors, for :meth:`restore`."""
+    def state_dict(self) -> dict[str, Any]:
+        """What the looks so far have found, as numbers and tensors, for :meth:`load_state_dict`."""
         return {"settling": self.settling, "steps": self.steps, "decided": self._decided, "stop": asdict(self.stop)}
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from what was saved."""
         self.settling, self.steps, self._decided = saved["settling"], saved["steps"], saved["decided"]
         self.stop = StopReason(**saved["stop"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -101,13 +101,13 @@ class AveragedAdam(AdaptiveOptimizer):
         """θ, averaged over the second phase."""
         return moments[self.moments.index("average")]
 
-    def saved(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """With the path that the next look judges."""
-        return {**super().saved(), "path": torch.stack(self._path) if self._path else None}
+        return {**super().state_dict(), "path": torch.stack(self._path) if self._path else None}
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from what was saved."""
-        super().restore(saved)
+        super().load_state_dict(saved)
         self._path = [] if saved["path"] is None else list(saved["path"].to(self.theta.device))
 
     def look(self, step: int, points: list[Tensor], losses: Tensor) -> None:

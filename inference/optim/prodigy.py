@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -85,13 +86,13 @@ class Prodigy(AdaptiveOptimizer):
         known = gained / slopes.abs().sum().clamp_min(torch.finfo(theta.dtype).tiny)
         distance.copy_(torch.minimum(torch.maximum(distance, known), distance * self._growth))
 
-    def saved(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """With the step of the next look."""
-        return {**super().saved(), "next": self._next}
+        return {**super().state_dict(), "next": self._next}
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from what was saved."""
-        super().restore(saved)
+        super().load_state_dict(saved)
         self._next = saved["next"]
 
     def look(self, step: int, points: list[Tensor], losses: Tensor) -> None:

@@ -32,18 +32,18 @@ __all__ = ["FitBatch", "PreparedRestart", "bar_over", "grouped", "run_joined"]
 class PreparedRestart:
     """One start of a fit, about to take its ``steps``; once it has run with others, in ``lane``.
 
-    ``plain`` is its task, ``plan`` how it finds its way, ``searched`` what that has
-    cost in gradients, ``kin`` what it shares with fits of the same model and guide, and ``fit_number``
+    ``plain`` is its task, ``plan`` how it finds its way, ``num_evaluations`` what that has
+    cost in gradients, ``trace_key`` what it shares with fits of the same model and guide, and ``fit_number``
     the place of its fit among others.
     """
 
     number: int
-    kin: Hashable
+    trace_key: Hashable
     plain: SVIProblem
     plan: StepPlan | None
     stream: RandomStream
     steps: int
-    searched: int
+    num_evaluations: int
     lane: Lane | None = None
     fit_number: int = 0
 
@@ -116,7 +116,7 @@ def grouped(starts: Sequence[PreparedRestart], progress: bool) -> tuple[list[Fit
         try:
             kind = ready if problem.adaptive is not None else (_identity(problem.optimizer), _identity(problem.lr))
             update = updates.setdefault(id(ready) if kind is ready else kind, update_for(problem))
-            recording = recorder.record(problem, update, ready.stream, ready.kin)
+            recording = recorder.record(problem, update, ready.stream, ready.trace_key)
         except Untraceable as error:
             reasons[str(error)] += 1
             continue

@@ -17,7 +17,7 @@ from inference.model.log_joint import LogJoint
 from inference.optim.initialization.mode_search import Iterate, absolute_inverse, ascend, climb
 from inference.utils.random_state import RandomStream
 
-__all__ = ["InitialNormal", "NoInitialNormal", "find_initial_normal", "start_again", "start_from"]
+__all__ = ["InitialNormal", "NoInitialNormal", "find_initial_normal", "start_from"]
 
 _MOST = 5000  # latents
 _DENSE = 300  # latents with a full covariance
@@ -60,6 +60,12 @@ class InitialNormal:
         spread = noise * self.sd if self.scale_tril is None else noise @ self.scale_tril.T
         return self.loc + spread
 
+    @classmethod
+    def from_state_dict(cls, saved: Mapping[str, Any], device: torch.device) -> InitialNormal:
+        """Return the Normal whose fields were saved, its tensors on ``device``."""
+        moved: dict[str, Any] = {n: part.to(device) if isinstance(part, Tensor) else part for n, part in saved.items()}
+        return cls(**moved)
+
 
 @dataclass(frozen=True)
 class NoInitialNormal:
@@ -67,12 +73,6 @@ class NoInitialNormal:
 
     reason: str
     evaluations: int = 0
-
-
-def start_again(saved: Mapping[str, Any], device: torch.device) -> InitialNormal | NoInitialNormal:
-    """The start, or the lack of one, whose fields were ``saved``, with its tensors on ``device``."""
-    moved: dict[str, Any] = {n: part.to(device) if isinstance(part, Tensor) else part for n, part in saved.items()}
-    return NoInitialNormal(**moved) if "reason" in moved else InitialNormal(**moved)
 
 
 def find_initial_normal(
