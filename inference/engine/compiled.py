@@ -131,7 +131,7 @@ class CompiledEngine:
             If there is no compiler, or it refuses the program.
         """
         flat_params = self.problem.begin
-        state = CompiledState(flat_params, stream, self.update.begin(flat_params))
+        state = CompiledState(flat_params, stream, self.update.init(flat_params))
         self._bind(state)
         return state
 

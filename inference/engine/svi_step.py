@@ -98,7 +98,7 @@ class SVIStep:
 
 def step_rates(problem: SVIProblem, update: Update, step: int) -> tuple[float, ...]:
     """The numbers that change from step to step: the optimiser's, then β where the target is annealed."""
-    return (*update.rates(step), problem.anneal(step)) if problem.anneal else update.rates(step)
+    return (*update.hyperparameters(step), problem.anneal(step)) if problem.anneal else update.hyperparameters(step)
 
 
 def trace_step(problem: SVIProblem, update: Update, stream: RandomStream, folds: bool = True) -> SVIStep:
@@ -137,7 +137,7 @@ class _StepTracer:
         self.bound_model = problem.bound_model
         self.update = update
         self.theta = theta.clone().requires_grad_(True)
-        self.moments = update.begin(theta)
+        self.moments = update.init(theta)
         self.rates = torch.ones(len(step_rates(problem, update, 0)), dtype=theta.dtype, device=theta.device)
 
     def plain(self, particles: int) -> SVIStep:
@@ -220,7 +220,7 @@ class _StepTracer:
             if share is not None:
                 grad, value = share.total(grad, value)
             if learns:
-                self.update.apply(self.theta, grad, self.moments, self.rates)
+                self.update.update(self.theta, grad, self.moments, self.rates)
         return value
 
     def _parameter_at(self, value: Tensor) -> str | None:

@@ -156,7 +156,7 @@ class RestartRunner:
             return None
         stop = adaptive.stop
         if prepared.plan is not None and prepared.plan.reason:
-            stop = replace(stop, how=f"{stop.how}; it began where the guide does: {prepared.plan.reason}")
+            stop = replace(stop, message=f"{stop.message}; it began where the guide does: {prepared.plan.reason}")
         if not stop.settled or stop.rhat is None:
             return stop
 

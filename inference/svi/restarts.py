@@ -127,7 +127,7 @@ class Restarts:
         if best is None:
             raise ValueError(f"all {count} starts failed; the warnings say at which step and site")
         if best.result.stop is not None and best.result.stop.interrupted:
-            warn(f"the fit {best.result.stop.how}; this is the posterior so far")
+            warn(f"the fit {best.result.stop.message}; this is the posterior so far")
         return best, tuple(self._results.losses)
 
     def prepare(self) -> list[PreparedRestart | ValueError]:

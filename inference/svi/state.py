@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class RestartResult:
             "number": self.number,
             "flat": self.flat_params,
             "curves": self.history,
-            "stop": None if self.stop is None else asdict(self.stop),
+            "stop": None if self.stop is None else self.stop.state_dict(),
             "searched": self.num_evaluations,
             "options": self.reported_options,
             "stream": self.stream.saved(),
@@ -83,7 +83,7 @@ class RestartResult:
             saved["options"],
             saved["searched"],
             saved["curves"].to(device),
-            None if saved["stop"] is None else StopReason(**saved["stop"]),
+            None if saved["stop"] is None else StopReason.from_state_dict(saved["stop"]),
         )
 
 

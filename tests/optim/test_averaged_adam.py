@@ -235,7 +235,7 @@ def test_one_wild_gradient_moves_nothing_far(monkeypatch):
         grads[300] = 1e6
         path = []
         for step, grad in enumerate(grads):
-            adaptive.apply(theta, grad, moments, torch.tensor(adaptive.rates(step), dtype=torch.float64))
+            adaptive.update(theta, grad, moments, torch.tensor(adaptive.hyperparameters(step), dtype=torch.float64))
             path.append(theta.clone())
         return float((path[-1] - path[299]).abs().max())
 

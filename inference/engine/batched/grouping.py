@@ -94,7 +94,7 @@ class FitBatch:
         step = lane.recording.step
         fits = batch_width(len(self.lanes), step.largest, step.noise_bytes * step.block, threads)
         state = ("theta", *lane.update.moments)
-        inputs = dict(zip(state, [lane.problem.begin, *lane.update.begin(lane.problem.begin)], strict=True))
+        inputs = dict(zip(state, [lane.problem.begin, *lane.update.init(lane.problem.begin)], strict=True))
         inputs["rates"] = lane.problem.begin.new_tensor(step_rates(lane.problem, lane.update, 0))
         inputs |= {f"noise{i}": part[0] for i, part in enumerate(lane.noise(1, RandomStream(dict(lane.stream.state))))}
         stacked = stack([one.recording for one in self.lanes], inputs, state, fits)

@@ -39,7 +39,7 @@ class _BatchedProgram:
         self.bound_model = lanes[0].problem.bound_model
         self.block = lanes[0].recording.step.block
         self.noise: list[Tensor] = []
-        begun = [[lane.problem.begin, *lane.update.begin(lane.problem.begin)] for lane in self._filled(self.lanes)]
+        begun = [[lane.problem.begin, *lane.update.init(lane.problem.begin)] for lane in self._filled(self.lanes)]
         values = {
             name: self._joined(parts) for name, parts in zip(stacked.state, zip(*begun, strict=True), strict=True)
         }
