@@ -18,7 +18,7 @@ from inference.model.elbo import loss
 from inference.optim.averaged_adam import AveragedAdam, split_rhat
 from inference.optim.guide_moments import PathMoments
 from inference.optim.initialization.guide_placement import place_guide
-from inference.optim.initialization.pathfinder import find_initial_normal
+from inference.optim.initialization.strategies import find_initial_normal
 from inference.optim.whitening import Whitening, whitening
 from inference.utils.random_state import RandomStream
 from ppl_models import exact_linear_regression, linear_regression
