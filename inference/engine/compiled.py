@@ -20,9 +20,9 @@ from inference.engine.compiler.executable import Executable
 from inference.engine.compiler.inductor import NotCompilable
 from inference.engine.engine import EngineState, IterateRecorder
 from inference.engine.svi_problem import SVIProblem
-from inference.engine.svi_step import SVIStep, step_rates, trace_step
-from inference.engine.tracing.graph_text import graph_text
+from inference.engine.svi_step import RATES, SVIStep, batch_rows, state_inputs, step_rates, trace_step
 from inference.engine.tracing.random_ops import ReplayRandomOps
+from inference.engine.tracing.traced_graph import GraphInput, InputKind, graph_inputs, graph_text
 from inference.engine.tracing.tracer import Untraceable
 from inference.model.captured_values import changed, outside_values
 from inference.model.elbo import traces
@@ -219,16 +219,17 @@ class CompiledEngine:
         return self._rows(state.step, [noise[place : place + count] for noise in state.noise], count)
 
     def _bind(self, state: CompiledState) -> None:
-        values = {"theta": state.flat_params, **dict(zip(self.update.moments, state.moments, strict=True))}
-        values["rates"] = self._rates(0, 1)[0]
-        values.update(self.problem.batch_inputs)
+        values = dict(zip(state_inputs(self.update), [state.flat_params, *state.moments], strict=True))
+        values[RATES] = self._rates(0, 1)[0]
+        values |= batch_rows(self.problem.batch_inputs.values())
         with self._drawing(RandomStream(dict(state.stream.state))):
-            values.update({f"noise{i}": noise[0] for i, noise in enumerate(self.step.noise(1))})
-        values.update({f"constant{i}": value for i, value in enumerate(without_aliases(self.step.constants))})
-        names = [str(node.target) for node in self.step.module.graph.nodes if node.op == "placeholder"]
-        self.row_names = [name for name in names if name.startswith(("rates", "noise", "batch"))]
+            values |= {GraphInput(InputKind.NOISE, i): noise[0] for i, noise in enumerate(self.step.noise(1))}
+        constants = enumerate(without_aliases(self.step.constants))
+        values |= {GraphInput(InputKind.CONSTANT, i): value for i, value in constants}
+        names = graph_inputs(self.step.module.graph)
+        self.row_inputs = [name for name in names if name.kind.is_row]
         inputs = [values[name] for name in names]
-        rows = [names.index(name) for name in self.row_names]
+        rows = [names.index(name) for name in self.row_inputs]
         self.machine: Executable | ReplayedStep
         if self.bound_model.device.type == "cuda":
             self.machine = ReplayedStep(self.step.module, inputs, rows, self.block)
@@ -246,11 +247,11 @@ class CompiledEngine:
         return torch.tensor(rates, dtype=self.bound_model.dtype, device=self.bound_model.device)
 
     def _rows(self, step: int, noise: Sequence[Tensor], count: int) -> list[Tensor]:
-        named = {f"noise{i}": numbers for i, numbers in enumerate(noise)}
-        named["rates"] = self._rates(step, count)
+        named = {GraphInput(InputKind.NOISE, i): numbers for i, numbers in enumerate(noise)}
+        named[RATES] = self._rates(step, count)
         if self.problem.loader is not None:
-            named |= dict(zip(self.problem.batch_inputs, self.problem.loader.rows(step, count), strict=True))
-        return [named[name] for name in self.row_names]
+            named |= batch_rows(self.problem.loader.rows(step, count))
+        return [named[name] for name in self.row_inputs]
 
     def _explain(self, state: CompiledState, start: CompiledState, losses: Tensor) -> None:
         """Put the state back to ``start``, and raise what happened in the first bad of the steps with these losses."""
@@ -274,8 +275,8 @@ class CompiledEngine:
 
     def _seen(self, rows: Sequence[Tensor], step: int) -> Iterator[tuple[poutine.Trace, poutine.Trace]]:
         """The traces of the model itself on the noise of a step, one for each particle."""
-        named = dict(zip(self.row_names, rows, strict=True))
-        noise = [named[f"noise{i}"] for i in range(len(self.step.groups))]
+        named = dict(zip(self.row_inputs, rows, strict=True))
+        noise = [named[GraphInput(InputKind.NOISE, i)] for i in range(len(self.step.groups))]
         return replayed_traces(self.problem, self.step, noise, step)
 
 

@@ -82,8 +82,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def read_bytes(path: Path, most: int, size: int | None = None) -> bytearray:
-    """The content of a regular file, no link, of at most ``most`` bytes, of exactly ``size`` where that is known.
+def read_bytes(path: Path, most: int, size: int | None = None) -> bytes:
+    """Return the content of a regular file, not a link, of at most ``most`` bytes and exactly ``size`` if passed.
 
     Raises
     ------
@@ -122,12 +122,12 @@ def _refuse_size(path: Path, found: int, most: int, size: int | None) -> None:
         raise ValueError(f"{path} has {found:,} bytes, and at most {most:,} are read: {ADVICE}")
 
 
-def _whole(path: Path, file: io.BufferedReader, size: int) -> bytearray:
-    """Read once, so that what is checked is what is used."""
+def _whole(path: Path, file: io.BufferedReader, size: int) -> bytes:
+    """Read the file once, so that the bytes that are checked are the bytes that are used."""
     try:
-        content = bytearray(size)
+        content = file.read(size)
     except MemoryError as error:
         raise ValueError(f"{path} has {size:,} bytes, which do not fit in memory: use a machine with more") from error
-    if file.readinto(content) < size or file.read(1):
+    if len(content) < size or file.read(1):
         raise ValueError(f"{path} changed while it was read: try again when nothing writes to it")
     return content

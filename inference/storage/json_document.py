@@ -71,7 +71,7 @@ def read_json(path: Path, schema: int, required: Collection[str] = ()) -> dict[s
     return content
 
 
-def parsed(path: Path, raw: bytes | bytearray) -> dict[str, Any]:
+def parsed(path: Path, raw: bytes) -> dict[str, Any]:
     """The object in JSON that ``path`` holds, without what other readers of JSON let through.
 
     Raises

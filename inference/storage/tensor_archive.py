@@ -1,15 +1,16 @@
-"""Tensors and a manifest in a folder: a kill leaves the old pair or the new one, and reading trusts neither.
+"""Tensors and a manifest in a folder, replaced together and checked when they are read.
 
-``<stem>.json`` names, by size and SHA-256, the file beside it that has the
-tensors. That file's name changes with its content, so the JSON is the one thing
-that is replaced.
+``<stem>.json`` holds the manifest, and names the file beside it that holds the
+tensors, with its size and SHA-256. The name of that file changes with its
+content, so a write adds a file and then replaces the JSON: a process that is
+killed at any moment leaves the old pair or the new one. The tensors are in the
+safetensors format, which :mod:`safetensors` reads and writes, as it holds
+numbers and no code.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -18,31 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from inference.storage.atomic_files import ADVICE, read_bytes, replacing
-from inference.storage.json_document import MOST_BYTES, parsed, read_json, refuse_damage, write_json
-from inference.storage.schema import SHAPE, WHOLE, check, either, list_of, mapping_of, record
+from inference.storage.json_document import MOST_BYTES, read_json, refuse_damage, write_json
+from inference.utils.text import printable
 
 __all__ = ["read", "write"]
 
 TENSORS = "tensors"
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_TENSOR = record(dtype=either(*_DTYPES), shape=SHAPE, data_offsets=list_of(WHOLE))
-_ALIGNED = 8  # bytes, the widest number
+_DTYPES = (
+    *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
 _MOST = 2**30  # bytes of all tensors together
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 def write(folder: Path, stem: str, tensors: Mapping[str, Tensor], manifest: Mapping[str, Any], schema: int) -> None:
@@ -65,18 +58,13 @@ def write(folder: Path, stem: str, tensors: Mapping[str, Tensor], manifest: Mapp
     """
     if TENSORS in manifest:
         raise ValueError(f"{stem}.json: {TENSORS!r} is the archive's own key: give the manifest another")
-    parts = _serialized(tensors)
-    size = sum(map(len, parts))
-    if size > _MOST:
-        raise ValueError(f"{stem} would have {size:,} bytes of tensors, and at most {_MOST:,} are read: keep less")
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    name = _file_name(stem, digest.hexdigest())
-    entry = {"file": name, "bytes": size, "sha256": digest.hexdigest()}
+    content = _serialized(stem, tensors)
+    digest = hashlib.sha256(content).hexdigest()
+    name = _file_name(stem, digest)
+    entry = {"file": name, "bytes": len(content), "sha256": digest}
     try:
         with replacing(folder / name) as partial, partial.open("xb") as file:
-            file.writelines(parts)
+            file.write(content)
         write_json(folder / f"{stem}.json", {**manifest, TENSORS: entry}, schema)
     except BaseException:
         with suppress(OSError, ValueError):
@@ -89,7 +77,7 @@ def write(folder: Path, stem: str, tensors: Mapping[str, Tensor], manifest: Mapp
 def read(
     folder: Path, stem: str, schema: int, required: Collection[str] = ()
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What :func:`write` was given.
+    """Return the tensors and the manifest that :func:`write` was given.
 
     Raises
     ------
@@ -112,12 +100,14 @@ def read(
             if entry == before:  # else the archive was replaced meanwhile, so that its new pair is read
                 raise ValueError(f"{path} needs {file.name} beside it, which is not there: {ADVICE}") from error
         else:
+            # The bytes that were hashed are the bytes that are used: the file is not opened a second time, as
+            # something else could then lie in its place.
             refuse_damage(file, hashlib.sha256(raw).hexdigest(), entry["sha256"])
             return _deserialized(file, raw), manifest
 
 
 def _entry(path: Path, stem: str, entry: Any) -> dict[str, Any]:
-    """What the JSON says of the tensors' file, whose name leads nowhere else."""
+    """Return the manifest's entry for the tensors' file, whose name cannot lead out of the folder."""
     found = entry if isinstance(entry, dict) else {}
     digest, size = found.get("sha256"), found.get("bytes")
     named = isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)
@@ -130,55 +120,49 @@ def _file_name(stem: str, digest: str) -> str:
     return f"{stem}-{digest[:16]}.safetensors"
 
 
-def _serialized(tensors: Mapping[str, Tensor]) -> list[Any]:
-    """The bytes of a safetensors file in parts, of which contiguous tensors on the CPU are not copied.
-
-    Wide types come first, so that each tensor starts at a multiple of its width.
-    """
+def _serialized(stem: str, tensors: Mapping[str, Tensor]) -> bytes:
+    """Return a safetensors file as bytes; its dtype and size are checked before anything is copied."""
     for name, tensor in tensors.items():
-        if tensor.dtype not in _CODES:
-            raise TypeError(f"tensor {name!r} is {tensor.dtype}, which is not kept: turn it into {list(_CODES)[1]}")
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header, start = {}, 0
-    for name, tensor in ordered:
-        end = start + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % _ALIGNED)
-    if len(text) > MOST_BYTES:
-        raise ValueError(f"the names and shapes of {len(tensors):,} tensors take {len(text):,} bytes: keep fewer")
-    values = (tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy() for _, tensor in ordered)
-    return [len(text).to_bytes(8, "little"), text, *(value.data for value in values)]
+        if tensor.dtype not in _DTYPES:
+            raise TypeError(f"tensor {name!r} is {tensor.dtype}, which is not kept: turn it into {_DTYPES[0]}")
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    if size <= _MOST:
+        content = save_tensors(_unshared(tensors))
+        size = len(content)
+    if size > _MOST:
+        raise ValueError(f"{stem} would have {size:,} bytes of tensors, and at most {_MOST:,} are read: keep less")
+    return content
 
 
-def _deserialized(path: Path, raw: bytearray) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, in the memory of ``raw``: they lie one behind the other and fill it."""
-    length = int.from_bytes(raw[:8], "little")
-    if not length <= min(MOST_BYTES, len(raw) - 8) or length % _ALIGNED:
-        raise ValueError(f"{path} is damaged (its header would have {length:,} bytes): {ADVICE}")
-    header = parsed(path, raw[8 : 8 + length])
-    check(path, header, mapping_of(_TENSOR))
-    tensors, end = {}, 8 + length
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        begin, end = end, end + math.prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize
-        if entry["data_offsets"] != [begin - 8 - length, end - 8 - length] or end > len(raw):
-            raise ValueError(f"{path} is damaged (tensor {name!r} does not lie where it should): {ADVICE}")
-        try:
-            tensors[name] = _tensor(_DTYPES[entry["dtype"]], entry["shape"], memoryview(raw)[begin:end])
-        except RuntimeError as error:
-            raise ValueError(f"{path} is damaged (tensor {name!r} has an impossible shape): {ADVICE}") from error
-    if end != len(raw):
-        raise ValueError(f"{path} is damaged (its tensors end at byte {end:,} of {len(raw):,}): {ADVICE}")
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous tensors on the CPU of which no two share memory, as the library refuses those that do."""
+    found, taken = {}, set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        memory = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if memory in taken else value
+        taken.add(memory)
+    return found
+
+
+def _deserialized(path: Path, raw: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file.
+
+    A forged file can have the right checksum, so whatever the library raises at its content is an error of the
+    file: its own error, a missing dtype (``KeyError``), a shape that torch refuses, an assertion, or lack of memory.
+    """
+    try:
+        tensors = load_tensors(raw)
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, AssertionError, MemoryError) as error:
+        raise ValueError(f"{path} is damaged ({printable(str(error))[:200]}): {ADVICE}") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise ValueError(f"{path} is damaged (tensor {name!r} is {tensor.dtype}): {ADVICE}")
     return tensors
 
 
-def _tensor(dtype: torch.dtype, shape: list[int], data: memoryview) -> Tensor:
-    return torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
-
-
 def _tidy(folder: Path, stem: str) -> None:
-    """Remove what is left of the stem's earlier files, and of writes that were cut off."""
+    """Remove the stem's earlier files, and what writes that were cut off have left."""
     pattern = re.compile(rf"{re.escape(stem)}-[0-9a-f]{{16}}\.safetensors")
     path = folder / f"{stem}.json"
     current = read_bytes(path, MOST_BYTES).decode() if path.exists() else ""

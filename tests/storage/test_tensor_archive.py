@@ -1,3 +1,5 @@
+import hashlib
+import json
 import os
 import re
 
@@ -63,6 +65,43 @@ def test_a_second_write_leaves_one_pair(folder):
 def test_the_tensors_are_a_safetensors_file_that_others_read(folder):
     (path,) = folder.glob("*.safetensors")
     assert same(load_file(path), TENSORS)
+
+
+def test_tensors_that_share_memory_are_kept_each_for_itself(tmp_path):
+    whole = torch.arange(6.0)
+    shared = {"whole": whole, "again": whole, "part": whole[2:5], "row": whole.reshape(2, 3)[1]}
+    tensor_archive.write(tmp_path, "state", shared, {}, schema=1)
+    assert same(tensor_archive.read(tmp_path, "state", 1)[0], shared)
+
+
+def forged(header, data=b""):
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        forged({"w": {"dtype": "C64", "shape": [1], "data_offsets": [0, 8]}}, bytes(8)),
+        forged({"w": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, bytes(1)),
+        forged({"w": {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}}),
+        forged({"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}}, bytes(4)),
+        forged({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, bytes(4)),
+        forged({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(5)),
+        forged({"\x1b[2J": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}, bytes(4)),
+        (2**40).to_bytes(8, "little") + b"{}",
+        b"{}",
+        b"",
+    ],
+)
+def test_a_forgery_with_the_right_checksum_is_refused(tmp_path, content):
+    digest = hashlib.sha256(content).hexdigest()
+    name = f"state-{digest[:16]}.safetensors"
+    (tmp_path / name).write_bytes(content)
+    entry = {"file": name, "bytes": len(content), "sha256": digest}
+    json_document.write_json(tmp_path / "state.json", {"tensors": entry}, schema=1)
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} is damaged \([^\x1b]*\): take it from a backup"):
+        tensor_archive.read(tmp_path, "state", 1)
 
 
 CALLS = ("open", "fsync", "replace", "listdir", "unlink")

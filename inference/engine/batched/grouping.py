@@ -20,7 +20,8 @@ from inference.engine.compiled import NotCompilable, Untraceable, update_for
 from inference.engine.selection import worth_compiling
 from inference.engine.step_plan import StepPlan
 from inference.engine.svi_problem import SVIProblem
-from inference.engine.svi_step import step_rates
+from inference.engine.svi_step import RATES, state_inputs, step_rates
+from inference.engine.tracing.traced_graph import GraphInput, InputKind
 from inference.optim.functional import Update
 from inference.utils.random_state import RandomStream
 from inference.utils.warnings import warn
@@ -93,10 +94,11 @@ class FitBatch:
         lane, threads = self.lanes[0], torch.get_num_threads()
         step = lane.recording.step
         fits = batch_width(len(self.lanes), step.largest, step.noise_bytes * step.block, threads)
-        state = ("theta", *lane.update.moments)
+        state = state_inputs(lane.update)
         inputs = dict(zip(state, [lane.problem.begin, *lane.update.init(lane.problem.begin)], strict=True))
-        inputs["rates"] = lane.problem.begin.new_tensor(step_rates(lane.problem, lane.update, 0))
-        inputs |= {f"noise{i}": part[0] for i, part in enumerate(lane.noise(1, RandomStream(dict(lane.stream.state))))}
+        inputs[RATES] = lane.problem.begin.new_tensor(step_rates(lane.problem, lane.update, 0))
+        noise = lane.noise(1, RandomStream(dict(lane.stream.state)))
+        inputs |= {GraphInput(InputKind.NOISE, i): part[0] for i, part in enumerate(noise)}
         stacked = stack([one.recording for one in self.lanes], inputs, state, fits)
         run_batch(stacked, self.lanes, fits, bar)
         for ready, one in zip(self.ready, self.lanes, strict=True):
