@@ -21,7 +21,6 @@ from inference.cli.run_reports import REPORT, compare_runs, evaluate, report_run
 from inference.cli.runs import Run, Split, check_writable, data_for, least_squares_rmse, split_rows
 from inference.diagnostics.checks import Diagnosis
 from inference.engine.process_group import launched, speaks, who
-from inference.model.protocols import HasUsualFit, HasUsualGuide, supports
 from inference.optim.schedules import LearningRate, cosine_decay
 from inference.posterior import Posterior
 from inference.predictive.autoencoder import EvidenceScores
@@ -120,11 +119,11 @@ def fit(
     options = registry.suggested_options(model, *split.train) | _assignments(set_ or [])
     source = data if data in registry.names("data") else str(Path(data).resolve())
     bound = registry.build_model(model, options, seed)
-    chosen = guide or (bound.usual_guide if supports(bound, HasUsualGuide) else USUAL_GUIDE)
+    chosen = guide or str(getattr(bound, "usual_guide", USUAL_GUIDE))
     run = Run(
         model, chosen, options, source, table.target, list(table.columns), holdout, seed, sha256_of(table.x, table.y)
     )
-    usual = {"batch_size": None, **(bound.usual_fit if supports(bound, HasUsualFit) else {})}
+    usual = {"batch_size": None} | getattr(bound, "usual_fit", {})
     batch_size = usual["batch_size"] if batch_size is None else batch_size
     with launched(device) as leads, ExitStack() as stack:
         kept = Checkpoint(out)

@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from inference.engine.iterates import IterateRecorder
 from inference.model.parameters import Params
-from inference.model.protocols import supports
 from inference.posterior import Posterior
 from inference.utils.validation import positive_integer
 
@@ -89,25 +88,6 @@ class Progress:
 Callback = Callable[[Progress], Any]
 
 
-class OnlyLooks(Protocol):
-    """Callback that promises, by True, to change nothing that the model reads, so that a compiled step is kept."""
-
-    only_looks: bool
-
-
-class HasInterval(Protocol):
-    """Callback that is called after each so many steps, in place of each 100."""
-
-    every: int
-
-
-class SupportsResume(Protocol):
-    """Callback that is told where a resumed fit goes on, before it is entered."""
-
-    def resume(self, start: int, step: int, /) -> Any:
-        """Go on at a step of the start with this number."""
-
-
 @dataclass(frozen=True)
 class Every:
     """A callback with the number of steps between two calls; see :func:`every`."""
@@ -118,7 +98,7 @@ class Every:
     @property
     def only_looks(self) -> bool:
         """Whether the callback promises to change nothing that the model reads."""
-        return _only_looks(self.callback)
+        return getattr(self.callback, "only_looks", False)
 
     def __call__(self, progress: Progress) -> None:
         """Hand ``progress`` on."""
@@ -166,15 +146,11 @@ def opened(callbacks: Sequence[Callback], resumed: tuple[int, int] | None = None
     with ExitStack() as stack:
         inner = {id(one): one for one in (_inner(callback) for callback in callbacks)}
         for callback in inner.values():
-            if resumed is not None and supports(callback, SupportsResume):
+            if resumed is not None and hasattr(callback, "resume"):
                 callback.resume(*resumed)
             if isinstance(callback, AbstractContextManager):
                 stack.enter_context(callback)
         yield
-
-
-def _only_looks(callback: Callback) -> bool:
-    return supports(callback, OnlyLooks) and callback.only_looks
 
 
 def _inner(callback: Callback) -> Callback:
@@ -210,9 +186,7 @@ class CallbackRunner:
         make: Callable[[Tensor, Tensor, float], Posterior],
         start: tuple[int, int] = (1, 1),
     ) -> None:
-        self._all = [
-            _Due(callback, callback.every if supports(callback, HasInterval) else CHUNK) for callback in callbacks
-        ]
+        self._all = [_Due(callback, getattr(callback, "every", CHUNK)) for callback in callbacks]
         self.steps = steps
         self._layout = layout
         self._make = make
@@ -220,7 +194,7 @@ class CallbackRunner:
         self._buffer: Tensor | None = None
         self._taken = 0
         self._began = time.perf_counter()
-        self.may_change = not all(map(_only_looks, callbacks))
+        self.may_change = any(not getattr(callback, "only_looks", False) for callback in callbacks)
 
     @property
     def curves(self) -> Tensor:
