@@ -32,7 +32,7 @@ from inference.engine.compiled import CompiledEngine
 from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.model.bound_model import BoundModel
 from inference.posterior import Posterior
-from inference.predictive.fit_record import FitRecord
+from inference.predictive.approximation import FitRecord
 from inference.svi.callbacks.base import CallbackRunner, opened
 from inference.svi.training_loop import CheckpointWriter, run_steps
 from inference.utils.random_state import RandomStream

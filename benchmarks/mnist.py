@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from benchmarks.problems import Network
 from guides import bernoulli_dropout
 from inference import ClassPrediction, Posterior, cosine_decay, fit
-from inference.predictive.reliability import reliability
+from inference.predictive.scoring import reliability
 from ppl_models import DropoutCNN
 from ppl_models.data.datasets import fashion_mnist, mnist
 

@@ -221,7 +221,7 @@ class CompiledEngine:
     def _bind(self, state: CompiledState) -> None:
         values = dict(zip(state_inputs(self.update), [state.flat_params, *state.moments], strict=True))
         values[RATES] = self._rates(0, 1)[0]
-        values |= batch_rows(self.problem.batch_inputs.values())
+        values |= batch_rows(self.problem.batch_tensors)
         with self._drawing(RandomStream(dict(state.stream.state))):
             values |= {GraphInput(InputKind.NOISE, i): noise[0] for i, noise in enumerate(self.step.noise(1))}
         constants = enumerate(without_aliases(self.step.constants))

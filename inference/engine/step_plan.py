@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from inference.engine.svi_problem import SVIProblem
+from inference.model.protocols import HasScaleTril, supports
 from inference.optim.averaged_adam import AveragedAdam
 from inference.optim.guide_moments import PathMoments
 from inference.optim.initialization.guide_placement import place_guide, start_at
@@ -97,4 +98,4 @@ def _unplaced(problem: SVIProblem, start: InitialNormal | NoInitialNormal) -> st
 
 
 def _has_triangle(problem: SVIProblem) -> bool:
-    return hasattr(problem.bound_model.guide, "scale_tril")
+    return supports(problem.bound_model.guide, HasScaleTril)

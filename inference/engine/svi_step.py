@@ -209,7 +209,7 @@ class _StepTracer:
 
     def _read(self) -> dict[GraphInput, Tensor]:
         """Return the inputs that the loss depends on."""
-        return {PARAMETERS: self.theta, RATES: self.rates, **batch_rows(self.problem.batch_inputs.values())}
+        return {PARAMETERS: self.theta, RATES: self.rates, **batch_rows(self.problem.batch_tensors)}
 
     def _state(self) -> dict[GraphInput, Tensor]:
         return {**self._read(), **dict(zip(state_inputs(self.update), [self.theta, *self.moments], strict=True))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from inference.data.arguments import row_count
 from inference.model.bound_model import BoundModel, named_failure
 from inference.model.sites import latent_values
 from inference.model.vectorization import together
-from inference.predictive.latent_sampler import LatentSampler
+from inference.predictive.approximation import Approximation
 from inference.predictive.sampling import at_latents
 from inference.utils.random_state import RandomStream
 
@@ -27,72 +27,60 @@ __all__ = ["PredictiveFunction"]
 Tensors = Mapping[str, Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PredictiveFunction:
     """E[y | x, zₛ], Var[y | x, zₛ] and y itself at ``site``, for S ``draws`` of z ~ q at ``seed``.
 
     ``shared`` holds the draws that all rows have in common, ``{site: (S, *site
     shape)}``; latents of single rows are drawn as ``posterior.predict`` does for
-    new rows. ``trained`` are the arguments of the fit, ``names`` what the model
-    calls them.
+    new rows. ``classes`` says that the site is a class, ``has_mean`` that its mean is finite.
     """
 
-    bound_model: BoundModel
-    flat_params: Tensor
-    trained: tuple[Any, ...]
-    names: tuple[str, ...]
-    has_data: bool
-    site: str
+    approximation: Approximation
     draws: int
     seed: int
-    shared: dict[str, Tensor]
-    classes: bool
-    has_mean: bool
+    site: str = ""
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    classes: bool = False
+    has_mean: bool = True
 
     @classmethod
-    def of(
-        cls,
-        bound_model: BoundModel,
-        flat_params: Tensor,
-        trained: tuple[Any, ...],
-        names: list[str],
-        has_data: bool,
-        site: str | None,
-        draws: int,
-        seed: int,
-    ) -> PredictiveFunction:
-        """Draw the shared latents, and run the model once to see what it says of the site.
+    def of(cls, approximation: Approximation, site: str | None, draws: int, seed: int) -> PredictiveFunction:
+        """Draw the shared latents, and run the model once to see the form of its answer at the site.
 
         Raises
         ------
         ValueError
             If no site is named where there are several.
         """
-        latents = LatentSampler(bound_model, trained)
-        whole = cls(bound_model, flat_params, trained, tuple(names), has_data, "", draws, seed, {}, False, True)
+        bound_model, latents = approximation.bound_model, approximation.latent_sampler
+        whole = cls(approximation=approximation, draws=draws, seed=seed)
         with whole.running():
             drawn = latents.draw(draws, whole.arguments(whole.inputs(3)))
         own = latents.row_sites()
         shared = {name: value for name, value in drawn.items() if name not in own}
-        wanted = site or _only([s.name for s in bound_model.observed] or list(shared))
-        found = cls(bound_model, flat_params, trained, tuple(names), has_data, wanted, draws, seed, shared, False, True)
-        if wanted in shared:
+        sites = [observed.name for observed in bound_model.observed] or list(shared)
+        if not site and len(sites) != 1:
+            raise ValueError(f"the model has the sites {sites}: pass site= with the name of one to predict")
+        found = replace(whole, site=site or sites[0], shared=shared)
+        if found.site in shared:
             return found
         with found.running():
             args, z = found.arguments(found.inputs(3)), {name: value[0] for name, value in shared.items()}
             described, _ = named_failure("model", bound_model.model, args, lambda: found._described(z, args))
-        classes = len(described) == 1
-        has_mean = bool(torch.isfinite(described[0]).all())
-        return cls(
-            bound_model, flat_params, trained, tuple(names), has_data, wanted, draws, seed, shared, classes, has_mean
-        )
+        return replace(found, classes=len(described) == 1, has_mean=bool(torch.isfinite(described[0]).all()))
+
+    @property
+    def bound_model(self) -> BoundModel:
+        """Model and guide of the approximation."""
+        return self.approximation.bound_model
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Where the model may be run, with random numbers from the seed."""
         with (
             torch.no_grad(),
-            self.bound_model.running(self.flat_params, RandomStream.seeded(self.seed)),
+            self.bound_model.running(self.approximation.flat_params, RandomStream.seeded(self.seed)),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore", UserWarning)  # of what vmap is slow at
@@ -119,12 +107,12 @@ class PredictiveFunction:
         """So many rows of the inputs of the fit, again from the first where they are used up."""
         found = {}
         for i in self._places():
-            value = self.trained[i]
+            value = self.approximation.args[i]
             if value.dim():
                 value = value[torch.arange(rows) % len(value)]
-            if not self.has_data and value.is_floating_point():
+            if not self.approximation.has_data and value.is_floating_point():
                 value = torch.randn(value.shape, dtype=value.dtype, generator=torch.Generator().manual_seed(rows))
-            found[self.names[i]] = value.to(self.bound_model.device)
+            found[self.approximation.argument_names[i]] = value.to(self.bound_model.device)
         return found
 
     def inputs_with_latents(self, rows: int) -> dict[str, Tensor]:
@@ -135,12 +123,15 @@ class PredictiveFunction:
         """The model's arguments with the inputs at their places, and None for what it observes."""
         places = self._places()
         observed = {site.argument for site in self.bound_model.observed}
-        given = (inputs.get(self.names[i]) if i in places else value for i, value in enumerate(self.trained))
+        given = (
+            inputs.get(self.approximation.argument_names[i]) if i in places else value
+            for i, value in enumerate(self.approximation.args)
+        )
         return tuple(None if i in observed and i not in places else value for i, value in enumerate(given))
 
     def described_inputs(self) -> list[dict[str, Any]]:
         """Name, shape (None for the rows) and type of each input."""
-        values = ((self.names[i], self.trained[i]) for i in self._places())
+        values = ((self.approximation.argument_names[i], self.approximation.args[i]) for i in self._places())
         return [
             {
                 "name": name,
@@ -156,7 +147,7 @@ class PredictiveFunction:
 
     def two_counts(self) -> tuple[int, int] | None:
         """Two numbers of rows unlike that of the fit; None where nothing has rows."""
-        trained = row_count([self.trained[i] for i in self._places()])
+        trained = row_count([self.approximation.args[i] for i in self._places()])
         if trained is None:
             return None
         one, two, *_ = (count for count in (3, 5, 7) if count != trained)
@@ -165,15 +156,15 @@ class PredictiveFunction:
     def _places(self) -> list[int]:
         """The arguments to predict from: tensors that are not observed, or else the first, as an autoencoder's."""
         observed = {site.argument for site in self.bound_model.observed}
-        tensors = [i for i, value in enumerate(self.trained) if isinstance(value, Tensor)]
+        tensors = [i for i, value in enumerate(self.approximation.args) if isinstance(value, Tensor)]
         return [i for i in tensors if i not in observed] or tensors[:1]
 
     def _described(self, z: Tensors, args: tuple[Any, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
-        return at_latents(self.bound_model.model, {**z, **self._own(z, args)}, args, self.site)
+        return at_latents(self.bound_model.model, {**z, **self._row_latents(z, args)}, args, self.site)
 
-    def _own(self, z: Tensors, args: tuple[Any, ...]) -> dict[str, Tensor]:
+    def _row_latents(self, z: Tensors, args: tuple[Any, ...]) -> dict[str, Tensor]:
         """Latents of single rows, by the guide if it takes new rows; else none, and the model draws them."""
-        own = LatentSampler(self.bound_model, self.trained).row_sites()
+        own = self.approximation.latent_sampler.row_sites()
         guide = self.bound_model.guide
         if not own or isinstance(guide, AutoGuide):
             return {}
@@ -192,9 +183,3 @@ class PredictiveFunction:
         if not self.has_mean:  # as under a Cauchy: the draws themselves are all there is
             described = samples, torch.zeros_like(samples)
         return {"draws": described[0], "variance": described[1], "samples": samples}
-
-
-def _only(sites: list[str]) -> str:
-    if len(sites) == 1:
-        return sites[0]
-    raise ValueError(f"the model has the sites {sites}: pass site= with the name of one to predict")

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from inference.predictive.autoencoder import Encoding, EvidenceScores, HeldOutRows
+from inference.model.protocols import HasImageShape, supports
+from inference.predictive.approximation import Approximation
+from inference.predictive.autoencoder import Encoding, EvidenceScores, HeldOutRows, decode, encode, generate
 from inference.reporting.figures import autoencoder_images
 from inference.reporting.figures.image_grids import as_images
 from inference.reporting.figures.style import Axes, drawn
 from inference.reporting.section import Section
-
-if TYPE_CHECKING:
-    from inference.predictive.approximation import Approximation as Posterior
 
 __all__ = ["TRAVERSED", "Codes", "code_sections"]
 
@@ -38,10 +37,10 @@ class Codes:
         Their codes, if at hand.
     """
 
-    def __init__(self, posterior: Posterior, rows: Tensor, code: Encoding | None = None) -> None:
+    def __init__(self, posterior: Approximation, rows: Tensor, code: Encoding | None = None) -> None:
         self._posterior = posterior
         self.rows = rows
-        self.code = posterior.encode(rows) if code is None else code
+        self.code = encode(posterior, rows) if code is None else code
 
     @property
     def has_images(self) -> bool:
@@ -56,21 +55,21 @@ class Codes:
 
     def reconstructions(self, axes: Axes) -> None:
         """Of the first rows."""
-        remade = self._posterior.decode(self.code.mean[:SHOWN])
+        remade = decode(self._posterior, self.code.mean[:SHOWN])
         both = self._images(torch.cat([self.rows[:SHOWN].to(remade), remade]))
         originals, again = np.split(_required(both), 2)
         autoencoder_images.reconstructions(axes, originals, again)
 
     def samples(self, axes: Axes) -> None:
         """Of the model."""
-        autoencoder_images.samples(axes, _required(self._images(self._posterior.generate(MADE))))
+        autoencoder_images.samples(axes, _required(self._images(generate(self._posterior, MADE))))
 
     def traversal(self, axes: Axes) -> None:
         """Through the numbers that say most."""
         z = torch.zeros(len(self.active), len(TRAVERSED), self.code.mean.shape[1])
         for i, number in enumerate(self.active):
             z[i, :, number] = torch.from_numpy(TRAVERSED)
-        images = _required(self._images(self._posterior.decode(z.flatten(0, 1))))
+        images = _required(self._images(decode(self._posterior, z.flatten(0, 1))))
         autoencoder_images.traversal(axes, images.reshape(*z.shape[:2], *images.shape[1:]), self.active, TRAVERSED)
 
     def map(self, axes: Axes, groups: Any = None, method: str = "pca") -> None:
@@ -78,7 +77,8 @@ class Codes:
         autoencoder_images.code_map(axes, self.code.mean.numpy(), groups, method)
 
     def _images(self, rows: Tensor) -> np.ndarray | None:
-        return as_images((rows.cpu(),), getattr(self._posterior.bound_model.model, "image_shape", None))
+        model = self._posterior.bound_model.model
+        return as_images((rows.cpu(),), model.image_shape if supports(model, HasImageShape) else None)
 
 
 def _required(images: np.ndarray | None) -> np.ndarray:
@@ -87,7 +87,7 @@ def _required(images: np.ndarray | None) -> np.ndarray:
     return images
 
 
-def code_sections(posterior: Posterior, held_out: HeldOutRows | None, groups: Any = None) -> Iterator[Section]:
+def code_sections(posterior: Approximation, held_out: HeldOutRows | None, groups: Any = None) -> Iterator[Section]:
     """The sections of an autoencoder; ``groups`` colour the map of codes, one a row of ``held_out`` or of the fit."""
     if held_out is None:
         kind, codes = "rows of the fit", Codes(posterior, posterior.data[0])

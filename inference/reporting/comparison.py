@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,15 +17,14 @@ from inference.data.arguments import row_count
 from inference.diagnostics.checks import Diagnosis
 from inference.diagnostics.verdict import verdict
 from inference.model.sites import scalars
+from inference.predictive.approximation import Approximation
 from inference.predictive.autoencoder import EvidenceScores, HeldOutRows
+from inference.predictive.importance_weights import diagnose
 from inference.predictive.scoring import ClassScores, HeldOut, Scores
 from inference.reporting.figures import comparison_plots
 from inference.reporting.html_page import provenance, write_page
 from inference.reporting.section import Labels, Section
 from inference.utils.hashing import sha256_of
-
-if TYPE_CHECKING:
-    from inference.predictive.approximation import Approximation as Posterior
 
 __all__ = ["compare_report"]
 
@@ -37,7 +36,7 @@ _KINDS = {"good": "can be relied on", "bad": "not to be relied on yet", "open": 
 @dataclass(frozen=True)
 class _Fit:
     name: str
-    posterior: Posterior
+    posterior: Approximation
     diagnosis: Diagnosis
     held_out: HeldOut | HeldOutRows | None
     labels: Labels
@@ -45,7 +44,7 @@ class _Fit:
 
 def compare_report(
     path: str | Path,
-    posteriors: Mapping[str, Posterior],
+    posteriors: Mapping[str, Approximation],
     *,
     held_out: Mapping[str, HeldOut | HeldOutRows] | None = None,
     labels: Mapping[str, Labels] | None = None,
@@ -78,7 +77,7 @@ def compare_report(
     if unknown:
         raise ValueError(f"there is no posterior named {unknown[0]!r}: give the names {sorted(posteriors)}")
     bar = tqdm(posteriors.items(), desc="compare", unit="fit", disable=not progress, leave=False)
-    fits = [_Fit(name, p, p.diagnose(), tests.get(name), named.get(name, Labels())) for name, p in bar]
+    fits = [_Fit(name, p, diagnose(p), tests.get(name), named.get(name, Labels())) for name, p in bar]
     same = len({_of_data(fit.posterior.data) for fit in fits}) == 1
     tested = {_of_rows(fit.held_out) for fit in fits if fit.held_out is not None}
     return write_page(
@@ -145,7 +144,7 @@ def _counted(data: tuple[Any, ...]) -> str:
     return "" if rows is None else f"{rows:,} rows"
 
 
-def _elbo(posterior: Posterior, found: Diagnosis) -> str:
+def _elbo(posterior: Approximation, found: Diagnosis) -> str:
     """Of the guide as it was found, from its weights; where it has none, over the last quarter of the steps."""
     if found.evidence is not None:
         value, error = found.evidence.elbo
@@ -211,7 +210,7 @@ def _posteriors(fits: list[_Fit], draws: int) -> Iterator[Section]:
     yield Section(f"Shared unknowns{some}", "Mean and 90 % interval.", None, table, ["", *names])
 
 
-def _shared(posteriors: Mapping[str, Posterior], draws: int) -> dict[str, dict[str, np.ndarray]]:
+def _shared(posteriors: Mapping[str, Approximation], draws: int) -> dict[str, dict[str, np.ndarray]]:
     sites = [site.name for posterior in posteriors.values() for site in posterior.bound_model.latents]
     several = {name for name in sites if sites.count(name) > 1}
     found: dict[str, dict[str, np.ndarray]] = {}

@@ -8,8 +8,7 @@ import numpy as np
 
 from inference.diagnostics.uniformity_tests import Shape, ecdf_p_value, thresholds
 from inference.predictive.prediction import Prediction
-from inference.predictive.reliability import Coverage, Reliability
-from inference.predictive.scoring import ClassScores, HeldOut, Scores
+from inference.predictive.scoring import ClassScores, Coverage, HeldOut, Reliability, Scores
 from inference.reporting.figures import calibration_plots, posterior_plots
 from inference.reporting.section import Labels, Section
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,9 +16,13 @@ from tqdm.auto import tqdm
 
 from inference.data.arguments import row_count
 from inference.diagnostics.verdict import verdict
+from inference.model.protocols import HasImageShape, supports
 from inference.model.sites import scalars
 from inference.model.vectorization import affordable
+from inference.predictive.approximation import Approximation
 from inference.predictive.autoencoder import HeldOutRows
+from inference.predictive.importance_weights import diagnose, loo
+from inference.predictive.posterior_predictive import PredictionOptions, predict, predict_data
 from inference.predictive.prediction import ClassPrediction, Prediction
 from inference.predictive.scoring import HeldOut
 from inference.reporting.autoencoder_section import code_sections
@@ -31,9 +35,6 @@ from inference.reporting.loo_section import loo_section
 from inference.reporting.section import Labels, Section
 from inference.reporting.trust_section import trust_sections
 
-if TYPE_CHECKING:
-    from inference.predictive.approximation import Approximation as Posterior
-
 __all__ = ["write_report"]
 
 MAX_PANELS, MAX_ROWS = 12, 40
@@ -41,7 +42,7 @@ MOST_LEFT_OUT, LEFT_OUT_DRAWS = 2_000, 2_000
 
 
 def write_report(
-    posterior: Posterior,
+    posterior: Approximation,
     path: Path,
     *,
     held_out: HeldOut | HeldOutRows | None = None,
@@ -82,7 +83,7 @@ def write_report(
     else:
         predicted = held_out if isinstance(held_out, HeldOut) else None
         parts = _of_predictions(posterior, predicted, baselines or {}, names, draws)
-    diagnosis = posterior.diagnose()
+    diagnosis = diagnose(posterior)
     parts.insert(0, lambda: trust_sections(diagnosis, posterior.losses, posterior.kl))
     bar = tqdm(parts, desc="report", unit="part", disable=not progress, leave=False)
     sections = [section for part in bar for section in part()]
@@ -98,7 +99,7 @@ def write_report(
 
 
 def _of_predictions(
-    posterior: Posterior, held_out: HeldOut | None, baselines: Mapping[str, float], names: Labels, draws: int
+    posterior: Approximation, held_out: HeldOut | None, baselines: Mapping[str, float], names: Labels, draws: int
 ) -> list[Callable[[], Iterable[Section]]]:
     shown = _shown(posterior, draws) if len(posterior.bound_model.observed) == 1 else None
     return [
@@ -111,15 +112,15 @@ def _of_predictions(
     ]
 
 
-def _left_out(posterior: Posterior) -> Iterator[Section]:
+def _left_out(posterior: Approximation) -> Iterator[Section]:
     """Leave-one-out, where the weights allow it and the observations are few enough to look at each."""
     if len(posterior.bound_model.observed) != 1 or math.prod(posterior.bound_model.observed[0].shape) > MOST_LEFT_OUT:
         return
     with suppress(ValueError):  # a point, a guide that is too far away, scaled or masked observations
-        yield loo_section(posterior.loo(draws=LEFT_OUT_DRAWS))
+        yield loo_section(loo(posterior, draws=LEFT_OUT_DRAWS))
 
 
-def _facts(posterior: Posterior, names: Labels) -> list[tuple[str, str]]:
+def _facts(posterior: Approximation, names: Labels) -> list[tuple[str, str]]:
     bound_model = posterior.bound_model
     latents = sum(int(np.prod(site.shape)) for site in bound_model.latents)
     shapes = ", ".join(f"{n} {tuple(v.shape)}" for n, v in posterior.inputs().items()) or "none"
@@ -137,7 +138,7 @@ def _facts(posterior: Posterior, names: Labels) -> list[tuple[str, str]]:
     return [("Data", names.data), *facts] if names.data else facts
 
 
-def _how(posterior: Posterior) -> str:
+def _how(posterior: Approximation) -> str:
     options, starts = posterior.record.options, posterior.record.starts
     parts = [f"{options.get('steps')} steps of {options.get('optimizer')}, step size {options.get('lr')}"]
     if posterior.record.stop is not None:
@@ -158,7 +159,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _repeat(posterior: Posterior) -> list[tuple[str, str]]:
+def _repeat(posterior: Approximation) -> list[tuple[str, str]]:
     return [
         ("seed", str(posterior.record.seed)),
         ("device", str(posterior.bound_model.device)),
@@ -178,14 +179,14 @@ class Shown:
     inputs: tuple[Any, ...]
 
 
-def _shown(posterior: Posterior, draws: int) -> Shown:
+def _shown(posterior: Approximation, draws: int) -> Shown:
     """The one observed site at the rows of the fit, or at as many of them as take some ten seconds."""
     observed = posterior.observed_values()[posterior.observed_site].cpu()
     inputs = tuple(posterior.inputs().values())
     rows = row_count(posterior.data) or 1
     few, fewer = affordable(rows, posterior.bound_model.params.size, draws)
     if posterior.record.options.get("batch_size") is None or few >= rows:  # without one, rows may depend on each other
-        prediction = posterior.predict_data(draws=fewer)
+        prediction = predict_data(posterior, PredictionOptions(draws=fewer))
         return Shown("On the rows of the fit", prediction, observed.numpy(), inputs)
     chosen = np.linspace(0, rows - 1, few).astype(int)
     hidden = {site.argument for site in posterior.bound_model.observed}
@@ -193,12 +194,12 @@ def _shown(posterior: Posterior, draws: int) -> Shown:
         v[chosen] if isinstance(v, Tensor) and v.dim() and i not in hidden else None
         for i, v in enumerate(posterior.data)
     ]
-    prediction = posterior.predict(*given, draws=fewer)
+    prediction = predict(posterior, tuple(given), PredictionOptions(draws=fewer))
     where = f"On {few:,} of the {rows:,} rows of the fit"
     return Shown(where, prediction, observed[chosen].numpy(), tuple(value[chosen] for value in inputs))
 
 
-def _predictive(posterior: Posterior, shown: Shown | None, draws: int, names: Labels) -> Iterator[Section]:
+def _predictive(posterior: Approximation, shown: Shown | None, draws: int, names: Labels) -> Iterator[Section]:
     if shown is None:
         return
     prediction, observed = shown.prediction, shown.observed
@@ -222,7 +223,7 @@ def _predictive(posterior: Posterior, shown: Shown | None, draws: int, names: La
     yield Section("How uncertain are the predictions?", reading, picture, figure_label="predictive uncertainty")
 
 
-def _images(posterior: Posterior, held_out: HeldOut | None, shown: Shown | None) -> Iterator[Section]:
+def _images(posterior: Approximation, held_out: HeldOut | None, shown: Shown | None) -> Iterator[Section]:
     """Of an image classifier: the images it is surest and least sure of, of each class."""
     if held_out is not None:
         seen = Shown("Of the held-out images", held_out.prediction, held_out.observed.numpy(), held_out.inputs)
@@ -230,7 +231,8 @@ def _images(posterior: Posterior, held_out: HeldOut | None, shown: Shown | None)
         seen = replace(shown, where=shown.where.replace("On the rows", "Of the images"))
     else:
         return
-    images = as_images(seen.inputs, getattr(posterior.bound_model.model, "image_shape", None))
+    model = posterior.bound_model.model
+    images = as_images(seen.inputs, model.image_shape if supports(model, HasImageShape) else None)
     if images is None or not isinstance(seen.prediction, ClassPrediction):
         return
     reading = (
@@ -241,11 +243,11 @@ def _images(posterior: Posterior, held_out: HeldOut | None, shown: Shown | None)
     yield Section("Which images is it sure of?", reading, picture, figure_label="surest and least sure images")
 
 
-def _function_draws(posterior: Posterior, column: Tensor, observed: np.ndarray, draws: int, names: Labels) -> str:
+def _function_draws(posterior: Approximation, column: Tensor, observed: np.ndarray, draws: int, names: Labels) -> str:
     x = column.cpu().numpy().reshape(-1)
     margin = 0.1 * np.ptp(x)
     grid = np.linspace(x.min() - margin, x.max() + margin, 200)
-    prediction = posterior.predict(grid.reshape(-1, *column.shape[1:]), draws=draws)
+    prediction = predict(posterior, (grid.reshape(-1, *column.shape[1:]),), PredictionOptions(draws=draws))
     axes = (names.columns[0] if names.columns else "x", names.target or posterior.observed_site)
     return posterior_plots.functions(grid, cast(Prediction, prediction), (x, observed), axes)
 
@@ -263,7 +265,7 @@ def _single_column(inputs: Mapping[str, Tensor]) -> Tensor | None:
     return x if x.is_floating_point() and x.dim() in (1, 2) and x.numel() == len(x) else None
 
 
-def _replications(posterior: Posterior, shown: Shown | None, draws: int, names: Labels) -> Iterator[Section]:
+def _replications(posterior: Approximation, shown: Shown | None, draws: int, names: Labels) -> Iterator[Section]:
     reading = (
         "Data sets that the fitted model makes, over the real one: where the black line leaves the band, the model "
         "does not describe the data."
@@ -273,7 +275,7 @@ def _replications(posterior: Posterior, shown: Shown | None, draws: int, names: 
         yield _replicated(shown.observed, shown.prediction.samples[:200], label, reading)
         return
     for site, value in posterior.observed_values().items():
-        samples = posterior.predict_data(draws=min(draws, 200), site=site).samples
+        samples = predict_data(posterior, PredictionOptions(draws=min(draws, 200), site=site)).samples
         yield _replicated(value.cpu().numpy(), samples, site, reading)
 
 
@@ -283,7 +285,7 @@ def _replicated(observed: np.ndarray, samples: Tensor, label: str, reading: str)
     return Section(f"Does the model make data like {label}?", reading, picture, figure_label="replicated data")
 
 
-def _posterior(posterior: Posterior, draws: int) -> Iterator[Section]:
+def _posterior(posterior: Approximation, draws: int) -> Iterator[Section]:
     values = scalars({n: v.numpy() for n, v in posterior.sample(draws).items()})
     if not values:
         return

@@ -18,7 +18,7 @@ from inference.engine.step_plan import StepPlan
 from inference.model.bound_model import BoundModel
 from inference.optim.adaptive import StopReason
 from inference.posterior import Posterior
-from inference.predictive.fit_record import FitRecord
+from inference.predictive.approximation import FitRecord
 from inference.storage.atomic_files import ADVICE
 from inference.svi.callbacks.base import settled
 from inference.svi.options import FitProblem

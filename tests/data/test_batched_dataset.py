@@ -23,6 +23,7 @@ from inference.data.batch_loader import BatchLoader
 from inference.engine.svi_problem import SVIProblem
 from inference.model.bound_model import BoundModel
 from inference.model.elbo import loss
+from inference.predictive.importance_weights import weighted_draws
 from inference.utils.random_state import RandomStream
 from ppl_models import VAE
 
@@ -317,7 +318,7 @@ def test_a_fit_goes_on_from_its_checkpoint_with_the_batches_that_were_next(data,
 def test_weights_on_all_rows(data, tmp_path):
     source = npy(tmp_path, *data)
     found = fit(model, mean_field_normal(model), source, steps=100, **OPTIONS)
-    drawn, log_weights = found._weighted(40, 0)
+    drawn, log_weights = weighted_draws(found, 40, 0)
     x, y = map(torch.from_numpy, data)
     mean = drawn["weights"] @ x.T + drawn["bias"][:, None]
     prior = dist.Normal(0.0, 1.0).log_prob(drawn["weights"]).sum(1) + dist.Normal(0.0, 1.0).log_prob(drawn["bias"])

@@ -14,6 +14,7 @@ from guides import bernoulli_dropout, full_rank_normal, mean_field_normal
 from inference import fit
 from inference.diagnostics.importance_sampling import khat_threshold, smoothed_weights
 from inference.diagnostics.loo import leave_one_out
+from inference.predictive.importance_weights import weighted_draws
 from inference.utils.arviz_compat import psis
 from ppl_models import DropoutNetwork, exact_linear_regression, linear_regression
 
@@ -206,7 +207,7 @@ def test_arviz_1_has_the_same(rows, exact):
     if not hasattr(az, "loo_approximate_posterior"):
         pytest.skip("ArviZ 0.x does not have it")
     posterior = fit(MODEL, shifted(exact, by=0.3, wider=1.2), *rows, **SHORT)
-    drawn, log_weights = posterior._weighted(2000, 0)
+    drawn, log_weights = weighted_draws(posterior, 2000, 0)
     likelihood = posterior.log_likelihood(draws=drawn)["y"]
     data = az.from_dict({"log_likelihood": {"y": likelihood[None].numpy()}})
     theirs = az.loo_approximate_posterior(data, log_weights.double().numpy(), np.zeros(2000), pointwise=True)

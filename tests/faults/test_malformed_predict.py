@@ -196,6 +196,6 @@ def test_other_columns_than_those_of_the_fit_are_refused(examples, posterior):
 
 
 def test_the_property_fails_where_data_is_not_compared_with_the_fit(posterior, monkeypatch, unshrunk):
-    monkeypatch.setattr("inference.predictive.fitted.check_new_shapes", lambda *arguments: None)
+    monkeypatch.setattr("inference.predictive.approximation.check_new_shapes", lambda *arguments: None)
     with pytest.raises(AssertionError):
         test_other_columns_than_those_of_the_fit_are_refused(20, posterior)

@@ -89,7 +89,7 @@ def test_every_guide_starts_where_it_is_told():
 
 def test_the_density_of_draws_is_what_the_guide_says_of_them(fitted):
     _, posterior = fitted
-    with posterior._running(3):
+    with posterior.running(3):
         traces = [poutine.trace(posterior.bound_model.guide).get_trace(X, Y) for _ in range(5)]
         expected = torch.stack([trace.log_prob_sum() for trace in traces])
         names = [site.name for site in posterior.bound_model.latents]
@@ -101,7 +101,7 @@ def test_the_density_of_draws_is_what_the_guide_says_of_them(fitted):
 def test_medians_and_quantiles_are_those_of_draws(fitted):
     """At 4,000 draws the share below the 0.1 quantile is 0.1 ± 0.005, and the guide's own adds ± 0.002: 5 of them."""
     _, posterior = fitted
-    with posterior._running(0):
+    with posterior.running(0):
         guide = posterior.bound_model.guide
         low, middle = (guide.quantiles([0.1, 0.5], X, Y)["scale"][i].clone() for i in range(2))
         median = guide.median(X, Y)["scale"].clone()

@@ -31,7 +31,7 @@ def test_few_rows_stand_for_many(tmp_path, monkeypatch, build):
     monkeypatch.setattr(posterior_archive, "MOST_BYTES", 10_000)
     posterior = fitted(linear_regression, build(linear_regression))
     found = load(posterior.save(tmp_path / "run"), linear_regression, build(linear_regression))
-    assert len(found._args[0]) == posterior_archive.FEW_ROWS
+    assert len(found.args[0]) == posterior_archive.FEW_ROWS
     torch.testing.assert_close(found.predict(X[:9], draws=20).draws, posterior.predict(X[:9], draws=20).draws)
 
 

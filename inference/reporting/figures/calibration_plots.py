@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import binom
 
-from inference.predictive.reliability import Coverage, Reliability
+from inference.predictive.scoring import Coverage, Reliability
 from inference.reporting.figures.style import BLUE, GREY, INK, ORANGE, STYLE, as_svg
 
 __all__ = ["coverage_curve", "pit_histogram", "reliability_diagram", "uniform_bars"]

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from inference.predictive.reliability import Reliability
+from inference.predictive.scoring import Reliability
 from inference.reporting.figures.posterior_plots import settled_range, short
 from inference.reporting.figures.style import BLUE, GREY, INK, ORANGE, STYLE, as_svg
 

@@ -21,7 +21,7 @@ from inference.diagnostics.loss_surface import (
     principal_plane,
     random_plane,
 )
-from inference.predictive.approximation import Approximation as Posterior
+from inference.predictive.approximation import Approximation
 from inference.reporting.figures.style import INK, ORANGE, STYLE
 from inference.utils.validation import positive_integer, positive_number, seed_number
 
@@ -32,7 +32,7 @@ _LEAST_GRID = 5
 
 
 def plot_loss_contour(
-    posterior: Posterior,
+    posterior: Approximation,
     over: Sequence[Any] | None = None,
     *,
     path: Any = None,
@@ -96,7 +96,7 @@ def plot_loss_contour(
 
 
 def surface_of(
-    posterior: Posterior,
+    posterior: Approximation,
     over: Sequence[Any] | None = None,
     *,
     path: Any = None,
@@ -138,7 +138,7 @@ def _line(path: Any, flat_params: Tensor) -> Tensor:
     return rows if torch.equal(rows[-1], flat_params) else torch.cat([rows, flat_params[None]])
 
 
-def _plane(posterior: Posterior, over: Sequence[Any] | None, flat_params: Tensor, line: Tensor, seed: int) -> Plane:
+def _plane(posterior: Approximation, over: Sequence[Any] | None, flat_params: Tensor, line: Tensor, seed: int) -> Plane:
     params = posterior.bound_model.params
     if over is not None:
         return plane_of(params, flat_params, over)

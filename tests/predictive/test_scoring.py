@@ -12,8 +12,7 @@ from sklearn.metrics import brier_score_loss
 from inference import Labels
 from inference.diagnostics.uniformity_tests import ecdf_p_value, thresholds
 from inference.predictive.prediction import ClassPrediction, Prediction
-from inference.predictive.reliability import brier_score, pit_values, reliability
-from inference.predictive.scoring import HeldOut, class_scores, scores
+from inference.predictive.scoring import HeldOut, brier_score, class_scores, pit_values, reliability, scores
 from inference.reporting.held_out_section import held_out_sections
 
 DRAWS, ROWS = 500, 2000
@@ -54,7 +53,7 @@ def test_the_crps_is_the_mean_of_all_pairs_and_one_draw_has_none():
 def test_rows_are_compared_in_parts_as_all_at_once(monkeypatch):
     samples, y = noise(20, 50, 2), noise(50, 2, seed=5)
     whole = pit_values(samples, y)
-    monkeypatch.setattr("inference.predictive.reliability._TOGETHER", 20 * 7)
+    monkeypatch.setattr("inference.predictive.scoring._TOGETHER", 20 * 7)
     parts = pit_values(samples, y)
     assert whole.pit.shape == (100,)
     torch.testing.assert_close(parts.crps, whole.crps)
