@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, overload
 
@@ -278,7 +277,7 @@ class Posterior(Approximation):
             "seed": self.record.seed,
             "options": self.record.options,
             "evaluations": self.record.evaluations,
-            "stop": None if self.record.stop is None else asdict(self.record.stop),
+            "stop": None if self.record.stop is None else self.record.stop.state_dict(),
             "starts": self.record.starts,
         }
         traces = {"losses": torch.from_numpy(self.losses), "kl": torch.from_numpy(self.kl)}
@@ -356,11 +355,7 @@ def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str |
     bound_model = BoundModel.start(model, start, args, stream, where, kind, check_values=False)
     flat_params = posterior_archive.assemble(folder, bound_model.params, pieces).to(where)
     curves = (traces["losses"].numpy(), traces["kl"].numpy())
-    stop = (
-        None
-        if manifest["stop"] is None
-        else StopReason(**{**manifest["stop"], "doubts": tuple(manifest["stop"]["doubts"])})
-    )
+    stop = None if manifest["stop"] is None else StopReason.from_state_dict(manifest["stop"])
     record = FitRecord(
         *curves,
         manifest["seconds"],

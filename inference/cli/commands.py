@@ -305,7 +305,7 @@ def _end_if_interrupted(posterior: Posterior, folder: Path, leads: bool) -> None
     if stop is None or stop.interrupted is None:
         return
     if leads:
-        _say(f"the fit {stop.how}; {folder} has the posterior so far", file=sys.stderr)
+        _say(f"the fit {stop.message}; {folder} has the posterior so far", file=sys.stderr)
         print("the same command with --resume goes on with it", file=sys.stderr)
     raise typer.Exit(128 + signal.Signals[stop.interrupted])
 

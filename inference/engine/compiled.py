@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,11 @@ from inference.engine.compiler.cache import executable
 from inference.engine.compiler.cuda_graph import ReplayedStep
 from inference.engine.compiler.executable import Executable
 from inference.engine.compiler.inductor import NotCompilable
-from inference.engine.iterates import IterateRecorder
+from inference.engine.engine import EngineState, IterateRecorder
 from inference.engine.svi_problem import SVIProblem
-from inference.engine.svi_step import SVIStep, step_rates, trace_step
-from inference.engine.tracing.graph_text import graph_text
+from inference.engine.svi_step import RATES, SVIStep, batch_rows, state_inputs, step_rates, trace_step
 from inference.engine.tracing.random_ops import ReplayRandomOps
+from inference.engine.tracing.traced_graph import GraphInput, InputKind, graph_inputs, graph_text
 from inference.engine.tracing.tracer import Untraceable
 from inference.model.captured_values import changed, outside_values
 from inference.model.elbo import traces
@@ -45,19 +45,29 @@ _WORTH_THREADS = 2**15  # numbers in a tensor from which a second thread gives m
 
 
 @dataclass
-class CompiledState:
-    """All that changes while a fit runs: θ, the optimiser's moments, the random stream and what was drawn from it.
+class CompiledState(EngineState):
+    """State of the compiled engine: θ, the optimiser's moments, and the random numbers drawn for a block of steps.
 
     ``noise`` is that of the block of steps that ``step`` is in, empty where none was drawn;
     ``seed`` is what it comes from, where processes have noise of their own.
     """
 
-    flat_params: Tensor
     moments: list[Tensor]
-    stream: RandomStream
-    step: int = 0
     noise: list[Tensor] = field(default_factory=list)
     seed: int | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as numbers and tensors, by the names that checkpoints hold."""
+        return {**super().state_dict(), "moments": list(self.moments), "noise": list(self.noise), "seed": self.seed}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Set the state to the one that was saved, in place."""
+        if [part.shape for part in saved["moments"]] != [moment.shape for moment in self.moments]:
+            raise TypeError("the optimiser's moments are of other shapes")
+        self.noise, self.seed = [part.to(self.flat_params.device) for part in saved["noise"]], saved.get("seed")
+        super().load_state_dict(saved)
+        for moment, before in zip(self.moments, saved["moments"], strict=True):
+            moment.copy_(before)
 
 
 class CompiledEngine:
@@ -71,6 +81,9 @@ class CompiledEngine:
     Untraceable
         With site or line and reason, if model, guide or optimiser cannot be recorded.
     """
+
+    name = "compiled"
+    keeps_iterates = True
 
     def __init__(self, problem: SVIProblem, stream: RandomStream) -> None:
         self.problem = problem
@@ -118,7 +131,7 @@ class CompiledEngine:
             If there is no compiler, or it refuses the program.
         """
         flat_params = self.problem.begin
-        state = CompiledState(flat_params, self.update.begin(flat_params), stream)
+        state = CompiledState(flat_params, stream, self.update.init(flat_params))
         self._bind(state)
         return state
 
@@ -160,25 +173,14 @@ class CompiledEngine:
             self._explain(state, start, found[:, 0])
         return found
 
-    def saved(self, state: CompiledState) -> dict[str, Any]:
-        """All that changes, as numbers and tensors, for :meth:`restore`."""
-        return {
-            "step": state.step,
-            "flat": state.flat_params,
-            "moments": list(state.moments),
-            "noise": list(state.noise) if state.step % self.block and not self.own else [],
-            "seed": state.seed,
-            "stream": state.stream.saved(),
-        }
+    def state_dict(self, state: CompiledState) -> dict[str, Any]:
+        """Return all that changes, as numbers and tensors; of the noise only what the next steps use."""
+        uses_noise = state.step % self.block and not self.own
+        return (state if uses_noise else replace(state, noise=[])).state_dict()
 
-    def restore(self, state: CompiledState, saved: dict[str, Any]) -> None:
-        """Bring a state to what was saved, in place."""
-        stream = RandomStream.restored(saved["stream"])
-        noise = [] if self.own else [part.to(state.flat_params.device) for part in saved["noise"]]
-        if [part.shape for part in saved["moments"]] != [moment.shape for moment in state.moments]:
-            raise TypeError("the optimiser's moments are of other shapes")
-        seed = saved.get("seed")
-        _put_back(state, CompiledState(saved["flat"], saved["moments"], stream, saved["step"], noise, seed))
+    def load_state_dict(self, state: CompiledState, saved: Mapping[str, Any]) -> None:
+        """Set a state to the one that was saved, in place."""
+        state.load_state_dict({**saved, "noise": []} if self.own else saved)
 
     def _take(self, state: CompiledState, steps: int, iterates: IterateRecorder | None = None) -> list[Tensor]:
         """Steps as they come, good or bad: their losses, in pieces."""
@@ -217,16 +219,17 @@ class CompiledEngine:
         return self._rows(state.step, [noise[place : place + count] for noise in state.noise], count)
 
     def _bind(self, state: CompiledState) -> None:
-        values = {"theta": state.flat_params, **dict(zip(self.update.moments, state.moments, strict=True))}
-        values["rates"] = self._rates(0, 1)[0]
-        values.update(self.problem.batch_inputs)
+        values = dict(zip(state_inputs(self.update), [state.flat_params, *state.moments], strict=True))
+        values[RATES] = self._rates(0, 1)[0]
+        values |= batch_rows(self.problem.batch_tensors)
         with self._drawing(RandomStream(dict(state.stream.state))):
-            values.update({f"noise{i}": noise[0] for i, noise in enumerate(self.step.noise(1))})
-        values.update({f"constant{i}": value for i, value in enumerate(without_aliases(self.step.constants))})
-        names = [str(node.target) for node in self.step.module.graph.nodes if node.op == "placeholder"]
-        self.row_names = [name for name in names if name.startswith(("rates", "noise", "batch"))]
+            values |= {GraphInput(InputKind.NOISE, i): noise[0] for i, noise in enumerate(self.step.noise(1))}
+        constants = enumerate(without_aliases(self.step.constants))
+        values |= {GraphInput(InputKind.CONSTANT, i): value for i, value in constants}
+        names = graph_inputs(self.step.module.graph)
+        self.row_inputs = [name for name in names if name.kind.is_row]
         inputs = [values[name] for name in names]
-        rows = [names.index(name) for name in self.row_names]
+        rows = [names.index(name) for name in self.row_inputs]
         self.machine: Executable | ReplayedStep
         if self.bound_model.device.type == "cuda":
             self.machine = ReplayedStep(self.step.module, inputs, rows, self.block)
@@ -244,11 +247,11 @@ class CompiledEngine:
         return torch.tensor(rates, dtype=self.bound_model.dtype, device=self.bound_model.device)
 
     def _rows(self, step: int, noise: Sequence[Tensor], count: int) -> list[Tensor]:
-        named = {f"noise{i}": numbers for i, numbers in enumerate(noise)}
-        named["rates"] = self._rates(step, count)
+        named = {GraphInput(InputKind.NOISE, i): numbers for i, numbers in enumerate(noise)}
+        named[RATES] = self._rates(step, count)
         if self.problem.loader is not None:
-            named |= dict(zip(self.problem.batch_inputs, self.problem.loader.rows(step, count), strict=True))
-        return [named[name] for name in self.row_names]
+            named |= batch_rows(self.problem.loader.rows(step, count))
+        return [named[name] for name in self.row_inputs]
 
     def _explain(self, state: CompiledState, start: CompiledState, losses: Tensor) -> None:
         """Put the state back to ``start``, and raise what happened in the first bad of the steps with these losses."""
@@ -272,8 +275,8 @@ class CompiledEngine:
 
     def _seen(self, rows: Sequence[Tensor], step: int) -> Iterator[tuple[poutine.Trace, poutine.Trace]]:
         """The traces of the model itself on the noise of a step, one for each particle."""
-        named = dict(zip(self.row_names, rows, strict=True))
-        noise = [named[f"noise{i}"] for i in range(len(self.step.groups))]
+        named = dict(zip(self.row_inputs, rows, strict=True))
+        noise = [named[GraphInput(InputKind.NOISE, i)] for i in range(len(self.step.groups))]
         return replayed_traces(self.problem, self.step, noise, step)
 
 
@@ -311,9 +314,8 @@ def without_aliases(values: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _copy(state: CompiledState) -> CompiledState:
-    moments = [moment.clone() for moment in state.moments]
-    stream = RandomStream(dict(state.stream.state))
-    return CompiledState(state.flat_params.clone(), moments, stream, state.step, state.noise, state.seed)
+    moments, stream = [moment.clone() for moment in state.moments], RandomStream(dict(state.stream.state))
+    return replace(state, flat_params=state.flat_params.clone(), stream=stream, moments=moments)
 
 
 def _put_back(state: CompiledState, saved: CompiledState) -> None:

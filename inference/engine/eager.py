@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from inference.engine.iterates import IterateRecorder
+from inference.engine.engine import EngineState, IterateRecorder
 from inference.engine.svi_problem import SVIProblem
 from inference.model.captured_values import changed, outside_values
 from inference.model.elbo import loss, traces
@@ -20,18 +21,24 @@ from inference.optim.functional import Updating
 from inference.optim.optimizers import make_optimizer, set_step_size
 from inference.utils.random_state import RandomStream
 
-__all__ = ["EagerEngine", "SVIState"]
+__all__ = ["EagerEngine", "EagerState"]
 
 
 @dataclass
-class SVIState:
-    """All that changes while a fit runs: θ, its gradient, the optimiser and the random stream."""
+class EagerState(EngineState):
+    """State of the eager engine: θ with its gradient, and an optimiser of torch over them."""
 
-    flat_params: Tensor
     grad: Tensor
     optimizer: Optimizer
-    stream: RandomStream
-    step: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as numbers and tensors, by the names that checkpoints hold."""
+        return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Set the state to the one that was saved, in place."""
+        super().load_state_dict(saved)
+        self.optimizer.load_state_dict(saved["optimizer"])
 
 
 class EagerEngine:
@@ -40,6 +47,9 @@ class EagerEngine:
     θ is one flat tensor that every parameter is a view of, so a step is one
     backward pass into one gradient and one fused update.
     """
+
+    name = "eager"
+    keeps_iterates = False
 
     def __init__(self, problem: SVIProblem) -> None:
         self.problem = problem
@@ -50,7 +60,7 @@ class EagerEngine:
         args = () if self.problem.loader else self.problem.args
         return outside_values((self.problem.model, self.problem.guide, args))
 
-    def init(self, stream: RandomStream) -> SVIState:
+    def init(self, stream: RandomStream) -> EagerState:
         """The state before the first step."""
         problem = self.problem
         flat_params = problem.begin.requires_grad_(True)
@@ -60,9 +70,9 @@ class EagerEngine:
             if problem.adaptive
             else make_optimizer(problem.optimizer, flat_params, problem.lr)
         )
-        return SVIState(flat_params, flat_params.grad, optimizer, stream)
+        return EagerState(flat_params, stream, flat_params.grad, optimizer)
 
-    def advance(self, state: SVIState, steps: int, iterates: IterateRecorder | None = None) -> Tensor:
+    def advance(self, state: EagerState, steps: int, iterates: IterateRecorder | None = None) -> Tensor:
         """Take ``steps`` steps in place and return what :func:`~inference.model.elbo.loss` was in each, (steps, 2).
 
         Of ``iterates`` there is one, at the end.
@@ -84,24 +94,15 @@ class EagerEngine:
             iterates.keep(state.step, state.flat_params)
         return losses
 
-    def saved(self, state: SVIState) -> dict[str, Any]:
-        """All that changes, as numbers and tensors, for :meth:`restore`."""
-        return {
-            "step": state.step,
-            "flat": state.flat_params,
-            "optimizer": state.optimizer.state_dict(),
-            "stream": state.stream.saved(),
-        }
+    def state_dict(self, state: EagerState) -> dict[str, Any]:
+        """Return all that changes, as numbers and tensors."""
+        return state.state_dict()
 
-    def restore(self, state: SVIState, saved: dict[str, Any]) -> None:
-        """Bring a state to what was saved, in place."""
-        with torch.no_grad():
-            state.flat_params.copy_(saved["flat"])
-        state.optimizer.load_state_dict(saved["optimizer"])
-        state.stream.state = RandomStream.restored(saved["stream"]).state
-        state.step = saved["step"]
+    def load_state_dict(self, state: EagerState, saved: Mapping[str, Any]) -> None:
+        """Set a state to the one that was saved, in place."""
+        state.load_state_dict(saved)
 
-    def result(self, state: SVIState) -> Tensor:
+    def result(self, state: EagerState) -> Tensor:
         """θ that the steps so far have found: their last, or an average."""
         adaptive, kept = self.problem.adaptive, state.optimizer.state[state.flat_params]
         return (
@@ -110,12 +111,12 @@ class EagerEngine:
             else adaptive.result(state.flat_params, [kept[name] for name in adaptive.moments])
         )
 
-    def refresh(self, state: SVIState) -> None:
+    def refresh(self, state: EagerState) -> None:
         """Nothing: every step reads what is there; but other processes do not, and then a change is refused."""
         if self.problem.share is not None:
             self.problem.share.refuse(changed(self.outside, self._outside()))
 
-    def _take(self, state: SVIState, steps: int) -> Tensor:
+    def _take(self, state: EagerState, steps: int) -> Tensor:
         """Steps as they come, good or bad, with the count left where it is."""
         losses = torch.empty(steps, 2, dtype=state.flat_params.dtype, device=state.flat_params.device)
         with self.bound_model.running(state.flat_params.detach(), state.stream, state.grad), self.problem.together():
@@ -123,7 +124,7 @@ class EagerEngine:
                 losses[i] = self._step(state, state.step + i)
         return losses
 
-    def _step(self, state: SVIState, step: int) -> Tensor:
+    def _step(self, state: EagerState, step: int) -> Tensor:
         state.grad.zero_()
         problem = self.problem
         if problem.adaptive is None:
@@ -154,7 +155,7 @@ class EagerEngine:
             state.optimizer.step()
         return value.detach()
 
-    def _explain(self, state: SVIState, start: _Snapshot, losses: Tensor) -> None:
+    def _explain(self, state: EagerState, start: _Snapshot, losses: Tensor) -> None:
         """Put the state back to ``start``, and raise what happened in the first bad of the steps with these losses."""
         problem, good = self.problem, first_failure(losses, lambda count: self._good_after(state, start, count))
         self._good_after(state, start, good)
@@ -169,7 +170,7 @@ class EagerEngine:
             find = partial(failure, self.bound_model.params, flat_params, after, pairs, number)
             raise find() if share is None else share.agreed(find)
 
-    def _good_after(self, state: SVIState, start: _Snapshot, steps: int) -> bool:
+    def _good_after(self, state: EagerState, start: _Snapshot, steps: int) -> bool:
         """Take ``steps`` steps from ``start``, and say whether θ is finite."""
         _roll_back(state, start)
         self._take(state, steps)
@@ -179,7 +180,7 @@ class EagerEngine:
 _Snapshot = tuple[Tensor, dict[str, Any], dict[str, Any]]
 
 
-def _snapshot(state: SVIState) -> _Snapshot:
+def _snapshot(state: EagerState) -> _Snapshot:
     moments = {
         key: {k: v.clone() if isinstance(v, Tensor) else v for k, v in entry.items()}
         for key, entry in state.optimizer.state_dict()["state"].items()
@@ -187,7 +188,7 @@ def _snapshot(state: SVIState) -> _Snapshot:
     return state.flat_params.detach().clone(), moments, dict(state.stream.state)
 
 
-def _roll_back(state: SVIState, snapshot: _Snapshot) -> None:
+def _roll_back(state: EagerState, snapshot: _Snapshot) -> None:
     flat_params, moments, stream = snapshot
     with torch.no_grad():
         state.flat_params.copy_(flat_params)

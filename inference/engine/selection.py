@@ -2,43 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.engine.compiled import CompiledEngine, NotCompilable, Untraceable
 from inference.engine.eager import EagerEngine
-from inference.engine.iterates import IterateRecorder
+from inference.engine.engine import Engine
 from inference.engine.svi_problem import SVIProblem
 from inference.model.bound_model import name_of
 from inference.utils.random_state import RandomStream
 from inference.utils.warnings import warn
 
-__all__ = ["Engine", "choose", "worth_compiling"]
+__all__ = ["choose", "worth_compiling"]
 
 _ALWAYS_EAGER = 1_000  # runs of the model that cannot earn a compilation back, nor even the recording
-
-
-class Engine(Protocol):
-    """What ``fit`` asks of an engine, beside the state that it makes."""
-
-    def advance(self, state: Any, steps: int, iterates: IterateRecorder | None = None) -> Tensor:
-        """Take steps in place; their losses. θ is kept at the end, and on the way where the engine can."""
-
-    problem: SVIProblem
-
-    def result(self, state: Any) -> Tensor:
-        """θ that the steps so far have found."""
-
-    def refresh(self, state: Any) -> None:
-        """Look again at what callbacks may have changed."""
-
-    def saved(self, state: Any) -> dict[str, Any]:
-        """All that changes in a state, as numbers and tensors."""
-
-    def restore(self, state: Any, saved: dict[str, Any]) -> None:
-        """Bring a state to what was saved, in place."""
 
 
 def choose(name: str, problem: SVIProblem, stream: RandomStream, steps: int, progress: bool) -> tuple[Engine, Any]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from inference.engine.svi_problem import SVIProblem
+from inference.model.protocols import HasScaleTril, supports
 from inference.optim.averaged_adam import AveragedAdam
 from inference.optim.guide_moments import PathMoments
 from inference.optim.initialization.guide_placement import place_guide, start_at
-from inference.optim.initialization.pathfinder import InitialNormal, NoInitialNormal, start_again
+from inference.optim.initialization.laplace import InitialNormal, NoInitialNormal
 from inference.optim.prodigy import Prodigy
 from inference.optim.whitening import whitening
 
@@ -25,43 +26,49 @@ _MENDING = 2_000  # steps that mend the coordinates of a start that is no mode
 class StepPlan:
     """How a fit is to find its way: from θ = ``theta``, (P,), in at most ``steps``.
 
-    In the coordinates of ``start`` where there is one, else by steps of its own, and
-    ``why`` says why; without ``early`` all steps are taken.
+    In the coordinates of ``start``, or by steps that need none, for the given ``reason``;
+    without ``stop_early`` all steps are taken.
     """
 
     theta: Tensor
     steps: int
-    early: bool
+    stop_early: bool
     start: InitialNormal | None = None
-    why: str = ""
+    reason: str = ""
 
     def problem(self, problem: SVIProblem) -> SVIProblem:
         """The task with these steps in the place of an optimiser."""
         problem = replace(problem, optimizer="adam")
         if self.start is None:
-            return replace(problem, adaptive=Prodigy(self.theta, self.steps, self.early))
+            return replace(problem, adaptive=Prodigy(self.theta, self.steps, self.stop_early))
         bound_model, correlated = problem.bound_model, _has_triangle(problem)
         judged = PathMoments(bound_model, self.start) if correlated else None
         white = whitening(bound_model, self.start, self.theta)
-        adaptive = AveragedAdam(white, self.theta, self.steps, self.early, judged)
+        adaptive = AveragedAdam(white, self.theta, self.steps, self.stop_early, judged)
         return replace(problem, adaptive=adaptive, sticking_the_landing=correlated)
 
-    def saved(self) -> dict[str, Any]:
-        """The plan as numbers and tensors, for :meth:`restored`."""
-        return {**vars(self), "start": None if self.start is None else dict(vars(self.start))}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the plan as numbers and tensors, by the names that checkpoints hold."""
+        return {
+            "theta": self.theta,
+            "steps": self.steps,
+            "early": self.stop_early,
+            "start": None if self.start is None else dict(vars(self.start)),
+            "why": self.reason,
+        }
 
     @classmethod
-    def restored(cls, saved: dict[str, Any], like: Tensor) -> StepPlan:
-        """The plan that was saved, its tensors on the device of ``like``."""
-        start = None if saved["start"] is None else start_again(saved["start"], like.device)
-        return cls(**{**saved, "theta": saved["theta"].to(like), "start": start})
+    def from_state_dict(cls, saved: Mapping[str, Any], like: Tensor) -> StepPlan:
+        """Return the plan that was saved, its tensors on the device of ``like``."""
+        start = None if saved["start"] is None else InitialNormal.from_state_dict(saved["start"], like.device)
+        return cls(saved["theta"].to(like), saved["steps"], saved["early"], start, saved["why"])
 
 
 def automatic(
     problem: SVIProblem,
     start: InitialNormal | NoInitialNormal,
     steps: int,
-    early: bool,
+    stop_early: bool,
     taken: Callable[[SVIProblem, int], Tensor],
 ) -> tuple[StepPlan, int]:
     """How to find a step size and an end from ``start``, and what that and the start cost in gradients.
@@ -74,12 +81,12 @@ def automatic(
     """
     bound_model, unplaced = problem.bound_model, _unplaced(problem, start)
     if isinstance(start, NoInitialNormal) or unplaced:
-        return StepPlan(bound_model.params.flatten(), steps, early, why=unplaced), start.evaluations
+        return StepPlan(bound_model.params.flatten(), steps, stop_early, reason=unplaced), start.evaluations
     theta = place_guide(bound_model, start)
     if start.is_mode or steps < 3 * _MENDING:
-        return StepPlan(theta, steps, early, start), start.evaluations
-    theta = taken(StepPlan(theta, _MENDING, early, start).problem(problem), _MENDING)
-    mended = StepPlan(theta, steps - _MENDING, early, start_at(bound_model, start, theta))
+        return StepPlan(theta, steps, stop_early, start), start.evaluations
+    theta = taken(StepPlan(theta, _MENDING, stop_early, start).problem(problem), _MENDING)
+    mended = StepPlan(theta, steps - _MENDING, stop_early, start_at(bound_model, start, theta))
     return mended, start.evaluations + _MENDING * problem.particles
 
 
@@ -91,4 +98,4 @@ def _unplaced(problem: SVIProblem, start: InitialNormal | NoInitialNormal) -> st
 
 
 def _has_triangle(problem: SVIProblem) -> bool:
-    return hasattr(problem.bound_model.guide, "scale_tril")
+    return supports(problem.bound_model.guide, HasScaleTril)

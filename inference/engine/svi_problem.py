@@ -140,10 +140,9 @@ class SVIProblem:
         return nullcontext() if self.share is None else self.share.group.reducing()
 
     @property
-    def batch_inputs(self) -> dict[str, Tensor]:
-        """The tensors that differ at each step, by the names of their inputs to a compiled step."""
-        given = [] if self.loader is None else [value for value in self.args if isinstance(value, Tensor)]
-        return {f"batch{i}": value for i, value in enumerate(given)}
+    def batch_tensors(self) -> list[Tensor]:
+        """The arguments that differ at each step, as inputs to a compiled step."""
+        return [] if self.loader is None else [value for value in self.args if isinstance(value, Tensor)]
 
     def args_at(self, step: int) -> tuple[Any, ...]:
         """The arguments of model and guide at a step."""

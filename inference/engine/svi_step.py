@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +17,16 @@ from inference.data.generated_dataset import GeneratedBatches
 from inference.engine.svi_problem import SVIProblem
 from inference.engine.tracing.batching_rules import NoRule, run_batched
 from inference.engine.tracing.random_ops import RandomOp, pack
+from inference.engine.tracing.traced_graph import GraphInput, InputKind, add_input, graph_inputs, input_of
 from inference.engine.tracing.tracer import Substitution, Tracer, Untraceable
 from inference.model.elbo import loss
 from inference.optim.functional import Update
 from inference.utils.random_state import RandomStream
 
-__all__ = ["SVIStep", "step_rates", "trace_step"]
+__all__ = ["PARAMETERS", "RATES", "SVIStep", "batch_rows", "state_inputs", "step_rates", "trace_step"]
 
 aten = torch.ops.aten
+PARAMETERS, RATES = GraphInput(InputKind.PARAMETERS), GraphInput(InputKind.RATES)
 _NOISE_BYTES = 2**25
 _UNROLLED = 16  # particles that may be written out one by one
 _MANY, _FEW = 32, 8  # particles from which, and numbers a particle up to which, they lie side by side
@@ -98,7 +100,17 @@ class SVIStep:
 
 def step_rates(problem: SVIProblem, update: Update, step: int) -> tuple[float, ...]:
     """The numbers that change from step to step: the optimiser's, then β where the target is annealed."""
-    return (*update.rates(step), problem.anneal(step)) if problem.anneal else update.rates(step)
+    return (*update.hyperparameters(step), problem.anneal(step)) if problem.anneal else update.hyperparameters(step)
+
+
+def state_inputs(update: Update) -> list[GraphInput]:
+    """Return the inputs that a step changes in place: θ, then the optimiser's moments in their order."""
+    return [PARAMETERS, *(GraphInput(InputKind.MOMENT, i) for i in range(len(update.moments)))]
+
+
+def batch_rows(values: Iterable[Tensor]) -> dict[GraphInput, Tensor]:
+    """Return the tensors of a batch, or of many batches, by their inputs."""
+    return {GraphInput(InputKind.BATCH, i): value for i, value in enumerate(values)}
 
 
 def trace_step(problem: SVIProblem, update: Update, stream: RandomStream, folds: bool = True) -> SVIStep:
@@ -137,7 +149,7 @@ class _StepTracer:
         self.bound_model = problem.bound_model
         self.update = update
         self.theta = theta.clone().requires_grad_(True)
-        self.moments = update.begin(theta)
+        self.moments = update.init(theta)
         self.rates = torch.ones(len(step_rates(problem, update, 0)), dtype=theta.dtype, device=theta.device)
 
     def plain(self, particles: int) -> SVIStep:
@@ -173,22 +185,19 @@ class _StepTracer:
         return self.plain(particles)
 
     def _side_by_side(self, single: Tracer, forward: fx.GraphModule, particles: int) -> SVIStep:
-        noise = {f"draw{i}": draw.many(particles).movedim(0, -1).contiguous() for i, draw in enumerate(single.draws)}
-        fixed = {f"constant{i}": value for i, value in enumerate(single.constants)}
+        noise = {name: value.movedim(0, -1).contiguous() for name, value in _noise(single, particles).items()}
         tape = Tracer({**self._state(), **noise}, folds=self.folds)
         with tape:
-            (value,) = run_batched(forward.graph, {**self._read(), **fixed}, noise)
+            (value,) = run_batched(forward.graph, {**self._read(), **_fixed(single)}, noise)
             value = self._descend(value.mean(-1))
         return self._step(tape, value, particles, single.draws, single.randoms, last=True)
 
     def _vectorised(self, single: Tracer, forward: fx.GraphModule, particles: int) -> SVIStep:
-        noise = {f"draw{i}": draw.many(particles) for i, draw in enumerate(single.draws)}
-        fixed = {f"constant{i}": value for i, value in enumerate(single.constants)}
-        order = [node.name for node in forward.graph.nodes if node.op == "placeholder"]
-
+        noise, fixed = _noise(single, particles), _fixed(single)
+        order = graph_inputs(forward.graph)
         functional = torch.func.functionalize(forward)
 
-        def one(draws: dict[str, Tensor]) -> Tensor:
+        def one(draws: dict[GraphInput, Tensor]) -> Tensor:
             values = {**self._read(), **fixed, **draws}
             return torch.as_tensor(functional(*(values[name] for name in order))[0])
 
@@ -198,12 +207,12 @@ class _StepTracer:
             value = self._descend(value)
         return self._step(tape, value, particles, single.draws, single.randoms)
 
-    def _read(self) -> dict[str, Tensor]:
-        """What the loss depends on."""
-        return {"theta": self.theta, "rates": self.rates, **self.problem.batch_inputs}
+    def _read(self) -> dict[GraphInput, Tensor]:
+        """Return the inputs that the loss depends on."""
+        return {PARAMETERS: self.theta, RATES: self.rates, **batch_rows(self.problem.batch_tensors)}
 
-    def _state(self) -> dict[str, Tensor]:
-        return {**self._read(), **dict(zip(self.update.moments, self.moments, strict=True))}
+    def _state(self) -> dict[GraphInput, Tensor]:
+        return {**self._read(), **dict(zip(state_inputs(self.update), [self.theta, *self.moments], strict=True))}
 
     def _loss(self, particles: int, tape: Tracer) -> Tensor:
         leaves = self.bound_model.params.leaves
@@ -220,7 +229,7 @@ class _StepTracer:
             if share is not None:
                 grad, value = share.total(grad, value)
             if learns:
-                self.update.apply(self.theta, grad, self.moments, self.rates)
+                self.update.update(self.theta, grad, self.moments, self.rates)
         return value
 
     def _parameter_at(self, value: Tensor) -> str | None:
@@ -244,6 +253,14 @@ class _StepTracer:
         _join_draws(graph, step)
         step.module.recompile()
         return step
+
+
+def _noise(single: Tracer, particles: int) -> dict[GraphInput, Tensor]:
+    return {GraphInput(InputKind.DRAW, i): draw.many(particles) for i, draw in enumerate(single.draws)}
+
+
+def _fixed(single: Tracer) -> dict[GraphInput, Tensor]:
+    return {GraphInput(InputKind.CONSTANT, i): value for i, value in enumerate(single.constants)}
 
 
 def _other_randomness() -> tuple[Any, ...]:
@@ -289,18 +306,18 @@ def _has_custom_gradient(value: Tensor) -> bool:
 
 
 def _join_draws(graph: fx.Graph, step: SVIStep) -> None:
-    """Replace the inputs ``draw0, …`` by one input ``noise0, …`` a group, cut into pieces."""
-    inputs = {node.target: node for node in graph.nodes if node.op == "placeholder"}
+    """Replace the inputs of the kind DRAW by one of the kind NOISE for each group, cut into pieces."""
+    draws = {given.index: node for node in graph.nodes if (given := input_of(node)) and given.kind is InputKind.DRAW}
     first_operator = next(node for node in graph.nodes if node.op != "placeholder")
     for g, group in enumerate(step.groups):
-        with graph.inserting_before(inputs[f"draw{group[0]}"]):
-            noise = graph.placeholder(f"noise{g}")
+        with graph.inserting_before(draws[group[0]]):
+            noise = add_input(graph, GraphInput(InputKind.NOISE, g))
         start = 0
         for i in group:
             stop = start + step.draws[i].size * (step.batched or 1)
             with graph.inserting_before(first_operator):
                 part = graph.call_function(aten.slice.Tensor, (noise, 0, start, stop))
                 view = graph.call_function(aten.view.default, (part, step.shape(i)))
-            inputs[f"draw{i}"].replace_all_uses_with(view)
-            graph.erase_node(inputs[f"draw{i}"])
+            draws[i].replace_all_uses_with(view)
+            graph.erase_node(draws[i])
             start = stop

@@ -1,4 +1,11 @@
-"""What a model computes from its inputs, recorded at two numbers of rows and written as plain data for any number."""
+"""What a model computes from its inputs, traced at two numbers of rows and written as plain data for any number.
+
+A trace holds sizes, not formulas: a reshape to (40, 3) does not say that 40 is
+the number of rows. So the model is traced at two numbers of rows, and the two
+graphs are compared argument by argument. What is equal in both is a fixed
+number; what differs has to grow in proportion to the rows, and is written as
+``{"n": [a, b]}`` for a + b · rows. Anything else is refused.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +13,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +21,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from inference.engine.tracing.traced_graph import GraphInput, InputKind, input_of
 from inference.engine.tracing.tracer import Tracer
 from inference.export.operator_names import NotExportable, positional, table_name, type_name
 
@@ -39,8 +47,11 @@ class ExportedGraph:
     operators: list[Any]
 
 
-class _Notes(Tracer):
-    """A tape that notes the type of every value, and which random call a node stands for."""
+class _TypedTracer(Tracer):
+    """A tracer that notes the dtype of every value, and which random call a node stands for.
+
+    The nodes keep ``dtype`` and ``call`` in their ``meta``.
+    """
 
     def _follow(self, value: Tensor, node: fx.Node) -> None:
         node.meta["dtype"] = value.dtype
@@ -56,10 +67,10 @@ class _Notes(Tracer):
 
 @dataclass(frozen=True)
 class _TracedRun:
-    """One recording: its nodes in order, what the placeholders hold, and the outputs."""
+    """One trace: its nodes in order, the number of its arguments, and the outputs with their values."""
 
-    tape: _Notes
-    inputs: tuple[str, ...]
+    tape: _TypedTracer
+    arguments: int
     nodes: list[fx.Node]
     outputs: tuple[fx.Node, ...]
     values: tuple[Tensor, ...]
@@ -71,7 +82,7 @@ def export_graph(
     rows: tuple[int, int] | None,
     known: Mapping[str, np.ndarray],
 ) -> ExportedGraph:
-    """``run``, from named inputs to named outputs, as operators of NumPy for any number of rows.
+    """Return ``run``, from named inputs to named outputs, as operators of NumPy for any number of rows.
 
     ``rows`` are two numbers of rows at which to run it; sizes that differ
     between them grow in proportion. ``known`` arrays are not written again.
@@ -83,27 +94,26 @@ def export_graph(
     Untraceable
         If what ``run`` does cannot be recorded.
     """
-    one = _run(run, inputs(rows[0] if rows else 0))
-    two = _run(run, inputs(rows[1])) if rows else one
-    same = [(a.op, a.target) for a in one[0].nodes] == [(b.op, b.target) for b in two[0].nodes]
-    if not same:
+    one, names = _run(run, inputs(rows[0] if rows else 0))
+    two = _run(run, inputs(rows[1]))[0] if rows else one
+    if [(a.op, a.target) for a in one.nodes] != [(b.op, b.target) for b in two.nodes]:
         raise NotExportable(f"{_ROWS}: it runs other operators on {rows} rows")
-    return _Writer(one[0], two[0], rows or (0, 1), known).written(one[1])
+    return _written(one, two, _Sizes(*(rows or (0, 1))), names, known)
 
 
 def _run(run: Any, inputs: Mapping[str, Tensor]) -> tuple[_TracedRun, tuple[str, ...]]:
     given = {name: value.clone() for name, value in inputs.items()}
-    tape = _Notes({f"input{i}": value for i, value in enumerate(given.values())})
+    tape = _TypedTracer({GraphInput(InputKind.ARGUMENT, i): value for i, value in enumerate(given.values())})
     with torch.no_grad(), _small_operators(), tape:
         outputs = run(given)
     graph = tape.finish(*outputs.values())
     *nodes, last = graph.nodes
-    return _TracedRun(tape, tuple(given), nodes, last.args[0], tuple(outputs.values())), tuple(outputs)
+    return _TracedRun(tape, len(given), nodes, last.args[0], tuple(outputs.values())), tuple(outputs)
 
 
 @contextmanager
 def _small_operators() -> Iterator[None]:
-    """Layers of a transformer by their parts."""
+    """Run a transformer's layers as their parts: torch's fused kernels for them have no NumPy form."""
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -113,140 +123,182 @@ def _small_operators() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-class _Writer:
-    """Two recordings of one function, side by side, on their way to JSON."""
+def _written(
+    one: _TracedRun, two: _TracedRun, sizes: _Sizes, names: tuple[str, ...], known: Mapping[str, np.ndarray]
+) -> ExportedGraph:
+    """Return two traces of one function as plain data.
 
-    def __init__(
-        self, one: _TracedRun, two: _TracedRun, rows: tuple[int, int], known: Mapping[str, np.ndarray]
-    ) -> None:
-        self.one, self.two, self.rows = one, two, rows
-        self.arrays: dict[str, np.ndarray] = {}
-        self.known = {_key(array): name for name, array in known.items()}
-        self.constants: list[dict[str, Any]] = []
-        self.nodes: list[list[Any]] = []
-        self.operators: list[Any] = []
-        self.places: dict[fx.Node, Any] = {}
-        self.twins = dict(zip(one.nodes, two.nodes, strict=True))
-        self.calls: list[int | None] = [None] * len(one.tape.randoms)
+    The values of the graph are numbered: first the arguments, then the constants, then the nodes in order. So the
+    constants, among them the parameters of random calls, have to be known before the first node is written.
+    """
+    constants = _Constants(sizes, {_key(array): name for name, array in known.items()}, one.arguments)
+    twins = list(zip(one.nodes, two.nodes, strict=True))
+    values = _numbered_inputs(one, two, twins, constants)
+    draws = _draw_arguments(one, two, twins, constants)
+    nodes, operators, calls = _numbered_nodes(one, twins, sizes, values, draws, one.arguments + len(constants.specs))
+    graph = {
+        "constants": constants.specs,
+        "nodes": nodes,
+        "outputs": {name: values[node] for name, node in zip(names, one.outputs, strict=True)},
+    }
+    shape = sizes.number(*(list(run.values[0].shape) for run in (one, two)))
+    growth = (two.tape.largest - one.tape.largest) / (sizes.second - sizes.first)
+    return ExportedGraph(graph, constants.arrays, calls, shape, max(1, math.ceil(growth)), operators)
 
-    def written(self, names: tuple[str, ...]) -> ExportedGraph:
-        """The whole as plain data."""
-        inputs = [f"input{i}" for i in range(len(self.one.inputs))]
-        held = [node for node in self.one.nodes if node.op == "placeholder" and str(node.target).startswith("constant")]
-        drawn = {node for node in self.one.nodes if node.op == "placeholder" and str(node.target).startswith("draw")}
-        needed = {argument for node in self.one.nodes for argument in node.all_input_nodes} | set(self.one.outputs)
-        for node in self.one.nodes:
-            if node.op == "placeholder" and node.target in inputs:
-                self.places[node] = inputs.index(node.target)
-        for i, node in enumerate(node for node in held if node in needed):
-            self.places[node] = len(inputs) + i
-            self.constants.append(self._constant(*self._held(node)))
-        pending = [node for node in self.one.nodes if node.op == "call_function" or (node in drawn and node in needed)]
-        extra = self._draws_arguments([node for node in pending if node in drawn], len(inputs))
-        for node in pending:
-            self._write(node, len(inputs) + len(self.constants), extra.get(node))
-        graph = {
-            "constants": self.constants,
-            "nodes": self.nodes,
-            "outputs": {name: self.places[node] for name, node in zip(names, self.one.outputs, strict=True)},
-        }
-        shapes = [list(run.values[0].shape) for run in (self.one, self.two)]
-        growth = (self.two.tape.largest - self.one.tape.largest) / (self.rows[1] - self.rows[0])
-        return ExportedGraph(
-            graph, self.arrays, self.calls, self._number(*shapes), max(1, math.ceil(growth)), self.operators
-        )
 
-    def _held(self, node: fx.Node) -> tuple[Tensor, Tensor]:
-        place = int(str(node.target).removeprefix("constant"))
-        twin = int(str(self.twins[node].target).removeprefix("constant"))
-        return self.one.tape.constants[place], self.two.tape.constants[twin]
+_Twins = Sequence[tuple[fx.Node, fx.Node]]
 
-    def _draws_arguments(self, drawn: list[fx.Node], inputs: int) -> dict[fx.Node, list[Any]]:
-        """The arguments of random calls with a fixed distribution: the tensors among them become constants."""
-        found = {}
-        for node in drawn:
-            number = int(str(node.target).removeprefix("draw"))
-            first, second = self.one.tape.draws[number], self.two.tape.draws[number]
-            shape = [self._number(list(first.shape), list(second.shape))] if first.in_place else []
-            arguments = []
-            for a, b in zip(positional(first, first.in_place), positional(second, first.in_place), strict=True):
-                if isinstance(a, Tensor):
-                    self.constants.append(self._constant(a, b))
-                    arguments.append({"v": inputs + len(self.constants) - 1})
-                else:
-                    arguments.append(self._argument(a, b))
-            found[node] = [*shape, *arguments]
-        return found
 
-    def _write(self, node: fx.Node, first: int, given: list[Any] | None) -> None:
-        twin = self.twins[node]
-        self.places[node] = first + len(self.nodes)
-        self.operators.append(node.target)
-        if given is not None:  # a draw
-            number = int(str(node.target).removeprefix("draw"))
-            draw = self.one.tape.draws[number]
-            self.calls[self.one.tape.randoms.index(number)] = self.places[node]
-            self.nodes.append([table_name(draw.func), given, type_name(draw.dtype), False])
-            return
-        if node.target is operator.getitem:
-            arguments = [self._argument(node.args[0], None), node.args[1]]
-            self.nodes.append(["getitem", arguments, type_name(node.meta.get("dtype")), False])
-            return
-        if "call" in node.meta:
-            self.calls[node.meta["call"]] = self.places[node]
-        pairs = zip(positional(node), positional(twin), strict=True)
+def _needed(one: _TracedRun) -> set[fx.Node]:
+    return {argument for node in one.nodes for argument in node.all_input_nodes} | set(one.outputs)
+
+
+def _numbered_inputs(one: _TracedRun, two: _TracedRun, twins: _Twins, constants: _Constants) -> dict[fx.Node, int]:
+    """Return the numbers of the arguments, and of the constants that are needed, which are added to ``constants``."""
+    values, needed = {}, _needed(one)
+    for node, twin in twins:
+        given, other = input_of(node), input_of(twin)
+        if given is None or other is None:
+            continue
+        if given.kind is InputKind.ARGUMENT:
+            values[node] = given.index
+        elif given.kind is InputKind.CONSTANT and node in needed:
+            values[node] = constants.add(one.tape.constants[given.index], two.tape.constants[other.index])
+    return values
+
+
+def _draw_arguments(
+    one: _TracedRun, two: _TracedRun, twins: _Twins, constants: _Constants
+) -> dict[fx.Node, tuple[int, list[Any]]]:
+    """Return, for each random call with a fixed distribution that is needed, its number and its arguments.
+
+    Tensors among the arguments become constants. An operator that fills a tensor, such as ``normal_``, has the shape
+    as its first argument instead.
+    """
+    found, needed, sizes = {}, _needed(one), constants.sizes
+    for node, twin in twins:
+        given, other = input_of(node), input_of(twin)
+        if given is None or other is None or given.kind is not InputKind.DRAW or node not in needed:
+            continue
+        first, second = one.tape.draws[given.index], two.tape.draws[other.index]
+        arguments = [sizes.number(list(first.shape), list(second.shape))] if first.in_place else []
+        for a, b in zip(positional(first, first.in_place), positional(second, first.in_place), strict=True):
+            arguments.append({"v": constants.add(a, b)} if isinstance(a, Tensor) else sizes.argument(a, b, {}))
+        found[node] = given.index, arguments
+    return found
+
+
+def _numbered_nodes(
+    one: _TracedRun,
+    twins: _Twins,
+    sizes: _Sizes,
+    values: dict[fx.Node, int],
+    draws: Mapping[fx.Node, tuple[int, list[Any]]],
+    start: int,
+) -> tuple[list[list[Any]], list[Any], list[int | None]]:
+    """Return the nodes as plain data, their operators, and the values of the random calls; number the nodes.
+
+    A node is ``[name, arguments, dtype, whether it writes to its first argument]``.
+    """
+    nodes: list[list[Any]] = []
+    operators: list[Any] = []
+    calls: list[int | None] = [None] * len(one.tape.randoms)
+    for node, twin in twins:
+        if node.op != "call_function" and node not in draws:
+            continue
+        values[node] = start + len(nodes)
         func: Any = node.target
-        dtype = node.meta.get("dtype", node.kwargs.get("dtype"))
-        arguments = [self._argument(a, b) for a, b in pairs]
-        self.nodes.append([table_name(func), arguments, type_name(dtype), bool(func._schema.is_mutable)])
+        operators.append(func)
+        if node in draws:
+            number, arguments = draws[node]
+            draw = one.tape.draws[number]
+            calls[one.tape.randoms.index(number)] = values[node]
+            nodes.append([table_name(draw.func), arguments, type_name(draw.dtype), False])
+        elif func is operator.getitem:
+            arguments = [{"v": values[node.all_input_nodes[0]]}, node.args[1]]
+            nodes.append(["getitem", arguments, type_name(node.meta.get("dtype")), False])
+        else:
+            if "call" in node.meta:
+                calls[node.meta["call"]] = values[node]
+            pairs = zip(positional(node), positional(twin), strict=True)
+            dtype = type_name(node.meta.get("dtype", node.kwargs.get("dtype")))
+            arguments = [sizes.argument(a, b, values) for a, b in pairs]
+            nodes.append([table_name(func), arguments, dtype, bool(func._schema.is_mutable)])
+    return nodes, operators, calls
 
-    def _argument(self, a: Any, b: Any) -> Any:
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The two numbers of rows, and how what was found at both is written for any number."""
+
+    first: int
+    second: int
+
+    def argument(self, a: Any, b: Any, values: Mapping[fx.Node, int]) -> Any:
+        """Return the argument of an operator: a value of the graph, a list, a dtype or a number."""
         if isinstance(a, fx.Node):
-            return {"v": self.places[a]}
+            return {"v": values[a]}
         if isinstance(a, list | tuple):
-            return self._all(a, b)
-        return {"t": type_name(a)} if isinstance(a, torch.dtype) else self._number(a, b)
+            if len(a) != len(b):
+                raise NotExportable(_ROWS)
+            return [self.argument(x, y, values) for x, y in zip(a, b, strict=True)]
+        return {"t": type_name(a)} if isinstance(a, torch.dtype) else self.number(a, b)
 
-    def _all(self, a: Sequence[Any], b: Any) -> list[Any]:
-        if len(a) != len(b):
-            raise NotExportable(_ROWS)
-        return [self._argument(x, y) for x, y in zip(a, b, strict=True)]
-
-    def _number(self, a: Any, b: Any) -> Any:
-        """A number as it is in both, or for a size that grows with the rows ``{"n": [a, b]}``."""
+    def number(self, a: Any, b: Any) -> Any:
+        """Return a number, or a list of them, that is the same at both; ``{"n": [a, b]}`` if it grows with the rows."""
         if isinstance(a, list):
-            return self._all(a, b)
+            return self.argument(a, b, {})
         if a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b)):
             return a
-        slope = (b - a) / (self.rows[1] - self.rows[0]) if isinstance(a, int) and isinstance(b, int) else math.nan
-        if slope != round(slope) if math.isfinite(slope) else True:
-            raise NotExportable(f"{_ROWS}: {a} on {self.rows[0]} rows, {b} on {self.rows[1]}")
-        return {"n": [a - round(slope) * self.rows[0], round(slope)]}
+        slope = (b - a) / (self.second - self.first) if isinstance(a, int) and isinstance(b, int) else math.nan
+        if not math.isfinite(slope) or slope != round(slope):
+            raise NotExportable(f"{_ROWS}: {a} on {self.first} rows, {b} on {self.second}")
+        return {"n": [a - round(slope) * self.first, round(slope)]}
 
-    def _constant(self, a: Tensor, b: Tensor) -> dict[str, Any]:
-        """A constant: what is the same along a dimension is kept once."""
-        a, b = a.detach().cpu(), b.detach().cpu()
+
+@dataclass
+class _Constants:
+    """The tensors that the graph reads: how each is made (``specs``) of ``arrays``, numbered after the arguments.
+
+    ``names`` are the arrays by their content, so that none is kept twice.
+    """
+
+    sizes: _Sizes
+    names: dict[tuple[str, bytes], str]
+    arguments: int
+    specs: list[dict[str, Any]] = field(default_factory=list)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(self, a: Tensor, b: Tensor) -> int:
+        """Add a constant, given at both numbers of rows, and return its number among the values of the graph."""
+        self.specs.append(self._spec(a.detach().cpu(), b.detach().cpu()))
+        return self.arguments + len(self.specs) - 1
+
+    def _spec(self, a: Tensor, b: Tensor) -> dict[str, Any]:
+        """Return how a constant is made; what is the same along a dimension is kept once."""
         counting = a.dim() == 1 and a.shape != b.shape and a.dtype == torch.int64
         if counting and all(torch.equal(v, torch.arange(len(v))) for v in (a, b)):
             return {"rows": "int64"}
         if a.dim() != b.dim():
             raise NotExportable(_ROWS)
-        sizes = self._number(list(a.shape), list(b.shape))
+        sizes = self.sizes.number(list(a.shape), list(b.shape))
         short, twin = _once(a, a.shape, b.shape), _once(b, b.shape, a.shape)
         if short is None or twin is None or not torch.allclose(short, twin, rtol=0, atol=0, equal_nan=True):
-            raise NotExportable(f"{_ROWS}: a tensor of shape {tuple(a.shape)} on {self.rows[0]} rows")
+            raise NotExportable(f"{_ROWS}: a tensor of shape {tuple(a.shape)} on {self.sizes.first} rows")
+        # The array is stored in the order of its memory; ``order`` turns it back into the order of its dimensions.
         strides = list(short.stride())
         order = sorted(range(short.dim()), key=lambda d: (-strides[d], d))
         stored = np.array(short.permute(order).numpy(), order="C")
-        name = self.known.setdefault(_key(stored), f"constant{len(self.arrays)}")
-        if name == f"constant{len(self.arrays)}":
+        new = f"constant{len(self.arrays)}"
+        name = self.names.setdefault(_key(stored), new)
+        if name == new:
             self.arrays[name] = stored
         turned = [order.index(d) for d in range(short.dim())]
         return {"array": name, "shape": list(stored.shape), "order": turned, "sizes": sizes}
 
 
 def _once(value: Tensor, shape: Sequence[int], other: Sequence[int]) -> Tensor | None:
-    """``value`` with one of each dimension that is repeated, or that is of the rows; None if rows differ in it."""
+    """Return ``value`` with one of each dimension that repeats or holds the rows; None if rows differ in it."""
     for dim in range(value.dim() if value.numel() else 0):
         first = value.narrow(dim, 0, 1)
         if shape[dim] != other[dim]:

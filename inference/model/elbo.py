@@ -17,6 +17,8 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
+from inference.model.protocols import SupportsFixed, supports
+
 __all__ = ["Model", "log_density", "log_weight", "loss", "traces", "traces_with_plates"]
 
 Model = Callable[..., Any]
@@ -79,7 +81,7 @@ def _estimate(
 
 def _fixed(fn: Any) -> Any:
     """A Normal of any kind, or what says itself how, with its parameters cut off from their gradient."""
-    if hasattr(fn, "fixed"):
+    if supports(fn, SupportsFixed):
         return fn.fixed()
     twin = copy.copy(fn)
     for name, value in vars(fn).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ class StopReason:
     """Why a fit ended, and by which figures.
 
     ``settled`` says that the optimisation had come to rest by its own rule, as
-    ``how`` has it in words. ``rhat`` is the largest split R-hat of the guide over
+    ``message`` has it in words. ``rhat`` is the largest split R-hat of the guide over
     the last half of the search at one step size, ``mcse`` the largest Monte-Carlo
     standard error of its averages, in units in which a posterior standard deviation
     is 1; both None where there was no time to look, or no start to take the units
@@ -29,11 +30,22 @@ class StopReason:
     """
 
     settled: bool
-    how: str
+    message: str
     rhat: float | None
     mcse: float | None
     doubts: tuple[str, ...] = ()
     interrupted: str | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the fields by the names that archives and checkpoints hold."""
+        fields = asdict(self)
+        return {"settled": fields.pop("settled"), "how": fields.pop("message"), **fields}
+
+    @classmethod
+    def from_state_dict(cls, saved: Mapping[str, Any]) -> StopReason:
+        """Return the reason whose fields were saved."""
+        fields = dict(saved)
+        return cls(message=fields.pop("how"), **{**fields, "doubts": tuple(fields["doubts"])})
 
     @property
     def converged(self) -> bool:
@@ -43,14 +55,14 @@ class StopReason:
     @property
     def rest(self) -> str:
         """How it came to rest or did not, in words, without the doubts."""
-        return f"settled {self.how}" if self.settled else self.how
+        return f"settled {self.message}" if self.settled else self.message
 
     @property
     def reason(self) -> str:
         """All of it in words."""
         if self.settled and self.doubts:
             return f"{self.rest}; but the guide is not the posterior: {'; '.join(self.doubts)}"
-        return f"converged {self.how}" if self.settled else self.how
+        return f"converged {self.message}" if self.settled else self.message
 
 
 class AdaptiveOptimizer(Update):
@@ -75,14 +87,19 @@ class AdaptiveOptimizer(Update):
     def look(self, step: int, points: list[Tensor], losses: Tensor) -> None:
         """Judge the path so far, ``points`` being θ since the last look and ``losses`` all of −ELBO; end a phase."""
 
-    def saved(self) -> dict[str, Any]:
-        """What the looks so far have found, as numbers and tensors, for :meth:`restore`."""
-        return {"settling": self.settling, "steps": self.steps, "decided": self._decided, "stop": asdict(self.stop)}
+    def state_dict(self) -> dict[str, Any]:
+        """What the looks so far have found, as numbers and tensors, for :meth:`load_state_dict`."""
+        return {
+            "settling": self.settling,
+            "steps": self.steps,
+            "decided": self._decided,
+            "stop": self.stop.state_dict(),
+        }
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from what was saved."""
         self.settling, self.steps, self._decided = saved["settling"], saved["steps"], saved["decided"]
-        self.stop = StopReason(**saved["stop"])
+        self.stop = StopReason.from_state_dict(saved["stop"])
 
     def result(self, theta: Tensor, moments: list[Tensor]) -> Tensor:
         """What the steps so far have found."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class AveragedAdam(AdaptiveOptimizer):
     The first phase ends when the split R-hat of all φ over its last half is at
     most 1.1 and the ELBO no longer rises; the second is as long as the averages
     need for a standard error of 0.03 posterior standard deviations. Without
-    ``early`` nothing is judged, and the second phase is the last quarter of ``steps``.
+    ``stop_early`` nothing is judged, and the second phase is the last quarter of ``steps``.
 
     Where φ is not identified, or has many numbers for each latent, ``judged``
     gives what is looked at in its place, (T, F) of θ at T points, (T, P). An
@@ -61,17 +61,19 @@ class AveragedAdam(AdaptiveOptimizer):
         whitening: Whitening,
         theta: Tensor,
         steps: int,
-        early: bool = True,
+        stop_early: bool = True,
         judged: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__(theta, steps)
         self.size = _SIZE * min(1.0, math.sqrt(_MOVING / whitening.moving))
         self.settling = steps - min(max(_SETTLE, steps // 4), steps // 2)
         few = f"{steps:,} steps are too few to see whether they had settled"
-        self.stop = StopReason(False, few if early else f"all {steps:,} steps were taken, as was asked", None, None)
+        self.stop = StopReason(
+            False, few if stop_early else f"all {steps:,} steps were taken, as was asked", None, None
+        )
         self._map = whitening
         self._judged = judged or (lambda points: whitening.coordinates(points.double() - theta.double()))
-        self._decided = not early or steps < _FIRST + _SETTLE  # then there is no time to look
+        self._decided = not stop_early or steps < _FIRST + _SETTLE  # then there is no time to look
         self._path: list[Tensor] = []
 
     def step_size(self, step: int) -> float:
@@ -79,35 +81,35 @@ class AveragedAdam(AdaptiveOptimizer):
         left = 1.0 if step < self.settling else (self.steps - step) / (self.steps - self.settling)
         return self.size * left * min(1.0, (step + 1) / _WARM)
 
-    def rates(self, step: int) -> tuple[float, ...]:
+    def hyperparameters(self, step: int) -> tuple[float, ...]:
         """α/(1−β₁ᵗ), √(1−β₂ᵗ), the weight of θ in its average, and 10/√(1−β₂ᵗ⁻¹) where gradients are cut."""
         weight = 0.0 if step < self.settling else 1 / (step - self.settling + 1)
         first, second = 1 - _FIRST_MOMENT ** (step + 1), 1 - _SECOND_MOMENT ** (step + 1)
         most = _CLIP / math.sqrt(1 - _SECOND_MOMENT**step) if step > _WARM else math.inf
         return self.step_size(step) / first, math.sqrt(second), weight, most
 
-    def apply(self, theta: Tensor, grad: Tensor, moments: list[Tensor], rates: Tensor) -> None:
+    def update(self, theta: Tensor, grad: Tensor, moments: list[Tensor], hyperparameters: Tensor) -> None:
         """Change θ, its average and Adam's moments in place."""
         average, mean, square = moments
         pulled = self._map.pull(grad)
-        most = rates[3] * (square.sqrt() + _EPSILON)
+        most = hyperparameters[3] * (square.sqrt() + _EPSILON)
         mean.copy_(mean * _FIRST_MOMENT + (1 - _FIRST_MOMENT) * pulled.clamp(-most, most))
         scaled = pulled.clamp(-_GROWN * most, _GROWN * most)
         square.copy_(square * _SECOND_MOMENT + (1 - _SECOND_MOMENT) * scaled * scaled)
-        theta.sub_(self._map.move(rates[0] * mean / (square.sqrt() / rates[1] + _EPSILON)))
-        average.add_((theta - average) * rates[2])
+        theta.sub_(self._map.move(hyperparameters[0] * mean / (square.sqrt() / hyperparameters[1] + _EPSILON)))
+        average.add_((theta - average) * hyperparameters[2])
 
     def result(self, theta: Tensor, moments: list[Tensor]) -> Tensor:
         """θ, averaged over the second phase."""
         return moments[self.moments.index("average")]
 
-    def saved(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """With the path that the next look judges."""
-        return {**super().saved(), "path": torch.stack(self._path) if self._path else None}
+        return {**super().state_dict(), "path": torch.stack(self._path) if self._path else None}
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from what was saved."""
-        super().restore(saved)
+        super().load_state_dict(saved)
         self._path = [] if saved["path"] is None else list(saved["path"].to(self.theta.device))
 
     def look(self, step: int, points: list[Tensor], losses: Tensor) -> None:

@@ -21,7 +21,7 @@ __all__ = ["Update", "Updating", "update_of"]
 
 
 class Update(ABC):
-    """One optimiser's step: ``apply`` runs on tensors, ``rates`` are the numbers it needs that change by the step."""
+    """One optimiser's step: ``update`` runs on tensors, ``hyperparameters`` are its numbers that change by the step."""
 
     moments: tuple[str, ...] = ()
 
@@ -33,16 +33,16 @@ class Update(ABC):
         """The learning rate at ``step``, counted from 0."""
         return self.lr(step) if callable(self.lr) else self.lr
 
-    def begin(self, theta: Tensor) -> list[Tensor]:
+    def init(self, theta: Tensor) -> list[Tensor]:
         """The moments before the first step, at θ, (P,)."""
         return [torch.zeros_like(theta) for _ in self.moments]
 
     @abstractmethod
-    def rates(self, step: int) -> tuple[float, ...]:
+    def hyperparameters(self, step: int) -> tuple[float, ...]:
         """What changes from step to step."""
 
     @abstractmethod
-    def apply(self, theta: Tensor, grad: Tensor, moments: list[Tensor], rates: Tensor) -> None:
+    def update(self, theta: Tensor, grad: Tensor, moments: list[Tensor], hyperparameters: Tensor) -> None:
         """Change θ and the moments in place."""
 
 
@@ -52,7 +52,7 @@ class Updating(Optimizer):
     def __init__(self, flat_params: Tensor, update: Update) -> None:
         super().__init__([flat_params], {})
         self._update = update
-        begun = zip(update.moments, update.begin(flat_params.detach()), strict=True)
+        begun = zip(update.moments, update.init(flat_params.detach()), strict=True)
         self.state[flat_params] = {"step": 0, **dict(begun)}
 
     @torch.no_grad()
@@ -60,8 +60,12 @@ class Updating(Optimizer):
         """Change the vector in place."""
         (flat_params,) = self.param_groups[0]["params"]
         state = self.state[flat_params]
-        rates = torch.tensor(self._update.rates(state["step"]), dtype=flat_params.dtype, device=flat_params.device)
-        self._update.apply(flat_params, flat_params.grad, [state[name] for name in self._update.moments], rates)
+        hyperparameters = torch.tensor(
+            self._update.hyperparameters(state["step"]), dtype=flat_params.dtype, device=flat_params.device
+        )
+        self._update.update(
+            flat_params, flat_params.grad, [state[name] for name in self._update.moments], hyperparameters
+        )
         state["step"] += 1
 
 
@@ -70,20 +74,20 @@ class AdamUpdate(Update):
 
     moments = ("exp_avg", "exp_avg_sq")
 
-    def rates(self, step: int) -> tuple[float, ...]:
+    def hyperparameters(self, step: int) -> tuple[float, ...]:
         """α/(1−β₁ᵗ) and √(1−β₂ᵗ)."""
         first, second = self.group["betas"]
         count = step + 1
         return self.step_size(step) / (1 - first**count), math.sqrt(1 - second**count)
 
-    def apply(self, theta: Tensor, grad: Tensor, moments: list[Tensor], rates: Tensor) -> None:
+    def update(self, theta: Tensor, grad: Tensor, moments: list[Tensor], hyperparameters: Tensor) -> None:
         """Change θ, m and v in place."""
         average, square = moments
         first, second = self.group["betas"]
         grad = self.regularise(theta, grad)
         average.add_((grad - average) * (1 - first))
         square.copy_(square * second + (1 - second) * grad * grad)
-        theta.sub_(rates[0] * average / (square.sqrt() / rates[1] + self.group["eps"]))
+        theta.sub_(hyperparameters[0] * average / (square.sqrt() / hyperparameters[1] + self.group["eps"]))
 
     def regularise(self, theta: Tensor, grad: Tensor) -> Tensor:
         """Weight decay as a part of the gradient."""
@@ -94,14 +98,14 @@ class AdamUpdate(Update):
 class AdamWUpdate(AdamUpdate):
     """Adam with θ ← (1 − αλ)θ before the step. Loshchilov, Hutter (2019)."""
 
-    def rates(self, step: int) -> tuple[float, ...]:
+    def hyperparameters(self, step: int) -> tuple[float, ...]:
         """Adam's two, and 1 − αλ."""
-        return *super().rates(step), 1 - self.step_size(step) * self.group["weight_decay"]
+        return *super().hyperparameters(step), 1 - self.step_size(step) * self.group["weight_decay"]
 
-    def apply(self, theta: Tensor, grad: Tensor, moments: list[Tensor], rates: Tensor) -> None:
+    def update(self, theta: Tensor, grad: Tensor, moments: list[Tensor], hyperparameters: Tensor) -> None:
         """Shrink θ, then step as Adam does."""
-        theta.mul_(rates[2])
-        super().apply(theta, grad, moments, rates)
+        theta.mul_(hyperparameters[2])
+        super().update(theta, grad, moments, hyperparameters)
 
     def regularise(self, theta: Tensor, grad: Tensor) -> Tensor:
         """Nothing: θ has been shrunk already."""
@@ -113,7 +117,7 @@ class ClippedAdamUpdate(Update):
 
     moments = ("exp_avg", "exp_avg_sq")
 
-    def rates(self, step: int) -> tuple[float, ...]:
+    def hyperparameters(self, step: int) -> tuple[float, ...]:
         """α√(1−β₂ᵗ)/(1−β₁ᵗ)."""
         first, second = self.group["betas"]
         count = step + 1
@@ -121,7 +125,7 @@ class ClippedAdamUpdate(Update):
         lr = self.step_size(step) * self.group["lrd"] ** decays
         return (lr * math.sqrt(1 - second**count) / (1 - first**count),)
 
-    def apply(self, theta: Tensor, grad: Tensor, moments: list[Tensor], rates: Tensor) -> None:
+    def update(self, theta: Tensor, grad: Tensor, moments: list[Tensor], hyperparameters: Tensor) -> None:
         """Clip, then change θ, m and v in place."""
         average, square = moments
         first, second = self.group["betas"]
@@ -131,7 +135,7 @@ class ClippedAdamUpdate(Update):
         average.copy_(average * first + (1 - first) * grad)
         spread = grad - average if self.group["centered_variance"] else grad
         square.copy_(square * second + (1 - second) * spread * spread)
-        theta.sub_(rates[0] * average / (square.sqrt() + self.group["eps"]))
+        theta.sub_(hyperparameters[0] * average / (square.sqrt() + self.group["eps"]))
 
 
 class SGDUpdate(Update):
@@ -141,19 +145,19 @@ class SGDUpdate(Update):
         super().__init__(group, lr)
         self.moments = ("momentum_buffer",) if group["momentum"] else ()
 
-    def rates(self, step: int) -> tuple[float, ...]:
+    def hyperparameters(self, step: int) -> tuple[float, ...]:
         """α, and the weight of the gradient in the momentum: 1 at the first step, 1 − dampening after."""
         return self.step_size(step), 1.0 if step == 0 else 1 - self.group["dampening"]
 
-    def apply(self, theta: Tensor, grad: Tensor, moments: list[Tensor], rates: Tensor) -> None:
+    def update(self, theta: Tensor, grad: Tensor, moments: list[Tensor], hyperparameters: Tensor) -> None:
         """Change θ, and the momentum where there is one, in place."""
         if self.group["weight_decay"]:
             grad = grad + self.group["weight_decay"] * theta
         direction = grad
         for buffer in moments:
-            buffer.copy_(buffer * self.group["momentum"] + rates[1] * grad)
+            buffer.copy_(buffer * self.group["momentum"] + hyperparameters[1] * grad)
             direction = grad + self.group["momentum"] * buffer if self.group["nesterov"] else buffer
-        theta.sub_(rates[0] * direction)
+        theta.sub_(hyperparameters[0] * direction)
 
 
 _UPDATES: dict[type[Optimizer], type[Update]] = {

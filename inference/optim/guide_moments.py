@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from inference.model.bound_model import BoundModel
-from inference.optim.initialization.pathfinder import InitialNormal
+from inference.optim.initialization.laplace import InitialNormal
 from inference.utils.random_state import RandomStream
 
 __all__ = ["PathMoments"]

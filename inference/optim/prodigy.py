@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class Prodigy(AdaptiveOptimizer):
 
     where c = 1.02 keeps d from what the first, steepest steps say. γ is 1 while
     the ELBO rises, then falls linearly to 0 over as many steps again: at the
-    latest over the second half of ``steps``; before, where ``early``, when the
+    latest over the second half of ``steps``; before, where ``stop_early``, when the
     last quarter of the steps so far is known to have gained no more than half a
     nat, or a fiftieth of the standard deviation of one loss, over the quarter
     before. A flat stretch of a long fit says little, so a quarter of ``steps`` is
@@ -49,13 +50,15 @@ class Prodigy(AdaptiveOptimizer):
 
     moments = ("exp_avg", "exp_avg_sq", "slopes", "first", "gained", "distance")
 
-    def __init__(self, theta: Tensor, steps: int, early: bool = True) -> None:
+    def __init__(self, theta: Tensor, steps: int, stop_early: bool = True) -> None:
         super().__init__(theta, steps)
         self.settling = steps - steps // 2
         few = f"{steps:,} steps are too few to see whether the ELBO had settled"
-        self.stop = StopReason(False, few if early else f"all {steps:,} steps were taken, as was asked", None, None)
+        self.stop = StopReason(
+            False, few if stop_early else f"all {steps:,} steps were taken, as was asked", None, None
+        )
         self._growth = max(_GROWTH, _RANGE ** (4 / steps))
-        self._decided = not early or steps < 2 * _FIRST  # then there is no time to look
+        self._decided = not stop_early or steps < 2 * _FIRST  # then there is no time to look
         self._next = max(_FIRST, steps // 4)
 
     def step_size(self, step: int) -> float:
@@ -63,35 +66,35 @@ class Prodigy(AdaptiveOptimizer):
         left = 1.0 if step < self.settling else (self.steps - step) / (self.steps - self.settling)
         return left * min(1.0, (step + 1) / _WARM)
 
-    def begin(self, theta: Tensor) -> list[Tensor]:
+    def init(self, theta: Tensor) -> list[Tensor]:
         """m, v, s, θ₀, and the single numbers r and d, (1,) each."""
         zeros = [torch.zeros_like(theta) for _ in range(3)]
         return [*zeros, theta.detach().clone(), theta.new_zeros(1), theta.new_full((1,), _DISTANCE)]
 
-    def rates(self, step: int) -> tuple[float, ...]:
+    def hyperparameters(self, step: int) -> tuple[float, ...]:
         """γ, and γ√(1−β₂ᵗ)/(1−β₁ᵗ)."""
         size = self.step_size(step)
         return size, size * math.sqrt(1 - _SECOND_MOMENT ** (step + 1)) / (1 - _FIRST_MOMENT ** (step + 1))
 
-    def apply(self, theta: Tensor, grad: Tensor, moments: list[Tensor], rates: Tensor) -> None:
+    def update(self, theta: Tensor, grad: Tensor, moments: list[Tensor], hyperparameters: Tensor) -> None:
         """Change θ and the moments in place."""
         mean, square, slopes, first, gained, distance = moments
         mean.copy_(mean * _FIRST_MOMENT + (1 - _FIRST_MOMENT) * distance * grad)
         square.copy_(square * _SECOND_MOMENT + (1 - _SECOND_MOMENT) * (distance * grad).square())
-        weight = (1 - _KEEP) * rates[0] * distance * distance
+        weight = (1 - _KEEP) * hyperparameters[0] * distance * distance
         gained.copy_(gained * _KEEP + weight * (grad * (first - theta)).sum())
         slopes.copy_(slopes * _KEEP + weight * grad)
-        theta.sub_(rates[1] * distance * mean / (square.sqrt() + distance * _EPSILON))
+        theta.sub_(hyperparameters[1] * distance * mean / (square.sqrt() + distance * _EPSILON))
         known = gained / slopes.abs().sum().clamp_min(torch.finfo(theta.dtype).tiny)
         distance.copy_(torch.minimum(torch.maximum(distance, known), distance * self._growth))
 
-    def saved(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """With the step of the next look."""
-        return {**super().saved(), "next": self._next}
+        return {**super().state_dict(), "next": self._next}
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Go on from what was saved."""
-        super().restore(saved)
+        super().load_state_dict(saved)
         self._next = saved["next"]
 
     def look(self, step: int, points: list[Tensor], losses: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch.distributions import transform_to
 
 from inference.model.bound_model import BoundModel
 from inference.model.latent_layout import LatentLayout
-from inference.optim.initialization.pathfinder import InitialNormal
+from inference.optim.initialization.laplace import InitialNormal
 
 __all__ = ["Whitening", "whitening"]
 

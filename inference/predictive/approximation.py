@@ -17,6 +17,7 @@ from inference.data.batch_loader import BatchLoader
 from inference.model.bound_model import BoundModel, name_of, set_training
 from inference.model.elbo import traces
 from inference.model.guide_density import as_points, log_density
+from inference.model.protocols import SupportsEncode, supports
 from inference.model.sites import observed_nodes
 from inference.model.vectorization import draws_together, map_over_draws
 from inference.optim.adaptive import StopReason
@@ -178,7 +179,7 @@ class Approximation:
     def is_autoencoder(self) -> bool:
         """Whether the model observes what the guide encodes, so that rows are remade rather than predicted."""
         sites = self.bound_model.observed
-        return hasattr(self.bound_model.guide, "encode") and len(sites) == 1 and sites[0].argument == 0
+        return supports(self.bound_model.guide, SupportsEncode) and len(sites) == 1 and sites[0].argument == 0
 
     @property
     def latent_sampler(self) -> LatentSampler:

@@ -14,16 +14,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.data.array_conversion import plain_tensor
-from inference.model.bound_model import BoundModel, name_of
-from inference.model.elbo import traces
+from inference.model.bound_model import name_of
+from inference.model.elbo import Model, traces
+from inference.model.protocols import SupportsDecode, SupportsEncode, supports
 from inference.model.vectorization import draws_together, map_over_draws, rows_together
 from inference.predictive.approximation import Approximation
-from inference.predictive.prediction import ClassPrediction, Prediction
-from inference.predictive.sampling import LatentSampler, concatenate, predictive, row_parts
+from inference.predictive.prediction import Prediction
+from inference.predictive.sampling import concatenate, predictive, row_parts
 from inference.utils.validation import positive_integer
 
 __all__ = [
-    "Autoencoder",
     "Encoding",
     "EvidenceScores",
     "HeldOutRows",
@@ -88,116 +88,42 @@ class HeldOutRows:
     scores: EvidenceScores
 
 
-def evidence_scores(code: Encoding, elbo: Tensor, bound: Tensor, samples: int) -> EvidenceScores:
-    """Means over rows of the two bounds, (N,) each."""
-    error = float(bound.std(correction=0)) / math.sqrt(len(bound))
-    active = int(code.active().sum())
-    return EvidenceScores(
-        len(bound), float(elbo.mean()), float(bound.mean()), error, samples, active, code.mean.shape[1]
-    )
-
-
-@dataclass(frozen=True)
-class Autoencoder:
-    """A fitted ``bound_model`` and the arguments of its fit; all calls belong inside ``bound_model.running``.
-
-    ``site`` is what the model observes; no more than ``batch_size`` rows are run at a time.
-    """
-
-    bound_model: BoundModel
-    trained: tuple[Any, ...]
-    site: str
-    batch_size: int | None
-
-    def encode(self, args: tuple[Any, ...]) -> Encoding:
-        """q(z | x) at the rows of ``args``."""
-        network = self._asked("encode")
-        x = next(value for value in args if isinstance(value, Tensor) and value.dim())
-        parts = [network(part) for part in x.split(self.batch_size or ENCODED)]
-        mean, std = (torch.cat([part[i].cpu() for part in parts]) for i in range(2))
-        return Encoding(mean, std)
-
-    def decode(self, z: Any) -> Tensor:
-        """E[x | z] for M codes, (M, K), in the space of :meth:`encode`; averaged over latents that all rows share."""
-        values_of, size = self._asked("values"), self._asked("size")
-        values = plain_tensor(z, "z", self.bound_model.dtype).to(self.bound_model.device, self.bound_model.dtype)
-        if values.dim() != 2 or values.shape[1] != size:
-            raise ValueError(
-                f"z has shape {tuple(values.shape)}: give codes of shape (M, {size}), as encode gives them"
-            )
-        shared = self._shared(SHARED_DRAWS)
-        draws = SHARED_DRAWS if shared else 1
-        found = []
-        for part in values.split(self.batch_size or max(1, len(values))):
-            latents = shared | values_of(part.expand(draws, *part.shape))
-            prediction = predictive(self.bound_model.model, latents, draws, self._blank(len(part)), self.site)
-            found.append(prediction.mean if isinstance(prediction, Prediction) else prediction.probs)
-        return torch.cat(found)
-
-    def generate(self, rows: int) -> Prediction | ClassPrediction:
-        """Rows that the model makes: their latents from its prior, shared ones from the posterior; one draw."""
-        size = self.batch_size or rows
-        counts = [min(size, rows - begin) for begin in range(0, rows, size)]
-        shared = self._shared(1)
-        return concatenate([predictive(self.bound_model.model, shared, 1, self._blank(n), self.site) for n in counts])
-
-    def evidence(self, args: tuple[Any, ...], samples: int, progress: bool = False) -> tuple[Tensor, Tensor]:
-        """The ELBO of each row and log (1/k) Σᵢ p(xₙ, zᵢ)/q(zᵢ | xₙ), both in nats, (N,), from the same k draws."""
-        shared = sorted(self._names() - self._own().keys())
-        if shared:
-            raise ValueError(f"all rows share the latents {shared}, without which a row has no density of its own")
-
-        def bounds(part: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-            weights: Tensor = map_over_draws(lambda _: self._row_weights(part), {}, samples, draws_together(part))
-            return weights.mean(0), torch.logsumexp(weights, 0) - math.log(samples)
-
-        size = self.batch_size and min(self.batch_size, rows_together(args, min(samples, SHARED_DRAWS)))
-        parts = tqdm(row_parts(args, size), desc="log p(x)", unit="batch", delay=1, leave=False, disable=not progress)
-        elbo, bound = zip(*(bounds(part) for _, part in parts), strict=True)
-        return torch.cat(elbo), torch.cat(bound)
-
-    def _row_weights(self, args: tuple[Any, ...]) -> Tensor:
-        """log p(xₙ, zₙ) − log q(zₙ | xₙ) at one draw for each row, without the scale of mini-batches."""
-        model_trace, guide_trace = traces(self.bound_model.model, self.bound_model.guide, args)
-        return _by_row(model_trace) - _by_row(guide_trace)
-
-    def _own(self) -> dict[str, int]:
-        return LatentSampler(self.bound_model, self.trained).row_sites()
-
-    def _names(self) -> set[str]:
-        return {site.name for site in self.bound_model.latents}
-
-    def _asked(self, what: str) -> Any:
-        found = getattr(self.bound_model.guide, what, None)
-        if found is None:
-            name = name_of(self.bound_model.guide)
-            raise ValueError(f"the guide {name!r} has no encoder: fit with one that amortized_encoder builds")
-        return found
-
-    def _shared(self, draws: int) -> dict[str, Tensor]:
-        """Draws of the latents that all rows share; none where there are none."""
-        shared = self._names() - self._own().keys()
-        if not shared:
-            return {}
-        drawn = LatentSampler(self.bound_model, self.trained).draw(draws, self.trained)
-        return {name: drawn[name] for name in shared}
-
-    def _blank(self, rows: int) -> tuple[Any, ...]:
-        """Arguments of so many rows whose values no one reads."""
-        return tuple(v.new_zeros(rows, *v.shape[1:]) if isinstance(v, Tensor) and v.dim() else v for v in self.trained)
-
-
 def encode(approximation: Approximation, *data: Any, batch_size: int | None = None) -> Encoding:
     """Means and standard deviations of q(z | x) at new rows, for a guide of :func:`~guides.amortized_encoder`."""
     args = approximation.check_arguments(data)
-    with _running(approximation, 0, batch_size) as autoencoder:
-        return autoencoder.encode(args)
+    with _running(approximation, 0, batch_size) as (_, size):
+        guide = approximation.bound_model.guide
+        if not supports(guide, SupportsEncode):
+            raise _no_encoder(guide)
+        x = next(value for value in args if isinstance(value, Tensor) and value.dim())
+        parts = [guide.encode(part) for part in x.split(size or ENCODED)]
+        mean, std = (torch.cat([part[i].cpu() for part in parts]) for i in range(2))
+    return Encoding(mean, std)
 
 
 def decode(approximation: Approximation, z: Any, *, batch_size: int | None = None, seed: int = 0) -> Tensor:
-    """E[x | z], (M, …), for codes (M, K) such as the means that :func:`encode` gives."""
-    with _running(approximation, seed, batch_size) as autoencoder:
-        return autoencoder.decode(z)
+    """E[x | z], (M, …), for codes (M, K) such as the means that :func:`encode` gives.
+
+    Averaged over latents that all rows share.
+    """
+    with _running(approximation, seed, batch_size) as (site, at_once):
+        bound_model, guide = approximation.bound_model, approximation.bound_model.guide
+        if not supports(guide, SupportsDecode):
+            raise _no_encoder(guide)
+        codes = plain_tensor(z, "z", bound_model.dtype).to(bound_model.device, bound_model.dtype)
+        if codes.dim() != 2 or codes.shape[1] != guide.size:
+            raise ValueError(
+                f"z has shape {tuple(codes.shape)}: give codes of shape (M, {guide.size}), as encode gives them"
+            )
+        shared = _draw_shared(approximation, SHARED_DRAWS)
+        draws = SHARED_DRAWS if shared else 1
+        found = []
+        for part in codes.split(at_once or max(1, len(codes))):
+            latents = shared | guide.values(part.expand(draws, *part.shape))
+            blank = _blank_arguments(approximation, len(part))
+            prediction = predictive(bound_model.model, latents, draws, blank, site)
+            found.append(prediction.mean if isinstance(prediction, Prediction) else prediction.probs)
+        return torch.cat(found)
 
 
 def reconstruct(approximation: Approximation, *data: Any, batch_size: int | None = None) -> Tensor:
@@ -206,7 +132,7 @@ def reconstruct(approximation: Approximation, *data: Any, batch_size: int | None
 
 
 def interpolate(approximation: Approximation, first: Any, last: Any, *, steps: int = 10) -> Tensor:
-    """What lies between rows: E[x | z] on straight lines between their codes, (rows, steps, …)."""
+    """E[x | z] on straight lines between the codes of rows, (rows, steps, …)."""
     ends = (encode(approximation, first).mean, encode(approximation, last).mean)
     places = torch.linspace(0, 1, positive_integer(steps, "steps"))
     lines = torch.stack([torch.lerp(*ends, float(place)) for place in places], 1)
@@ -215,10 +141,17 @@ def interpolate(approximation: Approximation, first: Any, last: Any, *, steps: i
 
 
 def generate(approximation: Approximation, rows: int, *, seed: int = 0, batch_size: int | None = None) -> Tensor:
-    """Rows that the fitted model makes, E[x | z] at z from its prior, (rows, …)."""
-    with _running(approximation, seed, batch_size) as autoencoder:
-        found = autoencoder.generate(positive_integer(rows, "rows"))
-    return found.draws[0]
+    """Rows that the fitted model makes, E[x | z] at z from its prior, (rows, …).
+
+    Latents that all rows share are one draw from the posterior.
+    """
+    with _running(approximation, seed, batch_size) as (site, at_once):
+        count = positive_integer(rows, "rows")
+        size = at_once or count
+        model, shared = approximation.bound_model.model, _draw_shared(approximation, 1)
+        sizes = (min(size, count - begin) for begin in range(0, count, size))
+        parts = [predictive(model, shared, 1, _blank_arguments(approximation, n), site) for n in sizes]
+    return concatenate(parts).draws[0]
 
 
 def log_evidence(
@@ -239,8 +172,8 @@ def log_evidence(
     Burda, Grosse, Salakhutdinov (2016), Importance weighted autoencoders.
     """
     args = approximation.check_arguments(data)
-    with _running(approximation, seed, batch_size) as autoencoder:
-        return autoencoder.evidence(args, positive_integer(samples, "samples"), progress)[1].cpu()
+    with _running(approximation, seed, batch_size) as (_, size):
+        return _evidence(approximation, args, positive_integer(samples, "samples"), size, progress)[1].cpu()
 
 
 def evaluate_rows(
@@ -252,20 +185,77 @@ def evaluate_rows(
     batch_size: int | None,
     progress: bool,
 ) -> HeldOutRows:
-    """Encode held-out rows, checked ``args``, and say how probable they are from ``samples`` draws a row."""
+    """Encode held-out rows, the checked ``args``, and score how probable they are from ``samples`` draws a row."""
     code = encode(approximation, *args, batch_size=batch_size)
-    with _running(approximation, seed, batch_size) as autoencoder:
-        bounds = autoencoder.evidence(args, positive_integer(samples, "draws"), progress)
-    return HeldOutRows(code, args[0].cpu(), evidence_scores(code, *bounds, samples))
+    with _running(approximation, seed, batch_size) as (_, size):
+        elbo, bound = _evidence(approximation, args, samples, size, progress)
+    error = float(bound.std(correction=0)) / math.sqrt(len(bound))
+    scores = EvidenceScores(
+        rows=len(bound),
+        elbo=float(elbo.mean()),
+        log_evidence=float(bound.mean()),
+        standard_error=error,
+        samples=samples,
+        active=int(code.active().sum()),
+        size=code.mean.shape[1],
+    )
+    return HeldOutRows(code, args[0].cpu(), scores)
 
 
 @contextmanager
-def _running(approximation: Approximation, seed: int, batch_size: int | None) -> Iterator[Autoencoder]:
+def _running(approximation: Approximation, seed: int, batch_size: int | None) -> Iterator[tuple[str, int | None]]:
+    """Run the block at the fitted parameters; yield the observed site and the most rows to run at a time."""
     with approximation.running(seed):
-        size = approximation.resolve_batch_size(batch_size)
-        yield Autoencoder(approximation.bound_model, approximation.args, approximation.observed_site, size)
+        yield approximation.observed_site, approximation.resolve_batch_size(batch_size)
+
+
+def _no_encoder(guide: Model) -> ValueError:
+    return ValueError(f"the guide {name_of(guide)!r} has no encoder: fit with one that amortized_encoder builds")
+
+
+def _evidence(
+    approximation: Approximation, args: tuple[Any, ...], samples: int, batch_size: int | None, progress: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the ELBO of each row and log (1/k) Σᵢ p(xₙ, zᵢ)/q(zᵢ | xₙ), both in nats, (N,), from the same k draws."""
+    bound_model = approximation.bound_model
+    shared = sorted(_shared_sites(approximation))
+    if shared:
+        raise ValueError(f"all rows share the latents {shared}, without which a row has no density of its own")
+
+    def bounds(part: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        def row_weights(_: object) -> Tensor:  # without the scale of mini-batches
+            model_trace, guide_trace = traces(bound_model.model, bound_model.guide, part)
+            return _by_row(model_trace) - _by_row(guide_trace)
+
+        weights: Tensor = map_over_draws(row_weights, {}, samples, draws_together(part))
+        return weights.mean(0), torch.logsumexp(weights, 0) - math.log(samples)
+
+    size = batch_size and min(batch_size, rows_together(args, min(samples, SHARED_DRAWS)))
+    parts = tqdm(row_parts(args, size), desc="log p(x)", unit="batch", delay=1, leave=False, disable=not progress)
+    elbo, bound = zip(*(bounds(part) for _, part in parts), strict=True)
+    return torch.cat(elbo), torch.cat(bound)
 
 
 def _by_row(trace: poutine.Trace) -> Tensor:
     terms = [site["fn"].log_prob(site["value"]) for site in trace.nodes.values() if site["type"] == "sample"]
     return torch.stack([term.expand(max(terms, key=Tensor.numel).shape) for term in terms]).sum(0)
+
+
+def _shared_sites(approximation: Approximation) -> set[str]:
+    """Return the names of the latents that all rows share."""
+    return {site.name for site in approximation.bound_model.latents} - approximation.latent_sampler.row_sites().keys()
+
+
+def _draw_shared(approximation: Approximation, draws: int) -> dict[str, Tensor]:
+    """Draw the latents that all rows share; an empty dict if there are none."""
+    shared = _shared_sites(approximation)
+    if not shared:
+        return {}
+    drawn = approximation.latent_sampler.draw(draws, approximation.args)
+    return {name: drawn[name] for name in shared}
+
+
+def _blank_arguments(approximation: Approximation, rows: int) -> tuple[Any, ...]:
+    """Return arguments of so many rows whose values no one reads."""
+    args = approximation.args
+    return tuple(v.new_zeros(rows, *v.shape[1:]) if isinstance(v, Tensor) and v.dim() else v for v in args)

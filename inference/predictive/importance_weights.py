@@ -22,6 +22,7 @@ from inference.diagnostics.importance_sampling import khat_threshold, smoothed_w
 from inference.diagnostics.loo import LeaveOneOut, leave_one_out
 from inference.model.bound_model import BoundModel
 from inference.model.elbo import log_density, log_weight, traces
+from inference.model.protocols import NoCommonDensity, supports
 from inference.model.row_scaling import row_scale
 from inference.model.sites import latent_values, refuse_weighted_rows, scalars
 from inference.model.subsampling import SubsampleScale
@@ -55,8 +56,10 @@ def why_no_weights(approximation: Approximation) -> NoWeights | None:
     advice = "judge it by rows that were held out: posterior.evaluate(x, y)"
     if batches is not None and approximation.latent_sampler.row_sites():
         return NoWeights(f"each of {batches.num_data:,} rows that are read in batches has latents of its own", advice)
-    reason = getattr(bound_model.guide, "no_common_density", None)
-    return NoWeights(reason, advice) if reason else None
+    guide = bound_model.guide
+    if supports(guide, NoCommonDensity) and guide.no_common_density:
+        return NoWeights(guide.no_common_density, advice)
+    return None
 
 
 def weighted_draws(approximation: Approximation, draws: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:

@@ -16,6 +16,7 @@ from inference.data.arguments import row_count
 from inference.model.bound_model import BoundModel, name_of
 from inference.model.elbo import Model
 from inference.model.guide_density import as_points, draws_at_once
+from inference.model.protocols import SupportsRowDraws, supports
 from inference.model.sites import base_distribution, latent_values
 from inference.model.vectorization import draws_together, map_over_draws, rows_together
 from inference.predictive.prediction import ClassPrediction, LatentValues, Prediction
@@ -128,15 +129,14 @@ class LatentSampler:
     def _anew_for_each_row(self) -> Model:
         """The model with its latents drawn by the guide, those of each row apart."""
         model, guide = self.bound_model.model, self.bound_model.guide
-        draw = getattr(guide, "draw_for_each_row", None)
-        if draw is None:
+        if not supports(guide, SupportsRowDraws):
             raise ValueError(
                 f"per_row is for bernoulli_dropout: a draw of {name_of(guide)} is a function of all rows, leave it out"
             )
 
         def anew(*args: Any) -> Any:
             with poutine.block():
-                drawn = poutine.trace(draw).get_trace(*args)
+                drawn = poutine.trace(guide.draw_for_each_row).get_trace(*args)
             return poutine.replay(model, trace=drawn)(*args)
 
         return anew

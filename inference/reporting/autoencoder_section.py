@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.model.protocols import HasImageShape, supports
 from inference.predictive.approximation import Approximation
 from inference.predictive.autoencoder import Encoding, EvidenceScores, HeldOutRows, decode, encode, generate
 from inference.reporting.figures import autoencoder_images
@@ -76,7 +77,8 @@ class Codes:
         autoencoder_images.code_map(axes, self.code.mean.numpy(), groups, method)
 
     def _images(self, rows: Tensor) -> np.ndarray | None:
-        return as_images((rows.cpu(),), getattr(self._posterior.bound_model.model, "image_shape", None))
+        model = self._posterior.bound_model.model
+        return as_images((rows.cpu(),), model.image_shape if supports(model, HasImageShape) else None)
 
 
 def _required(images: np.ndarray | None) -> np.ndarray:

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from inference.data.arguments import row_count
 from inference.diagnostics.verdict import verdict
+from inference.model.protocols import HasImageShape, supports
 from inference.model.sites import scalars
 from inference.model.vectorization import affordable
 from inference.predictive.approximation import Approximation
@@ -230,7 +231,8 @@ def _images(posterior: Approximation, held_out: HeldOut | None, shown: Shown | N
         seen = replace(shown, where=shown.where.replace("On the rows", "Of the images"))
     else:
         return
-    images = as_images(seen.inputs, getattr(posterior.bound_model.model, "image_shape", None))
+    model = posterior.bound_model.model
+    images = as_images(seen.inputs, model.image_shape if supports(model, HasImageShape) else None)
     if images is None or not isinstance(seen.prediction, ClassPrediction):
         return
     reading = (

@@ -18,9 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from inference.storage.atomic_files import ADVICE, read_bytes, replacing
@@ -126,7 +127,7 @@ def _serialized(stem: str, tensors: Mapping[str, Tensor]) -> bytes:
             raise TypeError(f"tensor {name!r} is {tensor.dtype}, which is not kept: turn it into {_DTYPES[0]}")
     size = sum(tensor.nbytes for tensor in tensors.values())
     if size <= _MOST:
-        content = safetensors.torch.save(_unshared(tensors))
+        content = save_tensors(_unshared(tensors))
         size = len(content)
     if size > _MOST:
         raise ValueError(f"{stem} would have {size:,} bytes of tensors, and at most {_MOST:,} are read: keep less")
@@ -151,7 +152,7 @@ def _deserialized(path: Path, raw: bytes) -> dict[str, Tensor]:
     file: its own error, a missing dtype (``KeyError``), a shape that torch refuses, an assertion, or lack of memory.
     """
     try:
-        tensors = safetensors.torch.load(raw)
+        tensors = load_tensors(raw)
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, AssertionError, MemoryError) as error:
         raise ValueError(f"{path} is damaged ({printable(str(error))[:200]}): {ADVICE}") from error
     for name, tensor in tensors.items():

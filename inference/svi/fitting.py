@@ -225,7 +225,7 @@ def run_fit(problem: FitProblem, options: FitOptions) -> Posterior:
         resumed = restarts.resume(stack, lambda: _fingerprint(problem, options))
         stack.enter_context(opened(options.callbacks, resumed))
         best, losses = restarts.best()
-    return best.posterior(best.flat_params, best.curves, restarts.seconds, losses)
+    return best.posterior(restarts.seconds, losses)
 
 
 def _fingerprint(problem: FitProblem, options: FitOptions) -> Fingerprint:

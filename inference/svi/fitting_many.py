@@ -17,10 +17,10 @@ from inference.engine.compiled import NotCompilable, Untraceable
 from inference.model.bound_model import from_sendable, to_sendable
 from inference.model.elbo import Model
 from inference.posterior import Posterior
-from inference.svi.attempt import Restart
 from inference.svi.fitting import fit
 from inference.svi.options import FitOptions, FitProblem
 from inference.svi.restarts import Restarts
+from inference.svi.state import Restart, RestartResult
 from inference.utils.parallel import jobs_at_once, spread
 from inference.utils.warnings import warn
 
@@ -103,7 +103,7 @@ def fit_many(
         raise ValueError("fits is empty: give partial(fit, model, guide, x, y), one for each fit")
     seen: set[Hashable] = set()
     for one in tqdm(scheduled, desc="start", unit="fit", disable=not progress, leave=False):
-        mark = (one.restarts.kin, *map(id, one.call.data))
+        mark = (one.restarts.trace_key, *map(id, one.call.data))
         one.restarts.skip_validation = mark in seen
         seen.add(mark)
         one.start()
@@ -186,9 +186,9 @@ class _ScheduledFit:
     def start(self) -> None:
         """Plan the restarts, if they can run with those of other fits."""
         self.status = _Status.RUNNING
-        if self.restarts.joins:
+        if self.restarts.can_join:
             with self._catching():
-                self.prepared = self.restarts.ready()
+                self.prepared = self.restarts.prepare()
         for restart in self.planned:
             restart.fit_number = self.number
 
@@ -197,6 +197,11 @@ class _ScheduledFit:
         """The restarts that can run with those of other fits."""
         return [restart for restart in self.prepared if isinstance(restart, PreparedRestart)]
 
+    def take(self, saved: Mapping[str, Any], losses: tuple[float, ...]) -> None:
+        """Take over the best restart that another process has found, and the losses of all."""
+        result = RestartResult.from_state_dict(saved, self.restarts.problem.device)
+        self.best = self.restarts.restored(result), losses
+
     def finish(self) -> None:
         """Take the steps that were not taken with other fits, and make the posterior."""
         if self.status is not _Status.RUNNING:
@@ -204,7 +209,7 @@ class _ScheduledFit:
         with self._catching():
             self.best = self.best or self.restarts.best(self.prepared)
             best, losses = self.best
-            self.posterior = best.posterior(best.flat_params, best.curves, self.restarts.seconds, losses)
+            self.posterior = best.posterior(self.restarts.seconds, losses)
             self.status = _Status.DONE
 
     @contextmanager
@@ -257,8 +262,7 @@ def _send(jobs: Sequence[Sequence[_ScheduledFit]], n_jobs: int | None, progress:
         for found in spread(_run_elsewhere, calls, n_jobs):
             for number, best in found:
                 if best is not None:
-                    saved, losses = best
-                    by_number[number].best = by_number[number].restarts.again(saved), losses
+                    by_number[number].take(*best)
             bar.update(len(found))
 
 
@@ -272,7 +276,9 @@ def _run_elsewhere(calls: Sequence[tuple[int, _Call]]) -> list[tuple[int, Any]]:
         _run(scheduled, 1, False)
         for one in scheduled:
             one.finish()
-    return [(one.number, None if one.best is None else (one.best[0].saved(), one.best[1])) for one in scheduled]
+    return [
+        (one.number, None if one.best is None else (one.best[0].result.state_dict(), one.best[1])) for one in scheduled
+    ]
 
 
 def _apart(groups: Sequence[FitBatch], reasons: Mapping[str, int]) -> str:

@@ -1,104 +1,51 @@
-"""The attempts of a fit: each from a start of its own, of which the best is kept."""
+"""Restarts of a fit: each is planned and run, or resumed, and the best is kept."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.data.batch_loader import BatchLoader
 from inference.data.generated_dataset import GeneratedBatches
 from inference.engine.batched.grouping import PreparedRestart, run_joined
-from inference.engine.batched.lane import Lane
-from inference.engine.compiled import CompiledEngine
 from inference.engine.process_group import ProcessGroup
-from inference.engine.selection import Engine, choose
 from inference.engine.step_plan import StepPlan, automatic
 from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.model.bound_model import BoundModel
-from inference.optim.adaptive import AdaptiveOptimizer, StopReason
-from inference.optim.initialization.pathfinder import InitialNormal, NoInitialNormal, start_again
+from inference.optim.initialization.laplace import InitialNormal, NoInitialNormal
 from inference.optim.initialization.strategies import initialize
-from inference.posterior import Posterior
-from inference.storage.atomic_files import ADVICE
 from inference.storage.fit_fingerprint import Fingerprint
-from inference.svi.attempt import Restart, RestartResults
-from inference.svi.callbacks.base import CallbackRunner
 from inference.svi.options import FitOptions, FitProblem, StepRule
-from inference.svi.training_loop import CheckpointWriter, run_steps
+from inference.svi.restart_runner import RestartRunner
+from inference.svi.state import FitState, Restart, RestartResult, RestartResults, RestartState
 from inference.utils.errors import NonFinite
 from inference.utils.random_state import RandomStream
 from inference.utils.warnings import warn
 
 __all__ = ["Restarts"]
 
-_ASIDE = 2**20  # the number of the random stream of steps that are no part of the record
 
-
-@dataclass
 class Restarts:
-    """The restarts of a fit: each is planned and run, or resumed, and the best is kept.
+    """The restarts of one fit.
 
     ``skip_validation`` says that the same model, guide and data were checked before.
     Of the processes of a ``group`` the first searches the initial values, and reads and writes the checkpoint.
     """
 
-    problem: FitProblem
-    options: FitOptions
-    group: ProcessGroup | None = None
-    skip_validation: bool = False
-    _ended: RestartResults = field(default_factory=RestartResults)
-    _running: dict[str, Any] | None = None
-    _began: float = field(default_factory=time.perf_counter)
-
-    def resume(self, stack: ExitStack, identity: Callable[[], Fingerprint]) -> tuple[int, int] | None:
-        """Look for a fit to go on with; the number of its start, from 1, and the step, where there is one.
-
-        The checkpoint is held until the end of ``stack``.
-
-        Raises
-        ------
-        ValueError
-            If the checkpoint is not one of this fit, or nobody asked for it.
-        """
-        kept = self.options.checkpoint_folder
-        if kept is None:
-            return None
-        plain = self._is_fixed and not (callable(self.options.lr) or self.options.anneal) and self.options.restarts == 1
-        free = ("steps",) if plain else ()
-
-        def found() -> dict[str, Any] | None:
-            stack.enter_context(kept)
-            return kept.begin(identity(), self.options.resume, free)
-
-        saved = found() if self.group is None else self.group.first(found)
-        if saved is None:
-            return None
-        with self._believing():
-            self._began -= saved["seconds"]
-            self._running, losses, best = saved["running"], list(saved["losses"]), saved["best"]
-            self._ended = RestartResults(losses, None if best is None else self.again(best))
-            step = int(self._running["engine"]["step"])
-        if step > self.options.steps:
-            raise ValueError(f"{kept.folder} has taken {step:,} steps: ask for as many, or for more")
-        return len(losses) + 1, step
-
-    @contextmanager
-    def _believing(self) -> Iterator[None]:
-        """Where a checkpoint is not of the form that it must have, one error that names it."""
-        try:
-            yield
-        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-            kept = self.options.checkpoint_folder
-            folder = kept.folder if kept else None
-            words = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ValueError(f"the checkpoint in {folder} is damaged ({words}): {ADVICE}") from error
+    def __init__(self, problem: FitProblem, options: FitOptions, group: ProcessGroup | None = None) -> None:
+        self.problem, self.options, self.group = problem, options, group
+        self.skip_validation = False
+        self._is_fixed = options.step_rule is StepRule.FIXED
+        self._searches_start = problem.is_in_memory and not self._is_fixed
+        self._results = RestartResults()
+        self._resumed: tuple[PreparedRestart, RestartState] | None = None
+        self._began = time.perf_counter()
+        self._runner = RestartRunner(problem, options, group, self._results, lambda: self.seconds)
 
     @property
     def seconds(self) -> float:
@@ -106,20 +53,118 @@ class Restarts:
         return time.perf_counter() - self._began
 
     @property
-    def _is_fixed(self) -> bool:
-        return self.options.step_rule is StepRule.FIXED
+    def can_join(self) -> bool:
+        """Whether the restarts may run together with others, in one program."""
+        alone = self.options.callbacks or self.group is not None or isinstance(self.problem.data, BatchLoader)
+        return self.options.checkpoint is None and self.options.engine != "eager" and not alone
 
     @property
-    def _searches_start(self) -> bool:
-        return not self._is_fixed and self.problem.is_in_memory
+    def trace_key(self) -> Hashable:
+        """Key that fits share which differ in their data, initial values and random numbers alone."""
+        generated = id(self.problem.data) if isinstance(self.problem.data, GeneratedBatches) else None
+        return id(self.problem.model), id(self.problem.guide), self._batch_size, generated
+
+    def resume(self, stack: ExitStack, fingerprint: Callable[[], Fingerprint]) -> tuple[int, int] | None:
+        """Look for a fit to resume; return the number of its restart, from 1, and the step, if there is one.
+
+        The checkpoint is held until the end of ``stack``.
+
+        Raises
+        ------
+        ValueError
+            If the checkpoint is not one of this fit, is damaged, or nobody asked to resume it.
+        """
+        options, kept = self.options, self.options.checkpoint_folder
+        if kept is None:
+            return None
+        is_constant = self._is_fixed and not (callable(options.lr) or options.anneal) and options.restarts == 1
+
+        def found() -> dict[str, Any] | None:
+            stack.enter_context(kept)
+            return kept.begin(fingerprint(), options.resume, ("steps",) if is_constant else ())
+
+        saved = found() if self.group is None else self.group.first(found)
+        if saved is None:
+            return None
+        bound_model, stream = self._bound_model(0)
+        state = FitState.from_state_dict(saved, bound_model.params.flatten(), kept.folder)
+        number, running = len(state.losses), state.running
+        if running.step > options.steps:
+            raise ValueError(f"{kept.folder} has taken {running.step:,} steps: ask for as many, or for more")
+        self._began -= state.seconds
+        self._results.losses = state.losses
+        self._results.best = None if state.best is None else self.restored(state.best)
+        if number:
+            bound_model, stream = self._bound_model(number)
+        plain = replace(self._svi_problem(bound_model), theta=running.initial_params)
+        self._resumed = self._prepared(number, plain, running.plan, stream, running.num_evaluations), running
+        return number + 1, running.step
+
+    def best(self, prepared: Sequence[PreparedRestart | ValueError] = ()) -> tuple[Restart, tuple[float, ...]]:
+        """Return the best of all restarts, and the loss of each, infinite where one failed.
+
+        Restarts that are ``prepared``, and may have run, are continued.
+        """
+        count = self.options.restarts
+        if count > 1 and self.can_join and not prepared:
+            prepared = self.prepare()
+            run_joined(prepared, self.options.engine, self.options.progress)
+        for number in range(len(self._results.losses), count):
+            (resumed, running), self._resumed = self._resumed or (None, None), None
+            try:
+                ready = resumed or (prepared[number] if prepared else self._prepare(number))
+                restart: Restart | None = self._run(ready, running)
+            except ValueError as error:
+                if count == 1 or self._has_left:
+                    raise
+                warn(f"start {number + 1} of {count} failed: {error}")
+                restart = None
+            self._results.add(restart)
+            stop = restart.result.stop if restart else None
+            if stop is not None and stop.interrupted and not prepared:
+                break
+        best = self._results.best
+        if best is None:
+            raise ValueError(f"all {count} starts failed; the warnings say at which step and site")
+        if best.result.stop is not None and best.result.stop.interrupted:
+            warn(f"the fit {best.result.stop.message}; this is the posterior so far")
+        return best, tuple(self._results.losses)
+
+    def prepare(self) -> list[PreparedRestart | ValueError]:
+        """Return all restarts, ready to take their steps, or why one is not."""
+        found: list[PreparedRestart | ValueError] = []
+        for number in range(self.options.restarts):
+            try:
+                found.append(self._prepare(number))
+            except ValueError as error:
+                if self.options.restarts == 1:
+                    raise
+                found.append(error)
+        return found
+
+    def restored(self, result: RestartResult) -> Restart:
+        """Return the restart that has found ``result``, perhaps in another process."""
+        bound_model, _ = self._bound_model(result.number)
+        return Restart(self.problem, self.options.seed, self.options.particles, bound_model, result)
 
     @property
     def _batch_size(self) -> int | None:
         return self.problem.data.batch_size if isinstance(self.problem.data, InMemory) else None
 
     @property
-    def _loader(self) -> BatchLoader | None:
-        return self.problem.data if isinstance(self.problem.data, BatchLoader) else None
+    def _has_left(self) -> bool:
+        """Whether an error is of this process and not of the others, which so do not begin again with it."""
+        return self.group is not None and self.group.left
+
+    def _bound_model(self, number: int) -> tuple[BoundModel, RandomStream]:
+        problem, stream = self.problem, RandomStream.seeded(self.options.seed, number)
+        checks = number == 0 and not self.skip_validation
+        bound_model = BoundModel.start(
+            *(problem.model, problem.guide, problem.args, stream, problem.device, problem.dtype),
+            checks,
+            self._batch_size,
+        )
+        return bound_model, stream
 
     def _svi_problem(self, bound_model: BoundModel) -> SVIProblem:
         options = self.options
@@ -133,313 +178,59 @@ class Restarts:
         )
         return problem if self.group is None else problem.sharded(self.group)
 
-    @property
-    def joins(self) -> bool:
-        """Whether its starts may run together with others, in one program."""
-        alone = self.options.callbacks or self.group is not None or isinstance(self.problem.data, BatchLoader)
-        return self.options.checkpoint is None and self.options.engine != "eager" and not alone
+    def _prepared(
+        self, number: int, plain: SVIProblem, plan: StepPlan | None, stream: RandomStream, num_evaluations: int
+    ) -> PreparedRestart:
+        return PreparedRestart(number, self.trace_key, plain, plan, stream, self.options.steps, num_evaluations)
 
-    def best(self, ready: Sequence[PreparedRestart | ValueError] = ()) -> tuple[Restart, tuple[float, ...]]:
-        """The best of all attempts, and the loss of each, infinite where one failed.
-
-        Starts that are ``ready``, and may have run, are gone on with.
-        """
-        if self.options.restarts > 1 and self.joins and not ready:
-            ready = self.ready()
-            run_joined(ready, self.options.engine, self.options.progress)
-        for number in range(len(self._ended.losses), self.options.restarts):
-            running, self._running = self._running, None
-            try:
-                fitted: Restart | None = self._attempt(
-                    ready[number] if ready else self._started(number, running), running
-                )
-            except ValueError as error:
-                if self.options.restarts == 1 or self._is_alone:
-                    raise
-                self._warn(f"start {number + 1} of {self.options.restarts} failed: {error}")
-                fitted = None
-            self._ended.add(fitted)
-            if fitted is not None and fitted.stop is not None and fitted.stop.interrupted and not ready:
-                break
-        if self._ended.best is None:
-            raise ValueError(f"all {self.options.restarts} starts failed; the warnings say at which step and site")
-        stop = self._ended.best.stop
-        if stop is not None and stop.interrupted:
-            self._warn(f"the fit {stop.how}; this is the posterior so far")
-        return self._ended.best, tuple(self._ended.losses)
-
-    def _bound_model(self, number: int) -> tuple[BoundModel, RandomStream]:
-        stream = RandomStream.seeded(self.options.seed, number)
-        first = number == 0 and not self.skip_validation
-        bound_model = BoundModel.start(
-            self.problem.model,
-            self.problem.guide,
-            self.problem.args,
-            stream,
-            self.problem.device,
-            self.problem.dtype,
-            first,
-            self._batch_size,
-        )
-        return bound_model, stream
-
-    def again(self, saved: dict[str, Any]) -> Restart:
-        """A start that had ended."""
-        bound_model, stream = self._bound_model(saved["number"])
-        fitted = Restart(
-            *(
-                saved["number"],
-                bound_model,
-                self.problem.args,
-                bound_model.params.flatten(),
-                stream,
-                self.problem.argument_names,
-                self.options.seed,
-                {},
-            ),
-            batches=self._loader,
-        )
-        fitted.restore(saved)
-        return fitted
-
-    def ready(self) -> list[PreparedRestart | ValueError]:
-        """All starts, about to take their steps, or why one cannot."""
-        found: list[PreparedRestart | ValueError] = []
-        for number in range(self.options.restarts):
-            try:
-                found.append(self._started(number))
-            except ValueError as error:
-                if self.options.restarts == 1:
-                    raise
-                found.append(error)
-        return found
-
-    @property
-    def kin(self) -> Hashable:
-        """What fits share that may differ in their data, starts and random numbers alone."""
-        return (
-            id(self.problem.model),
-            id(self.problem.guide),
-            self._batch_size,
-            id(self.problem.data) if isinstance(self.problem.data, GeneratedBatches) else None,
-        )
-
-    def _started(self, number: int, running: dict[str, Any] | None = None) -> PreparedRestart:
-        """A start with its way found, or with that of the steps so far."""
+    def _prepare(self, number: int) -> PreparedRestart:
+        """Return a restart with its initial values and its plan."""
         bound_model, stream = self._bound_model(number)
         plain = self._svi_problem(bound_model)
-        if running is not None:
-            with self._believing():
-                plain = replace(plain, theta=_like(running["theta"], plain.begin))
-                plan = None if running["plan"] is None else StepPlan.restored(running["plan"], plain.begin)
-                searched = int(running["searched"])
-            return PreparedRestart(number, self.kin, plain, plan, stream, self.options.steps, searched)
-        start = self._begun(bound_model, stream)
+        initial = self._initialize(bound_model, stream)
         plain = replace(plain, theta=plain.begin)
         if self._is_fixed:
-            return PreparedRestart(number, self.kin, plain, None, stream, self.options.steps, start.evaluations)
+            return self._prepared(number, plain, None, stream, initial.evaluations)
         if not self._searches_start:
-            start = NoInitialNormal("", start.evaluations)
-        plan, searched = automatic(plain, start, self.options.steps, self.options.stop_early, self._taken)
+            initial = NoInitialNormal("", initial.evaluations)
+        options = self.options
+        plan, evaluations = automatic(plain, initial, options.steps, options.stop_early, self._runner.iterate_after)
         if self.group is not None:
-            plan = StepPlan.restored(self.group.first(plan.saved), plain.begin)
-        return PreparedRestart(number, self.kin, plain, plan, stream, self.options.steps, searched)
+            plan = StepPlan.from_state_dict(self.group.first(plan.state_dict), plain.begin)
+        return self._prepared(number, plain, plan, stream, evaluations)
 
-    def _begun(self, bound_model: BoundModel, stream: RandomStream) -> InitialNormal | NoInitialNormal:
-        """The guide put where it begins, and the start: what the first process finds, at all."""
+    def _initialize(self, bound_model: BoundModel, stream: RandomStream) -> InitialNormal | NoInitialNormal:
+        """Put the guide at its initial values; of several processes the first one finds them."""
 
         def found() -> InitialNormal | NoInitialNormal:
-            with tqdm(
-                desc="start",
-                bar_format="{desc} {elapsed}",
-                disable=not (self._searches_start and self.options.progress),
-                leave=False,
-            ):
+            hidden = not (self._searches_start and self.options.progress)
+            with tqdm(desc="start", bar_format="{desc} {elapsed}", disable=hidden, leave=False):
                 return initialize(bound_model, self.problem.args, stream, self.options.init, self._searches_start)
 
-        def told() -> dict[str, Any]:
-            return {"start": vars(found()), "theta": bound_model.params.flatten(), "stream": stream.saved()}
+        def sent() -> tuple[Any, ...]:
+            initial = found()
+            is_normal = isinstance(initial, InitialNormal)
+            return is_normal, dict(vars(initial)), bound_model.params.flatten(), stream.saved()
 
         if self.group is None:
             return found()
-        there = self.group.first(told)
-        bound_model.params.hold(there["theta"].to(bound_model.device))
-        stream.state = RandomStream.restored(there["stream"]).state
-        return start_again(there["start"], bound_model.device)
+        is_normal, saved, theta, random_state = self.group.first(sent)
+        bound_model.params.hold(theta.to(bound_model.device))
+        stream.state = RandomStream.restored(random_state).state
+        return InitialNormal.from_state_dict(saved, bound_model.device) if is_normal else NoInitialNormal(**saved)
 
-    def _attempt(self, ready: PreparedRestart | ValueError, running: dict[str, Any] | None = None) -> Restart:
-        """By the plan, or where that fails and nobody asked for it by Adam."""
-        if isinstance(ready, ValueError):
-            raise ready
+    def _run(self, prepared: PreparedRestart | ValueError, resumed: RestartState | None) -> Restart:
+        """Take the steps of the plan; if they fail, and the user did not ask for a plan, take those of Adam."""
+        if isinstance(prepared, ValueError):
+            raise prepared
         try:
-            return self._run(ready, running) if ready.lane is None else self._joined(ready, ready.lane)
+            if prepared.lane is not None:
+                return self._runner.from_lane(prepared, prepared.lane)
+            return self._runner.run(prepared, resumed)
         except ValueError as error:
-            refused = running is not None and not isinstance(error, NonFinite)  # it could not go on at all
-            if (
-                self.options.step_rule is StepRule.SEARCHED_ON_REQUEST
-                or ready.plan is None
-                or refused
-                or self._is_alone
-            ):
+            refused = resumed is not None and not isinstance(error, NonFinite)  # it could not be resumed at all
+            requested = self.options.step_rule is StepRule.SEARCHED_ON_REQUEST
+            if requested or prepared.plan is None or refused or self._has_left:
                 raise
-            self._warn(f"the steps that were found failed, so this is Adam: {error}")
-            return self._run(replace(ready, plan=None, lane=None))
-
-    def _fitted(
-        self, ready: PreparedRestart, problem: SVIProblem, flat_params: Tensor, stream: RandomStream, used: str
-    ) -> Restart:
-        found = {"lr": "found", "optimizer": "auto"} if problem.adaptive else {}
-        options = {**self.options.report(), **self.problem.report(), **found, "engine": used}
-        return Restart(
-            *(
-                ready.number,
-                problem.bound_model,
-                self.problem.args,
-                flat_params,
-                stream,
-                self.problem.argument_names,
-                self.options.seed,
-                options,
-            ),
-            searched=ready.searched,
-            batches=problem.loader,
-        )
-
-    def _joined(self, ready: PreparedRestart, lane: Lane) -> Restart:
-        """What a start found that ran together with others."""
-        fitted = self._fitted(ready, lane.problem, lane.flat_params, lane.stream, "compiled")
-        fitted.curves = lane.curves
-        if lane.error is not None:
-            lane.error.posterior = self._so_far(fitted)
-            raise lane.error
-        why = ready.plan.why if ready.plan else ""
-        fitted.stop = self._stop(fitted, lane.problem.adaptive, lane.interrupted, lane.steps, why)
-        return fitted
-
-    def _run(self, ready: PreparedRestart, running: dict[str, Any] | None = None) -> Restart:
-        number, plain, plan, problem = ready.number, ready.plain, ready.plan, ready.problem
-        bound_model, adaptive = problem.bound_model, problem.adaptive
-        runner, state = choose(
-            self._engine(running),
-            problem,
-            ready.stream,
-            self.options.steps * self.options.restarts,
-            self.options.progress,
-        )
-        used = "compiled" if isinstance(runner, CompiledEngine) else "eager"
-        fitted = self._fitted(ready, problem, state.flat_params, state.stream, used)
-        most = adaptive.steps if adaptive else self.options.steps
-        callback_runner = CallbackRunner(
-            self.options.callbacks, most, bound_model.params, fitted.posterior, (number + 1, self.options.restarts)
-        )
-        if running is not None:
-            self._restore(runner, state, callback_runner, running)
-        kept = self.options.checkpoint_folder if self.group is None or self.group.leads else None
-        writer = CheckpointWriter(kept, partial(self._state, runner, state, callback_runner, plain, plan, fitted))
-        label = f"fit {number + 1}/{self.options.restarts}" if self.options.restarts > 1 else "fit"
-        try:
-            signal = run_steps(runner, state, bound_model, callback_runner, label, self.options.progress, writer)
-            writer.keep()
-        except (NonFinite, OSError) as error:
-            fitted.flat_params, fitted.curves = runner.result(state), callback_runner.curves
-            error.posterior = self._so_far(fitted)  # type: ignore[union-attr]
-            if isinstance(error, NonFinite):
-                writer.keep(failed=True)
-            raise
-        fitted.flat_params, fitted.curves = runner.result(state), callback_runner.curves
-        fitted.stop = self._stop(fitted, adaptive, signal, callback_runner.steps, plan.why if plan else "")
-        return fitted
-
-    def _engine(self, running: dict[str, Any] | None) -> str:
-        """The engine to run on: that of the steps so far, where there are any."""
-        if running is None:
-            return self.options.engine
-        used = str(running["used"])
-        if self.options.engine not in ("auto", used):
-            raise ValueError(f"the checkpoint is of the {used} engine, which draws other numbers: pass engine={used!r}")
-        return used
-
-    def _restore(self, runner: Engine, state: Any, callback_runner: CallbackRunner, running: dict[str, Any]) -> None:
-        """Bring engine, rule of the steps and watch to where the fit stood."""
-        adaptive = runner.problem.adaptive
-        with self._believing():
-            if adaptive is not None:
-                adaptive.restore(running["finding"])
-                callback_runner.steps = adaptive.steps
-            _like(running["engine"]["flat"], state.flat_params)
-            runner.restore(state, running["engine"])
-            curves = _like(running["curves"], state.flat_params.new_empty(2, state.step))
-            callback_runner.resume(curves, running["seconds"])
-
-    def _state(
-        self,
-        runner: Engine,
-        state: Any,
-        callback_runner: CallbackRunner,
-        plain: SVIProblem,
-        plan: StepPlan | None,
-        fitted: Restart,
-    ) -> dict[str, Any]:
-        """All that a fit needs to go on, as numbers and tensors."""
-        adaptive = runner.problem.adaptive
-        running = {
-            "theta": plain.begin,
-            "plan": None if plan is None else plan.saved(),
-            "searched": fitted.searched,
-            "used": fitted.options["engine"],
-            "engine": runner.saved(state),
-            "finding": None if adaptive is None else adaptive.saved(),
-            "curves": callback_runner.curves,
-            "seconds": callback_runner.seconds,
-        }
-        return {"seconds": self.seconds, "running": running, **self._ended.saved()}
-
-    def _so_far(self, fitted: Restart) -> Posterior | None:
-        """The posterior after the steps that there were, None where there were none."""
-        return fitted.posterior(fitted.flat_params, fitted.curves, self.seconds) if fitted.curves.shape[1] else None
-
-    def _stop(
-        self, fitted: Restart, adaptive: AdaptiveOptimizer | None, signal: str | None, steps: int, why: str
-    ) -> StopReason | None:
-        """How the fit ended, why it began where the guide does, and what the guide's weights say of the place."""
-        if signal is not None:
-            taken = fitted.curves.shape[1]
-            return StopReason(
-                False, f"was interrupted by {signal} after {taken:,} of {steps:,} steps", None, None, interrupted=signal
-            )
-        if adaptive is None:
-            return None
-        stop = adaptive.stop
-        if why:
-            stop = replace(stop, how=f"{stop.how}; it began where the guide does: {why}")
-        if not stop.settled or stop.rhat is None:
-            return stop
-
-        def doubts() -> tuple[str, ...]:
-            return fitted.posterior(fitted.flat_params, fitted.curves, 0.0).doubts(seed=self.options.seed)
-
-        return replace(stop, doubts=doubts() if self.group is None else self.group.first(doubts))
-
-    @property
-    def _is_alone(self) -> bool:
-        """Whether an error is of this process and not of the others, which so do not begin again with it."""
-        return self.group is not None and self.group.left
-
-    def _taken(self, problem: SVIProblem, count: int) -> Tensor:
-        """θ after ``count`` steps that nobody watches."""
-        stream = RandomStream.seeded(self.options.seed, _ASIDE)
-        runner, state = choose(
-            self.options.engine, problem, stream, self.options.steps * self.options.restarts, self.options.progress
-        )
-        runner.advance(state, count)
-        return runner.result(state).detach().clone()
-
-    def _warn(self, words: str) -> None:
-        warn(words)
-
-
-def _like(saved: Tensor, here: Tensor) -> Tensor:
-    """A saved tensor on the device that it is wanted on, if it is of the same shape and type."""
-    if saved.shape != here.shape or saved.dtype != here.dtype:
-        raise TypeError(f"{saved.dtype} {tuple(saved.shape)} for {here.dtype} {tuple(here.shape)}")
-    return saved.to(here.device)
+            warn(f"the steps that were found failed, so this is Adam: {error}")
+            return self._runner.run(replace(prepared, plan=None, lane=None))

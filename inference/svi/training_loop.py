@@ -11,9 +11,7 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.engine.compiled import CompiledEngine
-from inference.engine.iterates import IterateRecorder
-from inference.engine.selection import Engine
+from inference.engine.engine import Engine, EngineState, IterateRecorder
 from inference.model.bound_model import BoundModel, set_training
 from inference.storage.checkpoint import Checkpoint
 from inference.svi.callbacks.base import CHUNK, CallbackRunner
@@ -48,7 +46,7 @@ class CheckpointWriter:
 
 def run_steps(
     runner: Engine,
-    state: Any,
+    state: EngineState,
     bound_model: BoundModel,
     callback_runner: CallbackRunner,
     label: str,
@@ -111,12 +109,12 @@ def _agreed(runner: Engine, steps: int, stop_signal: StopSignal) -> int:
     return steps
 
 
-def _room(runner: Engine, state: Any, callback_runner: CallbackRunner, writer: CheckpointWriter) -> int:
+def _room(runner: Engine, state: EngineState, callback_runner: CallbackRunner, writer: CheckpointWriter) -> int:
     """The steps until something is to be done in between."""
-    compiled, adaptive, step = isinstance(runner, CompiledEngine), runner.problem.adaptive, state.step
-    stops = [callback_runner.steps if compiled and not callback_runner.may_change else callback_runner.until(step)]
+    late, adaptive, step = runner.keeps_iterates, runner.problem.adaptive, state.step
+    stops = [callback_runner.steps if late and not callback_runner.may_change else callback_runner.until(step)]
     if adaptive is not None:
-        look = adaptive.every if adaptive.every and not compiled else CHUNK
+        look = adaptive.every if adaptive.every and not late else CHUNK
         stops.append(step + look - step % look)
     if runner.problem.loader is not None:
         stops.append(step + runner.problem.loader.most)
@@ -132,7 +130,7 @@ def _next_size(size: int, taken: int, seconds: float) -> int:
 
 def _tell(
     runner: Engine,
-    state: Any,
+    state: EngineState,
     bound_model: BoundModel,
     callback_runner: CallbackRunner,
     chunk: Tensor,

@@ -8,6 +8,7 @@ from inference.engine.compiled import CompiledEngine
 from inference.engine.eager import EagerEngine
 from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.engine.tracing.random_ops import ReplayRandomOps
+from inference.engine.tracing.traced_graph import GraphInput, InputKind
 from inference.model.bound_model import BoundModel
 from inference.utils.random_state import RandomStream
 
@@ -32,9 +33,8 @@ def losses_of_both(model, guide, args, steps=60, dtype=torch.float64, batch_size
         random_state = torch.get_rng_state()
         ours = compiled.machine.run(rows)
         torch.set_rng_state(random_state)
-        noise = [
-            dict(zip(compiled.row_names, rows, strict=True))[f"noise{i}"] for i in range(len(compiled.step.groups))
-        ]
+        named = dict(zip(compiled.row_inputs, rows, strict=True))
+        noise = [named[GraphInput(InputKind.NOISE, i)] for i in range(len(compiled.step.groups))]
         for i in range(steps):
             values = [value for run in compiled.step.replayed(noise, i) for value in run]
             with ReplayRandomOps(values):

@@ -18,7 +18,7 @@ from inference.model.elbo import loss
 from inference.optim.averaged_adam import AveragedAdam, split_rhat
 from inference.optim.guide_moments import PathMoments
 from inference.optim.initialization.guide_placement import place_guide
-from inference.optim.initialization.pathfinder import find_initial_normal
+from inference.optim.initialization.strategies import find_initial_normal
 from inference.optim.whitening import Whitening, whitening
 from inference.utils.random_state import RandomStream
 from ppl_models import exact_linear_regression, linear_regression
@@ -235,7 +235,7 @@ def test_one_wild_gradient_moves_nothing_far(monkeypatch):
         grads[300] = 1e6
         path = []
         for step, grad in enumerate(grads):
-            adaptive.apply(theta, grad, moments, torch.tensor(adaptive.rates(step), dtype=torch.float64))
+            adaptive.update(theta, grad, moments, torch.tensor(adaptive.hyperparameters(step), dtype=torch.float64))
             path.append(theta.clone())
         return float((path[-1] - path[299]).abs().max())
 

@@ -133,7 +133,7 @@ def test_restarts_run_together_and_the_best_is_kept(lanes, interpreted, monkeypa
     options = {**OPTIONS, "steps": 40, "lr": 0.02, "restarts": 3, "particles": 2}
     together = fit(scaled, guide, X, Y, **options)
     assert len(lanes) == 3
-    monkeypatch.setattr("inference.svi.restarts.Restarts.joins", False)
+    monkeypatch.setattr("inference.svi.restarts.Restarts.can_join", False)
     alone = fit(scaled, guide, X, Y, **options)
     assert together.record.starts == pytest.approx(alone.record.starts, rel=1e-9)
     assert len(set(together.record.starts)) == 3

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from inference.engine.tracing.dispatch import DispatchMode
 from inference.engine.tracing.random_ops import is_random
+from inference.engine.tracing.traced_graph import DispatchMode
 from inference.engine.tracing.tracer import shape_only
 
 __all__ = ["ConstantProvenance", "Unknown"]

@@ -20,7 +20,8 @@ from inference.engine.compiled import NotCompilable, Untraceable, update_for
 from inference.engine.selection import worth_compiling
 from inference.engine.step_plan import StepPlan
 from inference.engine.svi_problem import SVIProblem
-from inference.engine.svi_step import step_rates
+from inference.engine.svi_step import RATES, state_inputs, step_rates
+from inference.engine.tracing.traced_graph import GraphInput, InputKind
 from inference.optim.functional import Update
 from inference.utils.random_state import RandomStream
 from inference.utils.warnings import warn
@@ -32,18 +33,18 @@ __all__ = ["FitBatch", "PreparedRestart", "bar_over", "grouped", "run_joined"]
 class PreparedRestart:
     """One start of a fit, about to take its ``steps``; once it has run with others, in ``lane``.
 
-    ``plain`` is its task, ``plan`` how it finds its way, ``searched`` what that has
-    cost in gradients, ``kin`` what it shares with fits of the same model and guide, and ``fit_number``
+    ``plain`` is its task, ``plan`` how it finds its way, ``num_evaluations`` what that has
+    cost in gradients, ``trace_key`` what it shares with fits of the same model and guide, and ``fit_number``
     the place of its fit among others.
     """
 
     number: int
-    kin: Hashable
+    trace_key: Hashable
     plain: SVIProblem
     plan: StepPlan | None
     stream: RandomStream
     steps: int
-    searched: int
+    num_evaluations: int
     lane: Lane | None = None
     fit_number: int = 0
 
@@ -93,10 +94,11 @@ class FitBatch:
         lane, threads = self.lanes[0], torch.get_num_threads()
         step = lane.recording.step
         fits = batch_width(len(self.lanes), step.largest, step.noise_bytes * step.block, threads)
-        state = ("theta", *lane.update.moments)
-        inputs = dict(zip(state, [lane.problem.begin, *lane.update.begin(lane.problem.begin)], strict=True))
-        inputs["rates"] = lane.problem.begin.new_tensor(step_rates(lane.problem, lane.update, 0))
-        inputs |= {f"noise{i}": part[0] for i, part in enumerate(lane.noise(1, RandomStream(dict(lane.stream.state))))}
+        state = state_inputs(lane.update)
+        inputs = dict(zip(state, [lane.problem.begin, *lane.update.init(lane.problem.begin)], strict=True))
+        inputs[RATES] = lane.problem.begin.new_tensor(step_rates(lane.problem, lane.update, 0))
+        noise = lane.noise(1, RandomStream(dict(lane.stream.state)))
+        inputs |= {GraphInput(InputKind.NOISE, i): part[0] for i, part in enumerate(noise)}
         stacked = stack([one.recording for one in self.lanes], inputs, state, fits)
         run_batch(stacked, self.lanes, fits, bar)
         for ready, one in zip(self.ready, self.lanes, strict=True):
@@ -116,7 +118,7 @@ def grouped(starts: Sequence[PreparedRestart], progress: bool) -> tuple[list[Fit
         try:
             kind = ready if problem.adaptive is not None else (_identity(problem.optimizer), _identity(problem.lr))
             update = updates.setdefault(id(ready) if kind is ready else kind, update_for(problem))
-            recording = recorder.record(problem, update, ready.stream, ready.kin)
+            recording = recorder.record(problem, update, ready.stream, ready.trace_key)
         except Untraceable as error:
             reasons[str(error)] += 1
             continue

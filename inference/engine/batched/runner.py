@@ -18,7 +18,8 @@ from inference.engine.compiled import replayed_traces, without_aliases
 from inference.engine.compiler.cache import executable
 from inference.engine.compiler.cuda_graph import ReplayedStep
 from inference.engine.compiler.executable import Executable
-from inference.engine.svi_step import step_rates
+from inference.engine.svi_step import RATES, step_rates
+from inference.engine.tracing.traced_graph import GraphInput, InputKind, graph_inputs
 from inference.model.nonfinite_sites import failure
 from inference.utils.random_state import RandomStream
 from inference.utils.signals import interruptible
@@ -39,7 +40,7 @@ class _BatchedProgram:
         self.bound_model = lanes[0].problem.bound_model
         self.block = lanes[0].recording.step.block
         self.noise: list[Tensor] = []
-        begun = [[lane.problem.begin, *lane.update.begin(lane.problem.begin)] for lane in self._filled(self.lanes)]
+        begun = [[lane.problem.begin, *lane.update.init(lane.problem.begin)] for lane in self._filled(self.lanes)]
         values = {
             name: self._joined(parts) for name, parts in zip(stacked.state, zip(*begun, strict=True), strict=True)
         }
@@ -59,16 +60,16 @@ class _BatchedProgram:
         )  # torch: up to eight times as long
         return torch.from_numpy(columns).view(*parts[0].shape, len(parts))
 
-    def _bind(self, values: dict[str, Tensor]) -> None:
+    def _bind(self, values: dict[GraphInput, Tensor]) -> None:
         self._draw(RandomStream(dict(self.lanes[0].stream.state)))
-        self.row_names, rows = ["rates"], {"rates": self._rates(0, 1)[0]}
-        rows |= {f"noise{i}": part[0] for i, part in enumerate(self.noise)}
+        rows = {RATES: self._rates(0, 1)[0]}
+        rows |= {GraphInput(InputKind.NOISE, i): part[0] for i, part in enumerate(self.noise)}
         self.noise = []
-        names = [str(node.target) for node in self.stacked.module.graph.nodes if node.op == "placeholder"]
-        self.row_names = [name for name in names if name in rows]
+        names = graph_inputs(self.stacked.module.graph)
+        self.row_inputs = [name for name in names if name.kind.is_row]
         inputs = without_aliases([{**values, **rows}[name] for name in names])
         self.state = [inputs[names.index(name)] for name in self.stacked.state]
-        places = [names.index(name) for name in self.row_names]
+        places = [names.index(name) for name in self.row_inputs]
         self.machine: Executable | ReplayedStep
         if self.bound_model.device.type == "cuda":
             self.machine = ReplayedStep(self.stacked.module, inputs, places, self.block)
@@ -139,9 +140,9 @@ class _BatchedProgram:
     def _rows(self, step: int, count: int) -> list[Tensor]:
         """What the program reads in the next steps, all of one block."""
         place = step % self.block
-        named = {f"noise{i}": numbers[place : place + count] for i, numbers in enumerate(self.noise)}
-        named["rates"] = self._rates(step, count)
-        return [named[name] for name in self.row_names]
+        named = {GraphInput(InputKind.NOISE, i): numbers[place : place + count] for i, numbers in enumerate(self.noise)}
+        named[RATES] = self._rates(step, count)
+        return [named[name] for name in self.row_inputs]
 
     def _check(self, rows: list[Tensor], found: Tensor) -> None:
         """See for each fit that the step is its own."""
@@ -151,8 +152,8 @@ class _BatchedProgram:
 
     def _noise(self, place: int, rows: list[Tensor], row: int) -> list[Tensor]:
         """The random numbers of one fit in one of these rows."""
-        named = dict(zip(self.row_names, rows, strict=True))
-        parts = [named[f"noise{g}"][row : row + 1] for g in range(len(self.noise))]
+        named = dict(zip(self.row_inputs, rows, strict=True))
+        parts = [named[GraphInput(InputKind.NOISE, g)][row : row + 1] for g in range(len(self.noise))]
         return [part[..., place] if self.stacked.last else part[:, place] for part in parts]
 
     def _explain(self, bad: list[int], before: list[Tensor], rows: list[Tensor], found: Tensor) -> None:

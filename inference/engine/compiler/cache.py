@@ -24,8 +24,7 @@ from inference.engine.compiler import (
 )
 from inference.engine.compiler.executable import Executable, ExecutionPlan
 from inference.engine.compiler.inductor import Call, NotCompilable, View
-from inference.engine.tracing.dispatch import native_code
-from inference.engine.tracing.graph_text import graph_text
+from inference.engine.tracing.traced_graph import graph_text, native_code
 from inference.storage.atomic_files import read_bytes
 from inference.storage.cache_folder import cache_folder, is_private, newest_first
 from inference.storage.json_document import read_json, write_json

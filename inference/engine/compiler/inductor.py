@@ -26,7 +26,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from inference.engine.tracing.dispatch import DispatchMode, native_code
+from inference.engine.tracing.traced_graph import DispatchMode, native_code
 
 __all__ = [
     "PREFIX",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from inference.engine.tracing.dispatch import DispatchMode
+from inference.engine.tracing.traced_graph import DispatchMode
 
 __all__ = ["CountRandomOps", "RandomOp", "ReplayRandomOps", "is_random", "pack"]
 

@@ -16,8 +16,8 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from inference.engine.tracing.dispatch import DispatchMode
 from inference.engine.tracing.random_ops import RandomOp, is_random
+from inference.engine.tracing.traced_graph import DispatchMode, GraphInput, InputKind, add_input
 
 __all__ = ["Substitution", "Tracer", "Untraceable", "shape_only"]
 
@@ -66,8 +66,8 @@ class Tracer(DispatchMode):
 
     Only what depends on the inputs, or on random numbers, is recorded. Other
     results are computed here and now: those the graph needs are its
-    ``constants``, inputs named ``constant0, constant1, …`` in order. A random
-    call with a fixed distribution becomes an input too, ``draw0, …``, described
+    ``constants``, inputs of the kind CONSTANT in order. A random
+    call with a fixed distribution becomes an input of the kind DRAW, described
     in ``draws``; any other (a Gamma whose shape is learned) stays in the graph,
     and is a None in ``randoms``, which lists all of them in order. ``failures``
     holds the error codes of matrix factorisations, which eager torch raises on;
@@ -78,7 +78,7 @@ class Tracer(DispatchMode):
 
     def __init__(
         self,
-        inputs: Mapping[str, Tensor],
+        inputs: Mapping[GraphInput, Tensor],
         forbidden: Callable[[Tensor], str | None] | None = None,
         folds_scalars: bool = False,
         folds: bool = True,
@@ -102,8 +102,8 @@ class Tracer(DispatchMode):
         self._views: dict[int, tuple[Any, Any, Any, int]] = {}
         self._without_grad: list[tuple[fx.Node, Tensor]] = []
         self._end = self.graph.create_node("call_function", _end_of_inputs)
-        for name, value in inputs.items():
-            self._follow(value, self._placeholder(name))
+        for given, value in inputs.items():
+            self._follow(value, self._placeholder(given))
 
     def finish(self, *outputs: Tensor) -> fx.Graph:
         """The graph that computes ``outputs``, without what they do not need."""
@@ -188,7 +188,7 @@ class Tracer(DispatchMode):
         frozen = tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, given)
         draw = RandomOp(func, tuple(frozen), dict(kwargs), tuple(out.shape), out.dtype, out.device)
         self.randoms.append(len(self.draws))
-        node = self._placeholder(f"draw{len(self.draws)}")
+        node = self._placeholder(GraphInput(InputKind.DRAW, len(self.draws)))
         self.draws.append(draw)
         if not draw.in_place:
             self._follow(out, node)
@@ -257,7 +257,7 @@ class Tracer(DispatchMode):
             options: dict[str, Any] = {"dtype": value.dtype, "device": value.device}
             node = self.graph.call_function(aten.full.default, (list(value.shape), folded), options)
         else:
-            node = self._placeholder(f"constant{len(self.constants)}")
+            node = self._placeholder(GraphInput(InputKind.CONSTANT, len(self.constants)))
             self.constants.append(value)
         self._nodes[id(value)] = node
         self._alive.append(value)
@@ -272,9 +272,9 @@ class Tracer(DispatchMode):
         self._live.add(id(value))
         self._alive.append(value)
 
-    def _placeholder(self, name: str) -> fx.Node:
+    def _placeholder(self, given: GraphInput) -> fx.Node:
         with self.graph.inserting_before(self._end):
-            return self.graph.placeholder(name)
+            return add_input(self.graph, given)
 
 
 def _end_of_inputs() -> None:

@@ -17,7 +17,8 @@ from torch import Tensor
 from inference.model.bound_model import BoundModel, name_of
 from inference.model.elbo import Model
 from inference.model.latent_layout import LatentLayout
-from inference.optim.initialization.pathfinder import InitialNormal
+from inference.model.protocols import HasScaleTril, supports
+from inference.optim.initialization.laplace import InitialNormal
 
 __all__ = ["located", "place_guide", "start_at"]
 
@@ -84,7 +85,7 @@ def _spread(guide: Model, start: InitialNormal) -> dict[str, Tensor]:
         return {f"scales.{name}": value for name, value in LatentLayout.of(guide).named(start.sd).items()}
     if not isinstance(guide, AutoContinuous) or isinstance(guide, AutoLaplaceApproximation):
         return {}
-    if hasattr(guide, "scale_tril"):
+    if supports(guide, HasScaleTril):
         tril = start.sd.diag() if start.scale_tril is None else start.scale_tril
         return {"scale": tril.diagonal(), "scale_tril": tril / tril.diagonal()[:, None]}
     if isinstance(guide, AutoLowRankMultivariateNormal):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inference.engine.iterates import IterateRecorder
+from inference.engine.engine import IterateRecorder
 from inference.model.parameters import Params
 from inference.posterior import Posterior
 from inference.utils.validation import positive_integer

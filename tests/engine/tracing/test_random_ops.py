@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from inference.engine.tracing.traced_graph import GraphInput, InputKind
 from inference.engine.tracing.tracer import Tracer
 from inference.model import subsampling  # noqa: F401 - registers kiln::subset
 
@@ -31,7 +32,7 @@ CALLS = {
 
 
 def recorded(call):
-    tape = Tracer({"unused": torch.zeros(())})
+    tape = Tracer({GraphInput(InputKind.ARGUMENT): torch.zeros(())})
     torch.manual_seed(0)
     with tape:
         call()

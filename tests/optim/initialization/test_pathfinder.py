@@ -23,7 +23,8 @@ from inference import fit
 from inference.model.bound_model import BoundModel
 from inference.model.latent_layout import LatentLayout
 from inference.optim.initialization.guide_placement import place_guide
-from inference.optim.initialization.pathfinder import InitialNormal, NoInitialNormal, find_initial_normal
+from inference.optim.initialization.laplace import InitialNormal, NoInitialNormal
+from inference.optim.initialization.strategies import find_initial_normal
 from inference.utils.random_state import RandomStream
 from ppl_models import exact_linear_regression, linear_regression
 from tests.helpers.schools import SCHOOLS, eight_schools

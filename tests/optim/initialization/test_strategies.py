@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from unittest import mock
 
 import pyro
 import pyro.distributions as dist
@@ -168,3 +169,19 @@ def test_an_end_that_cannot_be_found_is_refused():
         begun(mean_field_normal, stop="early")
     with pytest.raises(ValueError, match="stop='converged' goes with steps that are found"):
         begun(mean_field_normal, stop="converged")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("singular"), ValueError("support"), ZeroDivisionError("scale"), TypeError("dtype")]
+)
+def test_a_numerical_error_ends_the_search_with_its_reason(error, monkeypatch):
+    monkeypatch.setattr("inference.optim.initialization.strategies.ascend", mock.Mock(side_effect=error))
+    posterior = begun(mean_field_normal, steps=20, lr=None, optimizer="auto")
+    assert f"the search of the mode failed: {type(error).__name__}: {error}" in posterior.stop_reason
+
+
+@pytest.mark.parametrize("error", [KeyError("weights"), IndexError("path"), AttributeError("loc")])
+def test_any_other_error_in_the_search_is_raised(error, monkeypatch):
+    monkeypatch.setattr("inference.optim.initialization.strategies.ascend", mock.Mock(side_effect=error))
+    with pytest.raises(type(error)):
+        begun(mean_field_normal, steps=20, lr=None, optimizer="auto")

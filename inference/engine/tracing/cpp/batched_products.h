@@ -1,13 +1,3 @@
-"""Σ_k a_mkc b_knc: the products of matrices whose elements lie beside those of their kind, C to a place."""
-
-from __future__ import annotations
-
-import torch
-from torch import Tensor
-
-__all__ = ["batched_products"]
-
-_SOURCE = r"""
 // A tile of M × N products for one vector of places: its sums stay in registers.
 template <typename T, int M, int N>
 static inline void products_beside_tile(
@@ -50,25 +40,3 @@ static inline __attribute__((always_inline)) void products_beside(
             products_beside_rows<T, 1>(a + m * step + c, b + c, out + m * line + c, inner, columns, places, count);
     }
 }
-"""
-
-
-@torch.library.custom_op("kiln::products_beside", mutates_args=())
-def batched_products(a: Tensor, b: Tensor) -> Tensor:
-    """Σ_k a_mkc b_knc, (M, N, C), of a, (M, K, C), and b, (K, N, C), both contiguous.
-
-    Examples
-    --------
-    >>> a, b = torch.randn(2, 3, 8), torch.randn(3, 4, 8)
-    >>> bool(torch.allclose(products_beside(a, b)[..., 5], a[..., 5] @ b[..., 5], atol=1e-6))
-    True
-    """
-    return torch.einsum("mkc,knc->mnc", a, b).contiguous()
-
-
-@batched_products.register_fake
-def _(a: Tensor, b: Tensor) -> Tensor:
-    return a.new_empty(a.shape[0], *b.shape[1:])
-
-
-setattr(torch.ops.kiln.products_beside.default, "cpp", _SOURCE)  # noqa: B010 - no such name for a type checker
