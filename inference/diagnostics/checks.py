@@ -134,7 +134,9 @@ def diagnose(
     Dhaka et al. (2020), Robust, accurate stochastic optimization for variational inference.
     """
     state = convergence(losses)
-    settled = (_of_elbo(state, len(losses)), *_of_steps(stop))
+    settled = [_check_elbo(state, len(losses))]
+    if stop is not None and stop.rhat is not None:
+        settled.append(Check("R-hat of the steps", stop.rhat, RHAT, stop.settled, stop.rest, _LONGER))
     if isinstance(log_weights, NoWeights):
         none = Check("weights", math.nan, math.nan, False, log_weights.reason, log_weights.advice)
         return Diagnosis((none, *settled), state)
@@ -172,16 +174,24 @@ class _Weights:
         return None if self.evidence.moments is None else self.evidence.moments.worst()
 
     def checks(self) -> tuple[Check, ...]:
-        """K-hat; where it is good, what the weights are worth; where that is enough, what they correct."""
-        khat, worth = _of_khat(self.khat, self.limit), _of_worth(self.ess, self.size)
+        """Check k-hat; if it is good, what the weights are worth; if that is enough, what they correct."""
+        covers = self.khat < self.limit
+        where = "below" if covers else "above"
+        words = "the guide covers the posterior" if covers else "the guide misses part of the posterior"
+        found = f"Pareto k-hat is {self.khat:.2f}, {where} {self.limit:.2f}: {words}"
+        khat = Check("Pareto k-hat", self.khat, self.limit, covers, found, _RICHER)
         if not khat.passed:
             return (khat,)
+        found = f"the weights of {self.size:,} draws are worth {self.ess:,.0f} of the posterior's"
+        if self.ess < _LEAST:
+            found += f", too few to compare with, which takes {_LEAST}"
+        worth = Check("effective sample size", self.ess, _LEAST, self.ess >= _LEAST, found, _RICHER)
         if not worth.passed or self.shift is None:
             return khat, worth
-        return khat, worth, _of_means(self.shift), _of_spreads(self.shift)
+        return khat, worth, *_check_moments(self.shift)
 
 
-def _of_elbo(state: Convergence, steps: int) -> Check:
+def _check_elbo(state: Convergence, steps: int) -> Check:
     if math.isnan(state.gain):
         words = f"{steps} steps are too few to see whether the ELBO has settled"
         return Check("ELBO", math.nan, state.threshold, False, words, "take at least 200 steps")
@@ -190,40 +200,18 @@ def _of_elbo(state: Convergence, steps: int) -> Check:
     return Check("ELBO", state.gain, max(state.threshold, 2 * state.gain_se), state.converged, words, _LONGER)
 
 
-def _of_steps(stop: StopReason | None) -> tuple[Check, ...]:
-    if stop is None or stop.rhat is None:
-        return ()
-    return (Check("R-hat of the steps", stop.rhat, RHAT, stop.settled, stop.rest, _LONGER),)
-
-
-def _of_khat(khat: float, limit: float) -> Check:
-    if khat < limit:
-        words = f"Pareto k-hat is {khat:.2f}, below {limit:.2f}: the guide covers the posterior"
-    else:
-        words = f"Pareto k-hat is {khat:.2f}, above {limit:.2f}: the guide misses part of the posterior"
-    return Check("Pareto k-hat", khat, limit, khat < limit, words, _RICHER)
-
-
-def _of_worth(ess: float, draws: int) -> Check:
-    words = f"the weights of {draws:,} draws are worth {ess:,.0f} of the posterior's"
-    if ess < _LEAST:
-        words += f", too few to compare with, which takes {_LEAST}"
-    return Check("effective sample size", ess, _LEAST, ess >= _LEAST, words, _RICHER)
-
-
-def _of_means(moved: Shift) -> Check:
-    passed = moved.mean + 2 * moved.mean_se <= OFF
+def _check_moments(moved: Shift) -> tuple[Check, Check]:
+    means = moved.mean + 2 * moved.mean_se <= OFF
     words = f"no mean is off by more than {moved.mean:.2f} posterior sds ({moved.mean_at})"
-    if not passed:
+    if not means:
         words = f"the mean of {moved.mean_at} is off by {moved.mean:.2f} ± {moved.mean_se:.2f} posterior sds"
-    return Check("means", moved.mean, OFF, passed, words, _CORRECT)
-
-
-def _of_spreads(moved: Shift) -> Check:
-    passed = moved.ratio_off + 2 * moved.ratio_se <= OFF
-    words = f"every standard deviation is within {moved.ratio_off:.0%} of the posterior's ({moved.ratio_at})"
-    if not passed:
-        words = (
+    spreads = moved.ratio_off + 2 * moved.ratio_se <= OFF
+    of_spreads = f"every standard deviation is within {moved.ratio_off:.0%} of the posterior's ({moved.ratio_at})"
+    if not spreads:
+        of_spreads = (
             f"the standard deviation of {moved.ratio_at} is {moved.ratio:.2f} ± {moved.ratio_se:.2f} of the posterior's"
         )
-    return Check("standard deviations", moved.ratio, OFF, passed, words, _CORRECT)
+    return (
+        Check("means", moved.mean, OFF, means, words, _CORRECT),
+        Check("standard deviations", moved.ratio, OFF, spreads, of_spreads, _CORRECT),
+    )

@@ -161,7 +161,9 @@ def check_gradients(
     names = argument_names(model, len(data))
     where = device_for("auto", model, guide)
     stream = RandomStream.seeded(seed_number(seed))
-    kind = _own_dtype(model, guide)
+    modules = [function for function in (model, guide) if isinstance(function, nn.Module)]
+    kinds = [p.dtype for module in modules for p in module.parameters() if p.is_floating_point()]
+    kind = kinds[0] if kinds else torch.get_default_dtype()  # that of the networks of model and guide
     size = None if batch_size is None else positive_integer(batch_size, "batch_size")
     args = as_tensors(data, names, where, kind)
     bound_model = BoundModel.start(model, guide, args, stream, where, kind, batch_size=size)
@@ -171,7 +173,7 @@ def check_gradients(
         bound_model=replace(bound_model, dtype=torch.float64),
         data=InMemory(as_tensors(data, names, where, torch.float64), size),
     )
-    flat_params = _place(problem.bound_model, at, stream)
+    flat_params = _starting_point(problem.bound_model, at, stream)
     _refuse_other_gradients(problem, flat_params, stream)
     return _compare(_Slopes(problem, seed), flat_params, most, limit)
 
@@ -213,7 +215,10 @@ def _compare(slopes: _Slopes, flat_params: Tensor, most: int, tolerance: float) 
     if not math.isfinite(value):
         raise ValueError(f"the loss is {value} where the gradient was to be checked: pass at= with other parameters")
     places = [(name, tuple(i)) for name, leaf in params.named(flat_params).items() for i in np.ndindex(*leaf.shape)]
-    chosen = _choose([leaf.numel() for leaf in params.leaves], most, slopes.seed)
+    # At most ``most`` positions in the flat vector, as many of each parameter as can be.
+    generator = torch.Generator().manual_seed(slopes.seed)
+    ranks = torch.cat([torch.randperm(leaf.numel(), generator=generator) for leaf in params.leaves])
+    chosen: list[int] = sorted(ranks.argsort(stable=True)[:most].tolist())
     first = {i: slopes.difference(flat_params, i, _FIRST, False) for i in chosen}
     steepest = max(grad.abs().max().item(), *(abs(d) for d in first.values()))
     floor = max(_SMALL * steepest, _ROUNDING * abs(value), _ROUNDING)
@@ -235,15 +240,8 @@ def _entry(name: str, index: tuple[int, ...], g: float, d: float, floor: float) 
     return GradientEntry(name, index, g, d, error if math.isfinite(error) else math.inf)
 
 
-def _choose(sizes: list[int], most: int, seed: int) -> list[int]:
-    """Positions in the flat vector, ``most`` at most, as many of each parameter as can be."""
-    generator = torch.Generator().manual_seed(seed)
-    ranks = torch.cat([torch.randperm(size, generator=generator) for size in sizes])
-    return sorted(ranks.argsort(stable=True)[:most].tolist())
-
-
-def _place(bound_model: BoundModel, at: Mapping[str, Any] | None, stream: RandomStream) -> Tensor:
-    """θ to look at, shape (P,)."""
+def _starting_point(bound_model: BoundModel, at: Mapping[str, Any] | None, stream: RandomStream) -> Tensor:
+    """Return θ at which to compare, shape (P,)."""
     params = bound_model.params
     if not params.size:
         raise ValueError("neither model nor guide has a parameter: there is no gradient to check")
@@ -274,10 +272,3 @@ def _refuse_other_gradients(problem: SVIProblem, flat_params: Tensor, stream: Ra
                 f"the guide draws {name!r} from {type(fn).__name__} by rejection, and its gradient is an implicit one, "
                 "which is not the slope of the loss at fixed random numbers"
             )
-
-
-def _own_dtype(model: Model, guide: Model) -> torch.dtype:
-    """The float type that the networks of model and guide have."""
-    modules = [function for function in (model, guide) if isinstance(function, nn.Module)]
-    kinds = [p.dtype for module in modules for p in module.parameters() if p.is_floating_point()]
-    return kinds[0] if kinds else torch.get_default_dtype()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 from tqdm.auto import tqdm
 
@@ -18,7 +18,7 @@ from inference.model.parameters import Params
 from inference.model.vectorization import draws_together, map_over_draws
 from inference.utils.random_state import RandomStream
 
-__all__ = ["LossSurface", "Plane", "loss_surface", "plane_of", "principal_plane", "random_plane"]
+__all__ = ["LossSurface", "Plane", "SurfaceGrid", "loss_surface", "plane_of", "principal_plane", "random_plane"]
 
 _MARGIN = 0.15  # of the path's extent, on each side
 _NARROWEST = 0.1  # of the wider side
@@ -63,6 +63,31 @@ class LossSurface:
         return float(self.x[1] - self.x[0]), float(self.y[1] - self.y[0])
 
 
+@dataclass(frozen=True, kw_only=True)
+class SurfaceGrid:
+    """Grid of ``points`` × ``points`` at which a loss is evaluated, as the mean over ``draws`` of noise from ``seed``.
+
+    It reaches ``span`` to each side of the fitted point, or else as far as the path does and a little further.
+    """
+
+    points: int = 31
+    draws: int = 16
+    span: tuple[float, float] | None = None
+    seed: int = 0
+
+    def axes(self, line: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the coordinates of the points along both directions, round a path (T, 2) to the fitted point."""
+        if self.span is not None:
+            middle, half = line[-1], np.array(self.span)
+        else:
+            low, high = line.min(0), line.max(0)
+            widths = high - low
+            widths = np.maximum(widths, _NARROWEST * widths.max()) if widths.max() > 0 else np.full(2, 2.0)
+            middle, half = (low + high) / 2, (0.5 + _MARGIN) * widths
+        x, y = (np.linspace(m - h, m + h, self.points) for m, h in zip(middle, half, strict=True))
+        return x, y
+
+
 def plane_of(params: Params, flat_params: Tensor, over: Sequence[Any]) -> Plane:
     """The plane over two numbers in θ, named ``"name"`` or ``("name", index)``, or along two vectors (P,).
 
@@ -73,7 +98,8 @@ def plane_of(params: Params, flat_params: Tensor, over: Sequence[Any]) -> Plane:
     """
     if len(over) != 2:
         raise ValueError(f"over has {len(over)} entries: give two parameters or two directions")
-    if not all(_is_name(entry) for entry in over):
+    named = all(isinstance(e, str) or (isinstance(e, tuple) and len(e) == 2 and isinstance(e[0], str)) for e in over)
+    if not named:
         vectors = [
             torch.as_tensor(entry, dtype=flat_params.dtype, device=flat_params.device).reshape(-1) for entry in over
         ]
@@ -81,7 +107,7 @@ def plane_of(params: Params, flat_params: Tensor, over: Sequence[Any]) -> Plane:
             if vector.shape != flat_params.shape:
                 raise ValueError(f"a direction has {len(vector)} numbers, θ has {len(flat_params)}: give one for each")
         return _checked(Plane(flat_params, torch.stack(vectors), ("first direction", "second direction")))
-    places = [_place(params, entry) for entry in over]
+    places = [_locate(params, entry) for entry in over]
     directions = torch.zeros(2, len(flat_params), dtype=flat_params.dtype, device=flat_params.device)
     origin = flat_params.clone()
     for row, (place, _) in enumerate(places):
@@ -129,84 +155,66 @@ def loss_surface(
     args: tuple[Any, ...],
     plane: Plane,
     path: Tensor,
+    grid: SurfaceGrid,
     *,
-    grid: int = 31,
-    draws: int = 16,
-    span: tuple[float, float] | None = None,
-    seed: int = 0,
     progress: bool = True,
 ) -> LossSurface:
-    """−ELBO on ``grid`` × ``grid`` points of a plane, round ``path`` (T, P), whose last row is the fitted θ.
+    """Evaluate −ELBO on a grid of points of a plane, round ``path`` (T, P), whose last row is the fitted θ.
 
-    Each number is the mean over the same ``draws`` of noise, so that points
-    differ by θ alone. The plane reaches ``span`` to each side of the end, or
-    else as far as the path does and a little further.
+    Each number is the mean over the same draws of noise, so that points differ by θ alone.
     """
     line = plane.project(path)
-    x, y = (np.linspace(*ends, grid) for ends in _extent(line, span))
-    found = np.empty((grid, grid))
-    training = getattr(bound_model.guide, "training", False)
+    x, y = grid.axes(line)
+    found = np.empty((grid.points, grid.points))
+    training = isinstance(bound_model.guide, nn.Module) and bound_model.guide.training
     set_training(bound_model.guide, True)
     try:
-        with tqdm(total=grid**2, desc="loss", unit="point", delay=1, leave=False, disable=not progress) as bar:
+        with tqdm(total=grid.points**2, desc="loss", unit="point", delay=1, leave=False, disable=not progress) as bar:
             for j, b in enumerate(y):
                 for i, a in enumerate(x):
-                    found[j, i] = _loss(bound_model, args, plane.point(a, b), draws, seed)
-                bar.update(grid)
+                    found[j, i] = _loss(bound_model, args, plane.point(a, b), grid)
+                bar.update(grid.points)
     finally:
         set_training(bound_model.guide, training)
     return LossSurface(x, y, np.where(np.isfinite(found), found, np.nan), line, plane.labels)
 
 
-def _loss(bound_model: BoundModel, args: tuple[Any, ...], flat_params: Tensor, draws: int, seed: int) -> float:
+def _loss(bound_model: BoundModel, args: tuple[Any, ...], flat_params: Tensor, grid: SurfaceGrid) -> float:
     def run(_: object) -> Tensor:
         return -log_weight(*traces(bound_model.model, bound_model.guide, args))
 
     with (
         torch.enable_grad(),
-        bound_model.running(flat_params, RandomStream.seeded(seed)),
+        bound_model.running(flat_params, RandomStream.seeded(grid.seed)),
     ):  # a model may ask whether there is one
-        if draws == 1 or bound_model.is_delta:
+        if grid.draws == 1 or bound_model.is_delta:
             return run(None).item()
-        return float(map_over_draws(run, {}, draws, draws_together(args)).mean())
+        return float(map_over_draws(run, {}, grid.draws, draws_together(args)).mean())
 
 
-def _extent(line: np.ndarray, span: tuple[float, float] | None) -> list[tuple[float, float]]:
-    if span is not None:
-        return [(centre - half, centre + half) for centre, half in zip(line[-1], span, strict=True)]
-    low, high = line.min(0), line.max(0)
-    widths = high - low
-    widths = np.maximum(widths, _NARROWEST * widths.max()) if widths.max() > 0 else np.full(2, 2.0)
-    middle, half = (low + high) / 2, (0.5 + _MARGIN) * widths
-    return [(m - h, m + h) for m, h in zip(middle, half, strict=True)]
+def _locate(params: Params, entry: Any) -> tuple[int, str]:
+    """Return where in the flat vector a number is, and what to call it.
 
-
-def _is_name(entry: Any) -> bool:
-    return isinstance(entry, str) or (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str))
-
-
-def _place(params: Params, entry: Any) -> tuple[int, str]:
-    """Where in the flat vector a number is, and what to call it."""
+    ``entry`` is the name of a scalar parameter, or a name with an index.
+    """
     name, index = (entry, ()) if isinstance(entry, str) else entry
     if name not in params.names:
         raise ValueError(f"there is no parameter {name!r}: give one of {list(params.names)}")
     which = params.names.index(name)
-    shape, kind = tuple(params.leaves[which].shape), params.constraints[which]
-    place = tuple(index) if isinstance(index, Sequence) else (index,)
-    if not shape and not isinstance(entry, str) and place == (0,):
-        place = ()
-    if len(place) != len(shape) or not all(-n <= i < n for i, n in zip(place, shape, strict=True)):
+    shape = tuple(params.leaves[which].shape)
+    given = tuple(index) if isinstance(index, Sequence) else (index,)
+    if not shape and not isinstance(entry, str) and given == (0,):
+        given = ()  # the one number of a scalar
+    if len(given) != len(shape) or not all(-n <= i < n for i, n in zip(given, shape, strict=True)):
         raise ValueError(f"{name} has shape {shape}: give one number of it as ({name!r}, index), not {entry!r}")
     before = sum(leaf.numel() for leaf in params.leaves[:which])
-    inside = int(np.ravel_multi_index([i % n for i, n in zip(place, shape, strict=True)], shape)) if shape else 0
-    where = f"{name}[{', '.join(map(str, place))}]" if place else name
-    return before + inside, where if _is_real(kind) else f"{where}, unconstrained"
-
-
-def _is_real(kind: constraints.Constraint) -> bool:
+    positive = [i % n for i, n in zip(given, shape, strict=True)]
+    inside = int(np.ravel_multi_index(positive, shape)) if shape else 0
+    label = f"{name}[{', '.join(map(str, given))}]" if given else name
+    kind = params.constraints[which]
     while isinstance(kind, constraints.independent):
         kind = kind.base_constraint
-    return kind is constraints.real
+    return before + inside, label if kind is constraints.real else f"{label}, unconstrained"
 
 
 def _checked(plane: Plane) -> Plane:

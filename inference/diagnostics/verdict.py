@@ -98,16 +98,20 @@ _WORDS = {
 
 
 def verdict(diagnosis: Diagnosis) -> Verdict:
-    """Whether to rely on the posterior, in words for those who know no statistics."""
+    """Say whether to rely on the posterior, in words for those who know no statistics."""
     failed = [check for check in diagnosis.checks if not check.passed]
-    reasons = tuple(_reason(check) for check in failed)
+    reasons = []
+    for check in failed:
+        plain = _WORDS[check.name].failed if check.name in _WORDS else ""
+        known = bool(plain) and not math.isnan(check.value)
+        reasons.append((plain, check.found) if known else (_sentence(check.found), ""))
     if not failed:
         sentence = "You can rely on this posterior: every check of it passed."
-        return Verdict("good", "✓", sentence, reasons, diagnosis.advice)
+        return Verdict("good", "✓", sentence, tuple(reasons), diagnosis.advice)
     if all(check.name == "weights" for check in failed):
         sentence = "This posterior cannot be checked: judge it by its predictions, on rows that were held out."
-        return Verdict("open", "?", sentence, reasons, diagnosis.advice)
-    return Verdict("bad", "✗", "Do not rely on this posterior yet.", reasons, diagnosis.advice)
+        return Verdict("open", "?", sentence, tuple(reasons), diagnosis.advice)
+    return Verdict("bad", "✗", "Do not rely on this posterior yet.", tuple(reasons), diagnosis.advice)
 
 
 def explain(check: Check) -> Explained:
@@ -124,13 +128,6 @@ def explain(check: Check) -> Explained:
         for form, value in ((words.number, check.value), (words.limit, check.limit))
     )
     return Explained(*outcome, check.name, number, limit, _sentence(check.found), words.means)
-
-
-def _reason(check: Check) -> tuple[str, str]:
-    plain = _WORDS[check.name].failed if check.name in _WORDS else ""
-    if not plain or math.isnan(check.value):
-        return _sentence(check.found), ""
-    return plain, check.found
 
 
 def _sentence(words: str) -> str:

@@ -18,8 +18,7 @@ from inference.data.arguments import row_count
 from inference.data.batch_loader import BatchLoader
 from inference.diagnostics import checks
 from inference.diagnostics.checks import Diagnosis, NoWeights
-from inference.diagnostics.importance_sampling import khat_threshold, smoothed_weights
-from inference.diagnostics.loo import LeaveOneOut, leave_one_out
+from inference.diagnostics.importance_sampling import LeaveOneOut, khat_threshold, leave_one_out, smoothed_weights
 from inference.model.bound_model import BoundModel
 from inference.model.elbo import log_density, log_weight, traces
 from inference.model.protocols import NoCommonDensity, supports
@@ -183,7 +182,7 @@ def loo(
     """Leave-one-out cross-validation of the model without fitting again: Σᵢ log p(yᵢ | y₋ᵢ) in nats.
 
     From S draws of q, whose weights p(y, z)/(q(z) p(yᵢ | z)) make them the
-    posterior's without observation i; see :func:`~inference.diagnostics.loo.leave_one_out`.
+    posterior's without observation i; see :func:`~inference.diagnostics.importance_sampling.leave_one_out`.
     An observation is each number of the log likelihood, (N, …).
 
     Parameters

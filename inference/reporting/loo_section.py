@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inference.diagnostics.loo import LeaveOneOut
+from inference.diagnostics.importance_sampling import LeaveOneOut
 from inference.reporting.figures.importance_plots import left_out_dots
 from inference.reporting.section import Section
 

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from inference.diagnostics.checks import OFF, Evidence
-from inference.diagnostics.importance_sampling import Moments
-from inference.diagnostics.loo import LeaveOneOut
+from inference.diagnostics.importance_sampling import LeaveOneOut, Moments
 from inference.reporting.figures.posterior_plots import short
 from inference.reporting.figures.style import BLUE, GREY, INK, ORANGE, STYLE, as_svg
 

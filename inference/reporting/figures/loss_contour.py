@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from inference.diagnostics.loss_surface import (
     LossSurface,
     Plane,
+    SurfaceGrid,
     loss_surface,
     plane_of,
     principal_plane,
@@ -115,17 +115,8 @@ def surface_of(
     plane = _plane(posterior, over, flat_params, line, seed_number(seed))
     reach = (1.0 if len(line) == 1 else None) if span is None else span
     sides = None if reach is None else tuple(positive_number(s, "span") for s in np.broadcast_to(reach, 2).tolist())
-    return loss_surface(
-        posterior.bound_model,
-        posterior.data,
-        plane,
-        line,
-        grid=grid,
-        draws=draws,
-        span=None if sides is None else (sides[0], sides[1]),
-        seed=seed,
-        progress=progress,
-    )
+    points = SurfaceGrid(points=grid, draws=draws, span=None if sides is None else (sides[0], sides[1]), seed=seed)
+    return loss_surface(posterior.bound_model, posterior.data, plane, line, points, progress=progress)
 
 
 def _line(path: Any, flat_params: Tensor) -> Tensor:
@@ -163,29 +154,16 @@ def draw(surface: LossSurface, steps: Sequence[int] | None = None) -> Figure:
             axes.contour(surface.x, surface.y, above, levels, colors="white", linewidths=0.5)
             label = f"−ELBO above the lowest, {np.nanmin(surface.loss):.4g} (nats)"
             figure.colorbar(bands, ax=axes, label=label, format="%.3g", ticks=levels[::2])
-        _draw_path(axes, surface, steps)
-        axes.plot(
-            *surface.minimum,
-            "x",
-            color=INK,
-            ms=9,
-            mew=1.8,
-            ls="none",
-            label="lowest on the grid",
-            zorder=5,
-            clip_on=False,
-        )
+        line = surface.path
+        if len(line) > 1:
+            axes.plot(*line.T, "-", color=ORANGE, lw=1.4, marker=".", ms=3.5)
+            begin = "start" if steps is None else f"step {steps[0]}"
+            axes.plot(*line[0], "o", mfc="white", mec=ORANGE, mew=1.6, ms=7, ls="none", label=begin, zorder=4)
+        end = "fitted" if steps is None else f"fitted, step {steps[-1]}"
+        axes.plot(*line[-1], "o", color=ORANGE, ms=7, ls="none", label=end, zorder=4)
+        cross: dict[str, Any] = {"color": INK, "ms": 9, "mew": 1.8, "ls": "none", "zorder": 5, "clip_on": False}
+        axes.plot(*surface.minimum, "x", label="lowest on the grid", **cross)
         axes.set(xlabel=surface.labels[0], ylabel=surface.labels[1])
         axes.set(xlim=surface.x[[0, -1]], ylim=surface.y[[0, -1]])
         figure.legend(loc="outside lower center", ncols=3)
         return figure
-
-
-def _draw_path(axes: Axes, surface: LossSurface, steps: Sequence[int] | None) -> None:
-    line = surface.path
-    if len(line) > 1:
-        axes.plot(*line.T, "-", color=ORANGE, lw=1.4, marker=".", ms=3.5)
-        begin = "start" if steps is None else f"step {steps[0]}"
-        axes.plot(*line[0], "o", mfc="white", mec=ORANGE, mew=1.6, ms=7, ls="none", label=begin, zorder=4)
-    end = "fitted" if steps is None else f"fitted, step {steps[-1]}"
-    axes.plot(*line[-1], "o", color=ORANGE, ms=7, ls="none", label=end, zorder=4)

@@ -12,8 +12,7 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 from guides import bernoulli_dropout, full_rank_normal, mean_field_normal
 from inference import fit
-from inference.diagnostics.importance_sampling import khat_threshold, smoothed_weights
-from inference.diagnostics.loo import leave_one_out
+from inference.diagnostics.importance_sampling import khat_threshold, leave_one_out, smoothed_weights
 from inference.predictive.importance_weights import weighted_draws
 from inference.utils.arviz_compat import psis
 from ppl_models import DropoutNetwork, exact_linear_regression, linear_regression
