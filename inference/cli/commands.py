@@ -19,6 +19,7 @@ from inference.cli import registry
 from inference.cli.prediction_files import FileOptions, check_ending, is_store, write_prediction
 from inference.cli.run_reports import REPORT, compare_runs, evaluate, report_run, write_run_report
 from inference.cli.runs import Run, Split, check_writable, data_for, least_squares_rmse, split_rows
+from inference.data.array_conversion import sha256_of
 from inference.diagnostics.checks import Diagnosis
 from inference.engine.process_group import launched, speaks, who
 from inference.optim.schedules import LearningRate, cosine_decay
@@ -27,8 +28,7 @@ from inference.predictive.autoencoder import EvidenceScores
 from inference.predictive.scoring import ClassScores, Scores
 from inference.storage.checkpoint import Checkpoint
 from inference.svi.fitting import fit as fit_posterior
-from inference.utils.hashing import sha256_of
-from inference.utils.text import printable
+from inference.utils.errors import printable
 from inference.utils.validation import as_device, positive_integer, positive_number, seed_number
 
 __all__ = ["main"]

@@ -19,8 +19,8 @@ from inference import open_prediction
 from inference.cli import registry
 from inference.cli.commands import main
 from inference.cli.runs import Run
+from inference.data.array_conversion import sha256_of
 from inference.predictive.zarr_store import PredictionStore
-from inference.utils.hashing import sha256_of
 
 RUN_FILES = [".kiln.lock", "posterior-HASH.safetensors", "posterior.json", "report.html", "run.json"]
 COLUMNS = ["mean", "std", "lower", "upper"]
