@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import biject_to, constraints
 
-from guides.plates import first_rows, look
+from guides.plates import first_rows, model_structure
 
 __all__ = ["AmortizedEncoder", "amortized_encoder"]
 
@@ -89,7 +89,7 @@ class AmortizedEncoder(nn.Module):
 
     def forward(self, *args: Any) -> None:
         """Draw the shared latents by the other guide, then those of each row."""
-        self._look(args)
+        self._set_up(args)
         if self.others is not None:
             self.others(*args)
         x = first_rows(args)
@@ -127,11 +127,11 @@ class AmortizedEncoder(nn.Module):
             for latent, part in zip(self._latents, parts, strict=True)
         }
 
-    def _look(self, args: tuple[Any, ...]) -> None:
+    def _set_up(self, args: tuple[Any, ...]) -> None:
         """Find the latents of the rows by one run of the model on the first of them."""
         if self._latents:
             return
-        found = look(self._model[0], args)
+        found = model_structure(self._model[0], args)
         own = {name: site["fn"] for name, site in found.latents.items() if found.is_of_rows(name)}
         shared = sorted(found.latents.keys() - own.keys())
         if not own:

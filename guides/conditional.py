@@ -16,7 +16,7 @@ from torch.distributions import constraints
 from guides.initialization import count
 from guides.linear_model import LinearModel, run_in_units
 from guides.mean_field import mean_field_normal
-from guides.plates import look, row_count
+from guides.plates import model_structure, row_count
 
 __all__ = ["ConditionalNormal", "conditional_normal"]
 
@@ -104,7 +104,7 @@ class ConditionalNormal(nn.Module):
         """Draw z by the other guide, then the sites v one after the other."""
         is_first = not self._places
         if is_first:
-            self._look(args)
+            self._set_up(args)
         rows = self._rows(args)
         z: dict[str, Tensor] = self.others(*args)
         if is_first:
@@ -155,9 +155,9 @@ class ConditionalNormal(nn.Module):
     def _run(self, z: Mapping[str, Tensor], rows: tuple[Any, ...], e: Tensor) -> LinearModel:
         return run_in_units(self._model[0], rows, z, self.linear, e)
 
-    def _look(self, args: tuple[Any, ...]) -> None:
+    def _set_up(self, args: tuple[Any, ...]) -> None:
         """Find the arguments with a row an observation, and refuse latents that the guide cannot draw."""
-        latents = look(self._model[0], args)
+        latents = model_structure(self._model[0], args)
         unknown = [name for name in self.linear if name not in latents.latents]
         own = [name for name in latents.latents if latents.is_of_rows(name)]
         if unknown:

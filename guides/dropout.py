@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from guides.plates import look, row_count
+from guides.plates import model_structure, row_count
 
 __all__ = ["BernoulliDropout", "bernoulli_dropout"]
 
@@ -73,7 +73,7 @@ class BernoulliDropout(nn.Module):
 
     def draw_for_each_row(self, *args: Any) -> dict[str, Tensor]:
         """Draw every mask for each row of a batch apart."""
-        self._look(args)
+        self._set_up(args)
         rows = row_count(args)
         for name in self._plates:
             with pyro.plate(name, row_count(args)) as index:
@@ -81,7 +81,7 @@ class BernoulliDropout(nn.Module):
         return self._draw(args, rows)
 
     def _draw(self, args: tuple[Any, ...], rows: int) -> dict[str, Tensor]:
-        self._look(args)
+        self._set_up(args)
         exact = {"closed_form_kl": not self.learned}  # nothing, where q is the prior itself
         units = {name: self._units(name, mask, rows) for name, mask in self._masks.items()}
         return {name: pyro.sample(name, fn, infer=exact) for name, fn in units.items()}
@@ -96,10 +96,10 @@ class BernoulliDropout(nn.Module):
             return _Relaxed(keep.expand(shape), prior)
         return dist.Bernoulli(keep.detach().expand(shape)).to_event(probs.dim())
 
-    def _look(self, args: tuple[Any, ...]) -> None:
+    def _set_up(self, args: tuple[Any, ...]) -> None:
         """Find the masks, and the plate of the rows."""
         if not self._masks:
-            found = look(self._model[0], args)
+            found = model_structure(self._model[0], args)
             self._plates = found.plates
             self._masks = {name: self._checked(name, site["fn"]) for name, site in found.latents.items()}
 

@@ -33,6 +33,7 @@ from inference.cli.runs import (
     split_rows,
     write_run_report,
 )
+from inference.data.array_conversion import sha256_of
 from inference.diagnostics.checks import Diagnosis
 from inference.engine.process_group import launched, speaks, who
 from inference.optim.schedules import cosine_decay
@@ -42,8 +43,7 @@ from inference.predictive.scoring import ClassScores, Scores
 from inference.storage.checkpoint import Checkpoint
 from inference.svi.fitting import run_fit
 from inference.svi.options import FitOptions, FitProblem
-from inference.utils.hashing import sha256_of
-from inference.utils.text import printable
+from inference.utils.errors import printable
 from inference.utils.validation import as_device, positive_integer, positive_number, seed_number
 
 __all__ = ["FitFlags", "main"]

@@ -14,6 +14,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from inference.cli import registry
+from inference.data.array_conversion import sha256_of
 from inference.posterior import Posterior, load
 from inference.predictive.autoencoder import HeldOutRows
 from inference.predictive.scoring import HeldOut, Scores
@@ -25,8 +26,7 @@ from inference.storage.atomic_files import ADVICE
 from inference.storage.cache_folder import cache_folder, is_private, newest_first
 from inference.storage.json_document import digest, read_json, write_json
 from inference.storage.schema import ANY, NUMBER, SEED, TEXT, check, list_of, mapping_of, record
-from inference.utils.hashing import sha256_of
-from inference.utils.text import printable
+from inference.utils.errors import printable
 
 __all__ = [
     "REPORT",

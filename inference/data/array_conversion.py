@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import numbers
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["is_array", "plain_tensor"]
+__all__ = ["is_array", "plain_tensor", "sha256_of"]
 
 _CHECKED = 2**20  # numbers looked at together
 _WIDE = (torch.uint16, torch.uint32, torch.uint64)  # for which torch has few operators
@@ -169,3 +170,11 @@ def _place(bad: np.ndarray, first_row: int = 0) -> str:
         return "the value"
     first = np.argwhere(bad)[0]
     return f"row {first_row + first[0]}" + (f", column {first[1]}" if len(first) > 1 else "")
+
+
+def sha256_of(*arrays: np.ndarray) -> str:
+    """SHA-256 over shapes, types and values."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(repr((array.shape, str(array.dtype))).encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from inference.data.arguments import argument_names, as_tensors
 from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.model.bound_model import BoundModel, device_for
-from inference.model.double_precision import InDouble
 from inference.model.elbo import Model, loss, traces
+from inference.model.log_joint import InDouble
 from inference.utils.random_state import RandomStream
 from inference.utils.validation import positive_integer, positive_number, seed_number
 

@@ -6,10 +6,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from inference.engine.compiled import CompiledEngine, NotCompilable, Untraceable
+from inference.engine.compiled import CompiledEngine
+from inference.engine.compiler.inductor import NotCompilable
 from inference.engine.eager import EagerEngine
 from inference.engine.engine import Engine
 from inference.engine.svi_problem import SVIProblem
+from inference.engine.tracing.tracer import Untraceable
 from inference.model.bound_model import name_of
 from inference.utils.random_state import RandomStream
 from inference.utils.warnings import warn

@@ -3,23 +3,96 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
+from torch.distributions import biject_to
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from inference.model.bound_model import BoundModel
-from inference.model.double_precision import InDouble
 from inference.model.elbo import log_density
 from inference.model.improper_priors import DrawableFlats
-from inference.model.latent_layout import LatentLayout
 from inference.utils.random_state import RandomStream
 
-__all__ = ["LogJoint"]
+__all__ = ["InDouble", "LatentLayout", "LogJoint"]
+
+
+@dataclass(frozen=True)
+class LatentLayout:
+    """The latents of an autoguide, once it has run: names, shapes in u, and h: u → z to each one's support."""
+
+    names: tuple[str, ...]
+    shapes: tuple[torch.Size, ...]
+    transforms: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, guide: Callable[..., Any]) -> LatentLayout:
+        """Those of ``guide``; none if it is no autoguide."""
+        nodes = dict(guide.prototype_trace.iter_stochastic_nodes()) if isinstance(guide, AutoGuide) else {}
+        transforms = tuple(biject_to(site["fn"].support) for site in nodes.values())
+        found = zip(transforms, nodes.values(), strict=True)
+        return cls(tuple(nodes), tuple(h.inv(site["value"]).shape for h, site in found), transforms)
+
+    @property
+    def size(self) -> int:
+        """D, the numbers in u."""
+        return sum(shape.numel() for shape in self.shapes)
+
+    def named(self, u: Tensor) -> dict[str, Tensor]:
+        """Unconstrained value by site, of u, (D,)."""
+        pieces = u.split([shape.numel() for shape in self.shapes])
+        return {n: piece.view(shape) for n, piece, shape in zip(self.names, pieces, self.shapes, strict=True)}
+
+    def values(self, u: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Z by site in the model's own space, and log |dz/du| in nats."""
+        values, changes = {}, []
+        for (name, part), h in zip(self.named(u).items(), self.transforms, strict=True):
+            values[name] = h(part)
+            changes.append(h.log_abs_det_jacobian(part, values[name]).sum())
+        return values, torch.stack(changes).sum()
+
+    def joined(self, trace: poutine.Trace) -> Tensor:
+        """U, (D,), in double precision, of the values in a trace."""
+        pairs = zip(self.names, self.transforms, strict=True)
+        return torch.cat([h.inv(trace.nodes[name]["value"].detach().double()).reshape(-1) for name, h in pairs])
+
+
+_SINGLE, _DOUBLE = torch.float32, torch.float64
+_OPERATORS = ("__matmul__", "__rmatmul__")
+
+
+class InDouble(TorchFunctionMode):
+    """Single-precision constants of model and guide join an operation with double ones as double.
+
+    ``met`` says whether there were any.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run one operation."""
+        kwargs = kwargs or {}
+        found = {leaf.dtype for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        name = getattr(func, "__name__", "")
+        if _SINGLE not in found or _DOUBLE not in found or (name.endswith("_") and name not in _OPERATORS):
+            return func(*args, **kwargs)
+        self.met = True
+        args, kwargs = tree_map(_doubled, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _doubled(value: Any) -> Any:
+    return value.double() if isinstance(value, Tensor) and value.dtype == _SINGLE else value
+
 
 _NoFactor = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 

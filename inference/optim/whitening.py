@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from inference.model.bound_model import BoundModel
-from inference.model.latent_layout import LatentLayout
+from inference.model.log_joint import LatentLayout
 from inference.optim.initialization.laplace import InitialNormal
 
 __all__ = ["Whitening", "whitening"]

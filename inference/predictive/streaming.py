@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.data.row_source import RowSource
+from inference.data.row_arrays import RowSource
 from inference.model.bound_model import named_failure
 from inference.model.vectorization import BlockSize, MemoryProbe
 from inference.predictive.approximation import Approximation

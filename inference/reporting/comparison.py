@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.data.arguments import row_count
+from inference.data.array_conversion import sha256_of
 from inference.diagnostics.checks import Diagnosis
 from inference.diagnostics.verdict import verdict
 from inference.model.sites import scalars
@@ -24,7 +25,6 @@ from inference.predictive.scoring import ClassScores, HeldOut, Scores
 from inference.reporting.figures import comparison_plots
 from inference.reporting.html_page import provenance, write_page
 from inference.reporting.section import Labels, Section
-from inference.utils.hashing import sha256_of
 
 __all__ = ["compare_report"]
 

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from inference.data.array_conversion import sha256_of
 from inference.model.bound_model import name_of
 from inference.model.captured_values import captured, is_foreign
-from inference.utils.hashing import sha256_of
 
 __all__ = ["describe_differences", "fingerprint_of", "fingerprint_of_data"]
 

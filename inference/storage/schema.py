@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inference.storage.atomic_files import ADVICE
-from inference.utils.text import printable
+from inference.utils.errors import printable
 
 __all__ = [
     "ANY",

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from inference.storage.atomic_files import ADVICE, read_bytes, replacing
 from inference.storage.json_document import MOST_BYTES, read_json, refuse_damage, write_json
-from inference.utils.text import printable
+from inference.utils.errors import printable
 
 __all__ = ["read", "write"]
 

@@ -13,7 +13,8 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from inference.engine.batched.grouping import FitBatch, PreparedRestart, bar_over, grouped
-from inference.engine.compiled import NotCompilable, Untraceable
+from inference.engine.compiler.inductor import NotCompilable
+from inference.engine.tracing.tracer import Untraceable
 from inference.model.bound_model import from_sendable, to_sendable
 from inference.model.elbo import Model
 from inference.posterior import Posterior

@@ -1,11 +1,11 @@
-"""The end of a fit whose numbers are no longer finite."""
+"""The end of a fit whose numbers are no longer finite, and texts of errors that are safe to show."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-__all__ = ["NonFinite", "problem_of"]
+__all__ = ["NonFinite", "printable", "problem_of"]
 
 
 class NonFinite(ValueError):
@@ -34,3 +34,12 @@ class NonFinite(ValueError):
 def problem_of(error: Exception) -> str:
     """What a model raised, without the shapes of the trace that Pyro adds."""
     return re.split(r"\s*Trace Shapes:", str(error))[0].strip() or type(error).__name__
+
+
+def printable(text: object) -> str:
+    r"""``str(text)`` with control characters, marks of direction and halves of characters as their escapes.
+
+    >>> printable("\x1b[31mred")
+    '\\x1b[31mred'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

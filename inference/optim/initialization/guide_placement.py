@@ -16,7 +16,7 @@ from torch import Tensor
 
 from inference.model.bound_model import BoundModel, name_of
 from inference.model.elbo import Model
-from inference.model.latent_layout import LatentLayout
+from inference.model.log_joint import LatentLayout
 from inference.model.protocols import HasScaleTril, supports
 from inference.optim.initialization.laplace import InitialNormal
 

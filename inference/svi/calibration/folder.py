@@ -16,7 +16,7 @@ from inference.storage.atomic_files import make_folder
 from inference.storage.json_document import digest, read_json, write_json
 from inference.storage.schema import TEXT, WHOLE, check, either, list_of, record
 from inference.svi.calibration.simulation import Outcome, Simulation
-from inference.utils.text import printable
+from inference.utils.errors import printable
 from inference.utils.versions import versions
 
 __all__ = ["CalibrationFolder"]

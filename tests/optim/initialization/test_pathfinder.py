@@ -21,7 +21,7 @@ from guides import (
 )
 from inference import fit
 from inference.model.bound_model import BoundModel
-from inference.model.latent_layout import LatentLayout
+from inference.model.log_joint import LatentLayout
 from inference.optim.initialization.guide_placement import place_guide
 from inference.optim.initialization.laplace import InitialNormal, NoInitialNormal
 from inference.optim.initialization.strategies import find_initial_normal
