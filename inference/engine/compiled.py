@@ -13,8 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from inference.engine.compiler.cache import executable
-from inference.engine.compiler.cuda_graph import ReplayedStep
-from inference.engine.compiler.executable import Executable
+from inference.engine.compiler.executable import Executable, ReplayedStep
 from inference.engine.compiler.inductor import NotCompilable
 from inference.engine.iterates import IterateRecorder
 from inference.engine.svi_problem import SVIProblem

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 from pathlib import Path
 
-__all__ = ["cache_folder", "is_private", "newest_first"]
+__all__ = ["cache_folder", "is_private", "keep_newest", "newest_first"]
 
 _UNMAPPED = 65534  # what root is in a user's namespace
 
@@ -39,6 +40,12 @@ def is_private(path: Path) -> bool:
     if stat.S_ISLNK(found.st_mode) or not hasattr(os, "getuid"):
         return False
     return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Remove all entries of ``folder``, which are folders, but the ``count`` that were written last."""
+    for entry in newest_first(folder)[count:]:
+        shutil.rmtree(entry, ignore_errors=True)
 
 
 def newest_first(folder: Path) -> list[Path]:

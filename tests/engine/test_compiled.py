@@ -630,7 +630,7 @@ def test_a_fit_leaves_the_processes_random_state_and_store_alone():
 
 def test_steps_on_a_device_counter_are_the_same_steps():
     """The class whose steps a CUDA graph replays, here without the graph."""
-    from inference.engine.compiler.cuda_graph import ReplayedStep
+    from inference.engine.compiler.executable import ReplayedStep
 
     stream = RandomStream.seeded(0)
     bound_model = BoundModel.start(

@@ -16,8 +16,7 @@ from inference.engine.batched.lane import CHUNK, GLOBALS, Lane
 from inference.engine.batched.stacked_step import BatchedStep
 from inference.engine.compiled import replayed_traces, without_aliases
 from inference.engine.compiler.cache import executable
-from inference.engine.compiler.cuda_graph import ReplayedStep
-from inference.engine.compiler.executable import Executable
+from inference.engine.compiler.executable import Executable, ReplayedStep
 from inference.engine.svi_step import RATES, step_rates
 from inference.engine.tracing.traced_graph import GraphInput, InputKind, graph_inputs
 from inference.model.nonfinite_sites import failure

@@ -20,7 +20,7 @@ from inference.engine.tracing.traced_graph import GraphInput, input_of, native_c
 __all__ = ["NoRule", "run_batched"]
 
 aten = torch.ops.aten
-_CPP = (Path(__file__).parent / "cpp" / "batched_products.h").read_text()
+_CPP = (Path(__file__).parent / "cpp" / "batched_products.h").read_text(encoding="utf-8")
 _SHORT = 8  # an inner dimension that is summed by multiplications rather than by a matrix product
 
 
