@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from inference.engine.batched.grouping import PreparedRestart, run_joined
-from inference.engine.batched.lane import Lane
+from inference.engine.batched.runner import Lane
 from inference.engine.compiled import CompiledEngine
 from inference.engine.process_group import ProcessGroup
 from inference.engine.selection import Engine, choose

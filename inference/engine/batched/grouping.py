@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from inference.engine.batched.lane import Lane
-from inference.engine.batched.runner import batch_width, run_batch
+from inference.engine.batched.runner import Lane, batch_width, run_batch
 from inference.engine.batched.stacked_step import stack
 from inference.engine.batched.trace_cache import TraceCache
 from inference.engine.compiled import NotCompilable, Untraceable, update_for

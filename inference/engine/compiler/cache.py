@@ -25,8 +25,7 @@ from inference.engine.compiler import cpp_build, cpp_codegen, inductor
 from inference.engine.compiler.executable import Executable, ExecutionPlan
 from inference.engine.compiler.inductor import Call, NotCompilable, View
 from inference.engine.tracing.traced_graph import graph_text, native_code
-from inference.storage.atomic_files import read_bytes
-from inference.storage.cache_folder import cache_folder, is_private, keep_newest
+from inference.storage.atomic_files import cache_folder, is_private, keep_newest, read_bytes
 from inference.storage.json_document import read_json, write_json
 
 __all__ = ["executable"]

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from inference.engine.compiler import inductor
-from inference.storage.cache_folder import cache_folder, is_private, keep_newest
+from inference.storage.atomic_files import cache_folder, is_private, keep_newest
 
 __all__ = ["build", "precompiled"]
 

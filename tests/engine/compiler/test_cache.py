@@ -14,7 +14,7 @@ from torch import fx
 
 from inference.engine.compiler import cache as programs
 from inference.engine.compiler import cpp_build, cpp_codegen, inductor
-from inference.storage.cache_folder import cache_folder, newest_first
+from inference.storage.atomic_files import cache_folder, newest_first
 
 aten = torch.ops.aten
 
