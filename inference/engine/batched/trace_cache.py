@@ -45,7 +45,7 @@ _OF_PARAMETERS = (AutoDelta, AutoDiagonalNormal, AutoLowRankMultivariateNormal, 
 
 @dataclass
 class _Known:
-    """A recorded step with the arguments of the fit that it was recorded from."""
+    """A traced step with the arguments of the fit that it was traced from."""
 
     recording: TracedFit
     origins: ConstantProvenance
@@ -54,13 +54,15 @@ class _Known:
 
 
 class TraceCache:
-    """Record each fit's step, or take that of another fit which differs in its data, start and random numbers alone."""
+    """Trace each fit's step, or take that of another fit that differs in its data, start and random numbers alone."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, list[_Known]] = {}
 
     def record(self, problem: SVIProblem, update: Update, stream: RandomStream, kin: Hashable) -> TracedFit:
-        """The step of ``problem``; fits of one ``kin`` are of the same model, guide and kind of batch.
+        """Return the step of ``problem``; fits of one ``kin`` are of the same model, guide and kind of batch.
+
+        A step of another fit is ``borrowed``, and checked by its first loss, unless data and guide are surely the same.
 
         Raises
         ------
@@ -85,7 +87,7 @@ class TraceCache:
 
 
 def _at(known: _Known, args: tuple[Any, ...]) -> Sequence[Tensor] | None:
-    """The constants of a known step for these arguments, None where they cannot be had."""
+    """Return the constants of a known step for these arguments; None if they cannot be computed."""
     constants = known.recording.constants
     pairs = list(zip(known.args, args, strict=True))
     if any(mine is not other and not isinstance(mine, Tensor) and mine != other for mine, other in pairs):
@@ -101,7 +103,7 @@ def _at(known: _Known, args: tuple[Any, ...]) -> Sequence[Tensor] | None:
 
 
 def _kind(problem: SVIProblem, update: Update) -> Hashable:
-    """What, beside model and guide, decides on the form of a step."""
+    """Return the static options that determine the form of a step, besides model and guide."""
     adaptive = problem.adaptive
     found = type(adaptive) if adaptive is None or isinstance(adaptive, Prodigy) else id(adaptive)
     optimizer = problem.optimizer if isinstance(problem.optimizer, str) else id(problem.optimizer)
@@ -121,13 +123,14 @@ _DYNAMIC = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 
 class Unknown(Exception):
-    """Why what was recorded is of this data alone."""
+    """Reason why a trace holds for its own data alone."""
 
 
 class ConstantProvenance(DispatchMode):
-    """Remember each operator on something that comes from ``data``, inside the block; :meth:`at` goes the way again.
+    """Remember each operator on something that comes from ``data``, inside the block; :meth:`at` runs them again.
 
-    A mode around that in which a step is recorded.
+    A dispatch mode around the tracer's. Tensors are known by their ids, and by the address of their memory if they
+    are views that were made where no mode sees it. ``_alive`` keeps them, as ids and addresses are used again.
     """
 
     def __init__(self, data: Sequence[Tensor]) -> None:
@@ -150,11 +153,11 @@ class ConstantProvenance(DispatchMode):
         self._reads.__exit__(*details)
 
     def knows(self, *structure: Any) -> bool:
-        """Whether a tensor in ``structure`` comes from the data."""
+        """Return True if a tensor in ``structure`` comes from the data."""
         return any(self._is_known(leaf) for leaf in tree_leaves(structure) if isinstance(leaf, Tensor))
 
     def refuse(self, reason: str) -> None:
-        """Note what makes the record one of this data alone."""
+        """Note the first reason why the trace holds for its own data alone."""
         self._reason = self._reason or reason
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -176,12 +179,12 @@ class ConstantProvenance(DispatchMode):
         return out
 
     def at(self, data: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
-        """What ``wanted`` would have been with other data of the same shapes.
+        """Return what the ``wanted`` tensors would have been with other data of the same shapes.
 
         Raises
         ------
         Unknown
-            If that cannot be said.
+            If the way from the data to one of them is not known.
         """
         if self._reason is not None:
             raise Unknown(self._reason)
@@ -194,6 +197,7 @@ class ConstantProvenance(DispatchMode):
             return value
         if id(value) in values:
             return values[id(value)]
+        # Memory that was written to holds more than its operator made, and a random number would be another one.
         made = self._made.get(id(value))
         if made is None or _address(value) in self._written or is_random(made[0]):
             raise Unknown(f"a tensor {tuple(value.shape)} comes from the data in a way that is not known")
@@ -207,7 +211,7 @@ class ConstantProvenance(DispatchMode):
 
 
 class _Reads(TorchFunctionMode):
-    """Notice what reads numbers out of the data without an operator."""
+    """Notice calls that read numbers out of the data without an operator."""
 
     def __init__(self, origins: ConstantProvenance) -> None:
         super().__init__()

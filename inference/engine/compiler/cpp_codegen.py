@@ -110,7 +110,7 @@ def _brought(call: Call) -> str:
 def _product(call: Call) -> str | None:
     """Return a matrix product, batched or not, with or without a matrix to add it to; None if torch has to do it.
 
-    The loop over the batch is in C++: a call for each matrix would be shorter than its own overhead.
+    A batch is a loop in C++ over its matrices, so that the step stays one function.
     """
     adds = _PRODUCTS[str(call.operator)]
     given = [*call.args, call.kwargs["out"]]
