@@ -17,7 +17,7 @@ with warnings.catch_warnings():
 
     from inference.engine import compiled
     from inference.engine.batched import runner
-    from inference.engine.compiler import precompiled_headers
+    from inference.engine.compiler import cpp_build
     from inference.posterior import Posterior
     from inference.reporting.report import write_report
     from inference.storage.json_document import write_json
@@ -50,7 +50,7 @@ def resealed():
 @pytest.fixture(scope="session")
 def headers_kept(own_cache):
     """The header of all programs, compiled, as it lies in the cache."""
-    with precompiled_headers.precompiled() as header:
+    with cpp_build.precompiled() as header:
         return header()
 
 

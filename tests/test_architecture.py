@@ -58,7 +58,7 @@ def test_imports_go_down_only(module):
 
 
 def test_an_import_that_goes_up_is_found():
-    assert upward("inference.storage.schema", ["inference.svi.fitting", "inference.utils.errors"]) == [
+    assert upward("inference.storage.json_document", ["inference.svi.fitting", "inference.utils.errors"]) == [
         "inference.svi.fitting"
     ]
 

@@ -22,10 +22,20 @@ from inference.reporting.comparison import compare_report
 from inference.reporting.report import write_report
 from inference.reporting.section import Labels
 from inference.storage import posterior_archive
-from inference.storage.atomic_files import ADVICE
-from inference.storage.cache_folder import cache_folder, is_private, newest_first
-from inference.storage.json_document import digest, read_json, write_json
-from inference.storage.schema import ANY, NUMBER, SEED, TEXT, check, list_of, mapping_of, record
+from inference.storage.atomic_files import ADVICE, cache_folder, is_private, newest_first
+from inference.storage.json_document import (
+    ANY,
+    NUMBER,
+    SEED,
+    TEXT,
+    check,
+    digest,
+    list_of,
+    mapping_of,
+    read_json,
+    record,
+    write_json,
+)
 from inference.utils.errors import printable
 
 __all__ = [

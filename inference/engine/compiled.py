@@ -15,8 +15,7 @@ from torch import Tensor
 from inference.data.batch_loader import BatchLoader
 from inference.data.generated_dataset import GeneratedBatches
 from inference.engine.compiler.cache import executable
-from inference.engine.compiler.cuda_graph import ReplayedStep
-from inference.engine.compiler.executable import Executable
+from inference.engine.compiler.executable import Executable, ReplayedStep
 from inference.engine.compiler.inductor import NotCompilable
 from inference.engine.engine import EngineState, IterateRecorder
 from inference.engine.svi_problem import SVIProblem

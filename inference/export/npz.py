@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from inference.engine.tracing.tracer import Untraceable
-from inference.export.graph_recording import ExportedGraph, export_graph
+from inference.export.graph_recording import ExportedGraph, NotExportable, export_graph
 from inference.export.onnx import write_onnx
-from inference.export.operator_names import NotExportable
 from inference.export.predictive_function import PredictiveFunction
 from inference.export.runtime.predictor import LATENT, MANIFEST, SCHEMA, Predictor
 from inference.export.standalone import MARK, module_source

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inference.export.graph_recording import ExportedGraph
-from inference.export.operator_names import NON_NUMERIC_ARGUMENTS, NotExportable
+from inference.export.graph_recording import NON_NUMERIC_ARGUMENTS, ExportedGraph, NotExportable
 from inference.export.predictive_function import PredictiveFunction
-from inference.export.runtime.random_operators import RANDOM
+from inference.export.runtime.operators import RANDOM
 from inference.storage.atomic_files import replacing
 
 __all__ = ["write_onnx"]

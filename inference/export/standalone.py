@@ -11,13 +11,12 @@ from inference.export.runtime import (
     operators,
     prediction,
     predictor,
-    random_operators,
 )
 
 __all__ = ["MARK", "module_source"]
 
 MARK = '"""A fitted model that predicts with NumPy alone, written by Kiln.'
-_MODULES = (layers, operators, random_operators, graph, prediction, predictor)
+_MODULES = (layers, operators, graph, prediction, predictor)
 _HEAD = """{mark}
 
     import {stem}

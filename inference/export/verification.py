@@ -9,11 +9,10 @@ import torch
 
 from inference.data.arguments import row_count
 from inference.engine.tracing.random_ops import ReplayRandomOps
-from inference.export.graph_recording import ExportedGraph
-from inference.export.operator_names import NotExportable
+from inference.export.graph_recording import ExportedGraph, NotExportable
 from inference.export.predictive_function import PredictiveFunction
+from inference.export.runtime.operators import RANDOM
 from inference.export.runtime.predictor import Predictor
-from inference.export.runtime.random_operators import RANDOM
 
 __all__ = ["verified"]
 

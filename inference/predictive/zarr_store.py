@@ -24,8 +24,21 @@ from zarr.codecs import Crc32cCodec
 
 from inference.storage.atomic_files import ADVICE, read_bytes, replacing
 from inference.storage.fit_fingerprint import Fingerprint, describe_differences
-from inference.storage.json_document import MOST_BYTES, digest, parsed, refuse_damage
-from inference.storage.schema import ANY, NUMBER, TEXT, WHOLE, check, either, list_of, mapping_of, record
+from inference.storage.json_document import (
+    ANY,
+    MOST_BYTES,
+    NUMBER,
+    TEXT,
+    WHOLE,
+    check,
+    digest,
+    either,
+    list_of,
+    mapping_of,
+    parsed,
+    record,
+    refuse_damage,
+)
 from inference.utils.warnings import warn
 
 __all__ = ["SAMPLES", "SUMMARY", "Field", "PredictionStore"]

@@ -1,17 +1,44 @@
-"""JSON that is replaced whole and read with suspicion: bounded size, strict grammar, schema, checksum."""
+"""JSON documents on disk: replaced whole, and checked when they are read.
+
+A document is bounded in size, strict in grammar, and holds its schema number
+and a checksum. A checksum finds accidents, and says nothing about who wrote the
+file: so each field is also checked against a :data:`Schema` before it is used,
+with an error that names the file and the place.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from inference.storage.atomic_files import ADVICE, read_bytes, replacing
+from inference.utils.errors import printable
 
-__all__ = ["MOST_BYTES", "digest", "parsed", "read_json", "refuse_damage", "write_json"]
+__all__ = [
+    "ANY",
+    "FLAG",
+    "MOST_BYTES",
+    "NUMBER",
+    "SEED",
+    "SHAPE",
+    "TEXT",
+    "WHOLE",
+    "Schema",
+    "check",
+    "digest",
+    "either",
+    "list_of",
+    "mapping_of",
+    "parsed",
+    "read_json",
+    "record",
+    "refuse_damage",
+    "write_json",
+]
 
 SCHEMA, SEAL = "schema", "sha256"
 MOST_BYTES = 2**22  # of JSON
@@ -140,3 +167,100 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         raise ValueError("an object has the same key twice")
     return content
+
+
+Complaint = tuple[str, str] | None  # the place within the value, and what belongs there
+Schema = Callable[[Any], Complaint]
+_DIMENSIONS = 64
+
+
+def check(path: Path, content: Any, kind: Schema) -> None:
+    """Raise a ValueError that names ``path`` and the first place in ``content`` that is not of ``kind``."""
+    complaint = kind(content)
+    if complaint is not None:
+        place, wanted = complaint
+        where = f" at {place.removeprefix('.')}" if place else ""
+        raise ValueError(f"{path} does not have {wanted}{where}: it was written by something else; {ADVICE}")
+
+
+def _plain(wanted: str, fits: Callable[[Any], bool]) -> Schema:
+    return lambda value: None if fits(value) else ("", wanted)
+
+
+ANY = _plain("anything", lambda value: True)
+FLAG = _plain("true or false", lambda value: isinstance(value, bool))
+TEXT = _plain("text", lambda value: isinstance(value, str))
+WHOLE = _plain("a whole number from 0", lambda value: type(value) is int and 0 <= value < 2**63)
+SEED = _plain("a whole number from 0 to 2³² − 1", lambda value: type(value) is int and 0 <= value < 2**32)
+NUMBER = _plain("a finite number", lambda value: type(value) in (int, float) and math.isfinite(value))
+
+
+def either(*allowed: Any) -> Schema:
+    """One of these: kinds, or the values themselves."""
+
+    def kind(value: Any) -> Complaint:
+        complaints = []
+        for option in allowed:
+            complaint = option(value) if callable(option) else _same(value, option)
+            if complaint is None:
+                return None
+            complaints.append(complaint)
+        deepest = max(complaints, key=lambda complaint: len(complaint[0]))
+        return deepest if deepest[0] else ("", " or ".join(wanted for _, wanted in complaints))
+
+    return kind
+
+
+def _same(value: Any, wanted: Any) -> Complaint:
+    return None if type(value) is type(wanted) and value == wanted else ("", repr(wanted))
+
+
+def list_of(part: Schema) -> Schema:
+    """A list of any length."""
+
+    def kind(value: Any) -> Complaint:
+        if not isinstance(value, list):
+            return "", "a list"
+        return _first((f"[{i}]", part(item)) for i, item in enumerate(value))
+
+    return kind
+
+
+def mapping_of(part: Schema, **named: Schema) -> Schema:
+    """An object with values of one kind under any names, and of others under these, where they are there."""
+
+    def kind(value: Any) -> Complaint:
+        if not isinstance(value, dict):
+            return "", "an object"
+        return _first((f".{printable(name)[:40]}", named.get(name, part)(item)) for name, item in value.items())
+
+    return kind
+
+
+def record(**parts: Schema) -> Schema:
+    """An object with exactly these names."""
+
+    def kind(value: Any) -> Complaint:
+        if not isinstance(value, dict):
+            return "", "an object"
+        if value.keys() != parts.keys():
+            return "", f"an object of {', '.join(sorted(parts))}"
+        return _first((f".{name}", part(value[name])) for name, part in parts.items())
+
+    return kind
+
+
+def _shape(value: Any) -> Complaint:
+    if not isinstance(value, list) or len(value) > _DIMENSIONS:
+        return "", f"a list of at most {_DIMENSIONS} sizes"
+    return list_of(WHOLE)(value)
+
+
+SHAPE: Schema = _shape
+
+
+def _first(found: Any) -> Complaint:
+    for place, complaint in found:
+        if complaint is not None:
+            return place + complaint[0], complaint[1]
+    return None

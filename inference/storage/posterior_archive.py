@@ -14,8 +14,7 @@ from torch import Tensor
 from inference.model.parameters import Params
 from inference.storage import tensor_archive
 from inference.storage.atomic_files import ADVICE, make_folder
-from inference.storage.json_document import digest, read_json
-from inference.storage.schema import (
+from inference.storage.json_document import (
     ANY,
     FLAG,
     NUMBER,
@@ -24,9 +23,11 @@ from inference.storage.schema import (
     TEXT,
     WHOLE,
     check,
+    digest,
     either,
     list_of,
     mapping_of,
+    read_json,
     record,
 )
 from inference.utils.versions import versions

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from inference.engine.batched.grouping import PreparedRestart
-from inference.engine.batched.lane import Lane
+from inference.engine.batched.runner import Lane
 from inference.engine.engine import Engine, EngineState
 from inference.engine.process_group import ProcessGroup
 from inference.engine.selection import choose

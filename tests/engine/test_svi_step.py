@@ -317,7 +317,7 @@ def test_other_noise_gives_other_losses():
 
 def test_steps_on_a_device_counter_are_the_same_steps():
     """The class whose steps a CUDA graph replays, here without the graph."""
-    from inference.engine.compiler.cuda_graph import ReplayedStep
+    from inference.engine.compiler.executable import ReplayedStep
 
     stream = RandomStream.seeded(0)
     bound_model = BoundModel.start(

@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 from inference.storage import (
     atomic_files,
     json_document,
-    schema,
     tensor_archive,
 )
 
@@ -236,7 +235,7 @@ def test_a_link_at_a_temporary_name_is_not_followed(tmp_path):
     ],
 )
 def test_a_field_of_the_wrong_kind_is_named_with_its_file(tmp_path, value, complaint):
-    kind = schema.record(name=schema.TEXT, sizes=schema.SHAPE)
-    schema.check(tmp_path, {"name": "a", "sizes": [1, 2]}, kind)
+    kind = json_document.record(name=json_document.TEXT, sizes=json_document.SHAPE)
+    json_document.check(tmp_path, {"name": "a", "sizes": [1, 2]}, kind)
     with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path))} does not have .*{complaint.split('have ')[-1]}"):
-        schema.check(tmp_path, value, kind)
+        json_document.check(tmp_path, value, kind)

@@ -13,8 +13,7 @@ from torch import nn
 import inference.svi.fitting_many
 from guides import bernoulli_dropout, mean_field_normal
 from inference import FitsFailed, NonFinite, fit, fit_many
-from inference.engine.batched.lane import Lane
-from inference.engine.batched.runner import batch_width
+from inference.engine.batched.runner import Lane, batch_width
 from inference.engine.tracing.random_ops import coins
 from inference.utils.random_state import RandomStream
 from ppl_models import DropoutNetwork

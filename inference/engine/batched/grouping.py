@@ -1,4 +1,11 @@
-"""Starts of fits that are ready to take their steps, and which of them take them together."""
+"""Starts of fits that are ready to take their steps, grouped by the form of their step.
+
+Fits can share a program if their traced steps are the same operators on the same
+shapes (``TracedFit.form``), and if their optimisers compute the same update.
+What else differs, from data to step sizes and random numbers, becomes an input.
+A fit that cannot be traced, or whose group cannot be compiled, is left as it
+is: its own engine then runs it, so that grouping decides on speed alone.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +19,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from inference.engine.batched.lane import Lane
-from inference.engine.batched.runner import batch_width, run_batch
+from inference.engine.batched.runner import Lane, batch_width, run_batch
 from inference.engine.batched.stacked_step import stack
 from inference.engine.batched.trace_cache import TraceCache
 from inference.engine.compiled import update_for
@@ -52,30 +58,30 @@ class PreparedRestart:
 
     @cached_property
     def problem(self) -> SVIProblem:
-        """What the engine is to do."""
+        """The problem that the engine is to solve."""
         return self.plain if self.plan is None else self.plan.problem(self.plain)
 
 
 @dataclass
 class FitBatch:
-    """Starts whose steps are of one form, as lanes beside each other."""
+    """Starts whose steps are of one form, each with its lane."""
 
     ready: list[PreparedRestart]
     lanes: list[Lane]
 
     @property
     def steps(self) -> int:
-        """All steps of all of them, at most."""
+        """Number of steps of all starts together, at most."""
         return sum(lane.steps for lane in self.lanes)
 
     def worth(self, engine: str) -> bool:
-        """Whether to compile the step of all of them."""
+        """Return True if compiling the step pays off over the steps of all starts."""
         step = self.lanes[0].recording.step
         operators = sum(node.op == "call_function" for node in step.module.graph.nodes)
         return engine == "compiled" or worth_compiling(operators, self.steps, step.batched or 1)
 
     def unlike(self, other: FitBatch) -> str:
-        """How the step of these fits differs from that of others, in words."""
+        """Describe how the step of these fits differs from that of others."""
         mine, theirs = self.lanes[0], other.lanes[0]
         if len(mine.problem.begin) != len(theirs.problem.begin):
             return f"one has {len(theirs.problem.begin):,} parameters and another {len(mine.problem.begin):,}"
@@ -86,7 +92,10 @@ class FitBatch:
         return "they run other operators"
 
     def run(self, bar: tqdm[Any]) -> None:
-        """Take all steps of all starts, which have run when this returns.
+        """Take all steps of all starts.
+
+        A lane strays if its first loss is not the one of its own model and guide: a trace that was borrowed from
+        another fit was not its own. Its steps do not count then, and it runs alone.
 
         Raises
         ------
@@ -111,20 +120,28 @@ class FitBatch:
 
 
 def grouped(starts: Sequence[PreparedRestart], progress: bool) -> tuple[list[FitBatch], dict[str, int]]:
-    """The starts by the form of their steps; and why others have none, with how many they are."""
+    """Return the starts by the form of their steps; and the reasons why others have none, with their counts."""
     recorder, groups = TraceCache(), dict[Hashable, FitBatch]()
     reasons = Counter[str]()
     updates: dict[Hashable, Update] = {}
     for ready in tqdm(starts, desc="record", unit="fit", disable=not progress, leave=False):
         problem = ready.problem
         try:
+            # An adaptive optimiser has a state of its own for each fit, so its update is not shared either. Others
+            # share one update, by which the runner sees that their rates are the same at every step.
             kind = ready if problem.adaptive is not None else (_identity(problem.optimizer), _identity(problem.lr))
             update = updates.setdefault(id(ready) if kind is ready else kind, update_for(problem))
             recording = recorder.record(problem, update, ready.stream, ready.trace_key)
         except Untraceable as error:
             reasons[str(error)] += 1
             continue
-        form = (recording.form, type(update), _size(problem), problem.bound_model.dtype, problem.bound_model.device)
+        form = (
+            recording.form,
+            type(update),
+            problem.bound_model.params.size,
+            problem.bound_model.dtype,
+            problem.bound_model.device,
+        )
         group = groups.setdefault(form, FitBatch([], []))
         group.ready.append(ready)
         steps = ready.steps if problem.adaptive is None else problem.adaptive.steps
@@ -133,7 +150,7 @@ def grouped(starts: Sequence[PreparedRestart], progress: bool) -> tuple[list[Fit
 
 
 def run_joined(starts: Sequence[PreparedRestart | ValueError], engine: str, progress: bool) -> None:
-    """Let starts run together where they can, and leave the others as they are."""
+    """Run starts together if they can be, and leave the others as they are."""
     able = [ready for ready in starts if isinstance(ready, PreparedRestart)]
     groups, _ = grouped(able, progress)
     for group in groups:
@@ -143,7 +160,7 @@ def run_joined(starts: Sequence[PreparedRestart | ValueError], engine: str, prog
 
 
 def bar_over(groups: Sequence[FitBatch], progress: bool) -> tqdm[Any]:
-    """A bar over the steps of all of these fits."""
+    """Return a progress bar over the steps of all of these fits."""
     fits = sum(len(group.lanes) for group in groups)
     steps = sum(group.steps for group in groups)
     return tqdm(total=steps, desc=f"{fits} fits", unit="step", unit_scale=True, disable=not progress)
@@ -151,7 +168,3 @@ def bar_over(groups: Sequence[FitBatch], progress: bool) -> tqdm[Any]:
 
 def _identity(value: Any) -> Hashable:
     return value if isinstance(value, str | float | int) else id(value)
-
-
-def _size(problem: SVIProblem) -> int:
-    return problem.bound_model.params.size

@@ -298,7 +298,7 @@ def _by_vmap(pure: fx.GraphModule, many: dict[GraphInput, Tensor], whole: dict[G
     graph.output(graph.graph_copy(pure.graph, {}))
     for node in graph.nodes:
         if node.target is aten.copy.default:  # which has no batching rule in torch
-            node.target = _assigned
+            node.target = lambda to, value: value.expand_as(to).to(to.dtype)
     module, names = fx.GraphModule({}, graph), graph_inputs(graph)
 
     def one(own: dict[GraphInput, Tensor]) -> Any:
@@ -309,7 +309,3 @@ def _by_vmap(pure: fx.GraphModule, many: dict[GraphInput, Tensor], whole: dict[G
         # torch warns where it would loop over the fits, which is slower than to run them one by one.
         warnings.filterwarnings("error", message="There is a performance drop")
         return torch.vmap(one)(many)
-
-
-def _assigned(to: Tensor, value: Tensor) -> Tensor:
-    return value.expand_as(to).to(to.dtype)

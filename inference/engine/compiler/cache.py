@@ -1,4 +1,9 @@
-"""Compiled steps kept in the user's cache folder, so that the next process need not compile them again."""
+"""Compiled steps kept in the user's cache folder, so that the next process need not compile them again.
+
+An entry is a folder with the library and its plan. It is named by a hash of
+all that decides on the compiled code, among it the text of the modules that
+write that code: whoever changes them makes new entries, never wrong ones.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +21,11 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor, fx
 
-from inference.engine.compiler import (
-    cpp_codegen,
-    cpp_prelude,
-    inductor,
-    precompiled_headers,
-)
+from inference.engine.compiler import cpp_build, cpp_codegen, inductor
 from inference.engine.compiler.executable import Executable, ExecutionPlan
 from inference.engine.compiler.inductor import Call, NotCompilable, View
 from inference.engine.tracing.traced_graph import graph_text, native_code
-from inference.storage.atomic_files import read_bytes
-from inference.storage.cache_folder import cache_folder, is_private, newest_first
+from inference.storage.atomic_files import cache_folder, is_private, keep_newest, read_bytes
 from inference.storage.json_document import read_json, write_json
 
 __all__ = ["executable"]
@@ -39,7 +38,7 @@ _NAMED = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.m
 
 
 def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], threads: int = 1) -> Executable:
-    """``module`` compiled and bound to ``inputs``, from the cache where it was compiled before.
+    """Return ``module`` compiled and bound to ``inputs``, from the cache if it was compiled before.
 
     ``rows`` are the inputs that advance by one row a step. The cache is
     ``$XDG_CACHE_HOME/kiln/programs`` (``~/.cache`` by default), a folder that
@@ -67,7 +66,10 @@ def executable(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[
 
 @contextmanager
 def _only_one(key: str) -> Iterator[None]:
-    """Held by one process at a time, so that those which start together compile a program once."""
+    """Let one process at a time into the block, so that those which start together compile a program once.
+
+    A lock that cannot be had in time is no reason to fail: the program is then compiled twice.
+    """
     locks = cache_folder("locks")
     with ExitStack() as stack:
         if locks is not None:
@@ -77,8 +79,20 @@ def _only_one(key: str) -> Iterator[None]:
 
 
 def _found(entry: Path, key: str, inputs: Sequence[Tensor], threads: int) -> Executable | None:
-    plan = _load(entry, key)
-    return None if plan is None else Executable(entry / _LIBRARY, plan, inputs, threads)
+    """Return what an entry holds, bound to ``inputs``; None unless its files are the user's own and whole."""
+    files = (entry / _LIBRARY, entry / _PLAN)
+    if not all(is_private(path) for path in (entry, *files)):
+        return None
+    try:
+        found = read_json(files[1], _SCHEMA, ("key", "library", "plan"))
+        library = hashlib.sha256(read_bytes(files[0], _MOST_BYTES)).hexdigest()
+        if (found["key"], found["library"]) != (key, library):
+            return None
+        os.utime(entry)
+        plan: ExecutionPlan = _decoded(found["plan"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Executable(files[0], plan, inputs, threads)
 
 
 def _made(
@@ -89,27 +103,29 @@ def _made(
     rows: Sequence[int],
     threads: int,
 ) -> Executable:
+    """Compile in a folder of its own, and move the result into the cache if there is one."""
     with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as name:
         folder = Path(name)
         plan = _build(folder, key, module, inputs, rows, threads)
         library = folder / _LIBRARY
         if cache is not None:
             library = _keep(folder, cache / key) / _LIBRARY
-            _prune(cache)
+            keep_newest(cache, _KEPT)
         return Executable(library, plan, inputs, threads)
 
 
 def _build(
     folder: Path, key: str, module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], threads: int
 ) -> ExecutionPlan:
+    # ``lower`` knows a tensor by its storage, and rows of several inputs may lie in one: each example is a copy.
     examples = [value.detach().clone() if i in rows else value for i, value in enumerate(inputs)]
-    with precompiled_headers.precompiled() as header:
+    with cpp_build.precompiled() as header:
         lowered = inductor.lower(module, examples, threads)
         widths = [(i, inputs[i].nbytes) for i in rows]
         text, parts = cpp_codegen.source(lowered, widths)
         code = folder / "step.cpp"
-        code.write_text(text)
-        inductor.build(code, folder / _LIBRARY, header())
+        code.write_text(text, encoding="utf-8")
+        cpp_build.build(code, folder / _LIBRARY, header())
     plan = ExecutionPlan(tuple(parts), tuple(rows), len(inputs), lowered.slots, lowered.scratch, lowered.output)
     digest = hashlib.sha256((folder / _LIBRARY).read_bytes()).hexdigest()
     write_json(folder / _PLAN, {"key": key, "library": digest, "plan": _encoded(plan)}, _SCHEMA)
@@ -118,32 +134,17 @@ def _build(
 
 def _key(module: fx.GraphModule, inputs: Sequence[Tensor], rows: Sequence[int], threads: int) -> str:
     shapes = [f"{tuple(v.shape)} {v.stride()} {v.dtype}" for v in inputs]
-    ours = [Path(m.__file__ or "").read_text() for m in (inductor, cpp_codegen, cpp_prelude)]
+    ours = [Path(m.__file__ or "").read_text(encoding="utf-8") for m in (inductor, cpp_codegen)]
+    ours.append(cpp_codegen.PRELUDE)
     brought = [native_code(node.target) or "" for node in module.graph.nodes]
     parts = [inductor.machine(), f"{threads} threads", graph_text(module.graph), *shapes, str(list(rows)), *ours]
     parts += [text for text in brought if text]
     return hashlib.sha256("\n\n".join(parts).encode()).hexdigest()[:40]
 
 
-def _load(entry: Path, key: str) -> ExecutionPlan | None:
-    """The plan of an entry whose files are the user's own and whole."""
-    files = (entry / _LIBRARY, entry / _PLAN)
-    if not all(is_private(path) for path in (entry, *files)):
-        return None
-    try:
-        found = read_json(files[1], _SCHEMA, ("key", "library", "plan"))
-        library = hashlib.sha256(read_bytes(files[0], _MOST_BYTES)).hexdigest()
-        if (found["key"], found["library"]) != (key, library):
-            return None
-        os.utime(entry)
-        return _decoded(found["plan"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
 def _keep(folder: Path, entry: Path) -> Path:
-    """Move what was built into the cache in one step; another process may have been first."""
-    shutil.rmtree(entry, ignore_errors=True)  # what could not be loaded
+    """Move what was built into the cache in one step; if another process was first, its entry stays."""
+    shutil.rmtree(entry, ignore_errors=True)  # an entry that could not be loaded
     staged = Path(tempfile.mkdtemp(dir=entry.parent, prefix="staged-"))
     for name in (_LIBRARY, _PLAN):
         shutil.copyfile(folder / name, staged / name)
@@ -156,13 +157,8 @@ def _keep(folder: Path, entry: Path) -> Path:
     return entry
 
 
-def _prune(cache: Path) -> None:
-    for entry in newest_first(cache)[_KEPT:]:
-        shutil.rmtree(entry, ignore_errors=True)
-
-
 def _encoded(value: Any) -> Any:
-    """Plans, calls and views as JSON, each with its kind."""
+    """Return plans, calls and views as JSON, each with its kind."""
     if isinstance(value, ExecutionPlan | Call | View):
         fields = {name: _encoded(getattr(value, name)) for name in value.__dataclass_fields__}
         return {"kind": type(value).__name__, "value": fields}
@@ -180,6 +176,7 @@ def _encoded(value: Any) -> Any:
 
 
 def _decoded(value: Any) -> Any:
+    """Return what was encoded. A name of torch's is looked up, and has to be of the type that the text says."""
     if isinstance(value, list):
         return tuple(_decoded(part) for part in value)
     if not isinstance(value, dict):

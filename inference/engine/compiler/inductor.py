@@ -1,7 +1,14 @@
-"""A graph of torch operators as C++ kernels and the order to call them in, by TorchInductor.
+"""Graphs of torch operators as C++ kernels and the order in which to call them, by TorchInductor.
 
-This is the one module that touches torch's private entry points;
-tests/test_programs.py holds the canary that says when one of them has moved.
+Inductor fuses operators into kernels and writes a Python program that calls
+them. :func:`lower` keeps that program from being compiled and loaded, runs it
+once on zeros with recorders in place of the kernels, and so learns which kernel
+works on which piece of memory. The result, :class:`Lowered`, no longer needs
+Python: every buffer has a fixed place in one block.
+
+This is the one module that names ``torch._inductor``, none of which is public.
+A canary in ``tests/engine/compiler/test_inductor.py`` fails when one of the
+entry points has moved.
 """
 
 from __future__ import annotations
@@ -11,9 +18,8 @@ import platform
 import re
 import shlex
 import shutil
-import subprocess
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,10 +40,11 @@ __all__ = [
     "Lowered",
     "NotCompilable",
     "View",
-    "build",
-    "header_command",
+    "compiler_command",
+    "fuse",
     "lower",
     "machine",
+    "no_compiler",
 ]
 
 PREFIX = "torch/csrc/inductor/cpp_prefix.h"  # what Inductor's kernels include
@@ -45,15 +52,15 @@ _ALIGNMENT = 64
 
 
 class NotCompilable(ValueError):
-    """Why this machine or this torch cannot compile a graph."""
+    """Reason why this machine or this version of torch cannot compile a graph."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A tensor of the program: which piece of memory, and how it lies there (in elements; ``start`` in bytes).
+    """A tensor of the program: its piece of memory, and how it lies there (in elements; ``start`` in bytes).
 
-    Slots from 0 are the program's inputs, the slot after them is its scratch
-    memory, those after that are what operators return.
+    Slots from 0 are the program's inputs, the next slot is its scratch memory,
+    and the slots after it are tensors that operators of torch return.
     """
 
     slot: int
@@ -65,10 +72,10 @@ class View:
 
 @dataclass(frozen=True)
 class Call:
-    """One thing to do: a fused kernel by its number, or an operator of torch by its name.
+    """One call: of a fused kernel by its number, or of an operator of torch by its name.
 
-    ``cpp`` is the C++ that an operator brought along; its results then lie in
-    the program's own memory, otherwise wherever the operator puts them.
+    ``cpp`` is the C++ of an operator that has some. Its results then lie in the
+    program's own memory; those of other operators lie wherever torch puts them.
     """
 
     kernel: int | None
@@ -91,7 +98,7 @@ class Lowered:
 
 
 def lower(module: fx.GraphModule, examples: Sequence[Tensor], threads: int = 1) -> Lowered:
-    """Let Inductor fuse ``module`` into kernels for ``threads`` threads, and plan one run of them over fixed memory.
+    """Fuse ``module`` into kernels for ``threads`` threads, and plan one run of them over fixed memory.
 
     Raises
     ------
@@ -100,7 +107,7 @@ def lower(module: fx.GraphModule, examples: Sequence[Tensor], threads: int = 1) 
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's to itself
+            warnings.simplefilter("ignore")  # torch's own, which say nothing about the model
             source = _inductor_source(module, examples, threads)
         return _Planner(source, examples).plan()
     except NotCompilable:
@@ -110,7 +117,29 @@ def lower(module: fx.GraphModule, examples: Sequence[Tensor], threads: int = 1) 
         raise NotCompilable(f"TorchInductor: {type(error).__name__}: {problem[0] if problem else ''}") from error
 
 
+def fuse(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+    """Return ``module`` as Inductor compiles it for the device of the inputs: by Triton on a GPU.
+
+    Raises
+    ------
+    NotCompilable
+        With the reason.
+    """
+    from torch._inductor import compile as inductor_compile
+
+    try:
+        with torch.no_grad():
+            return inductor_compile(module, list(inputs))
+    except Exception as error:  # Inductor raises whatever it meets
+        raise NotCompilable(f"TorchInductor: {type(error).__name__}: {error}") from error
+
+
 def _inductor_source(module: fx.GraphModule, examples: Sequence[Tensor], threads: int) -> str:
+    """Return the Python program with the kernels' C++ in it that Inductor writes for a graph.
+
+    Inductor has no way to ask for the text alone: it compiles and loads what it wrote. So the method that does this
+    is replaced by one that keeps the text. Constants that Inductor makes would be lost with it, and are refused.
+    """
     from torch._inductor import compile as inductor_compile
     from torch._inductor.graph import GraphLowering
 
@@ -118,7 +147,7 @@ def _inductor_source(module: fx.GraphModule, examples: Sequence[Tensor], threads
 
     class Nothing:
         def call(self, args: Any) -> None:
-            """Stand for the module that is not loaded."""
+            """Do nothing, in place of the module that is not loaded."""
 
     def keep_source(self: Any) -> Nothing:
         if self.constants:
@@ -139,10 +168,10 @@ def _settings(threads: int = 1, check_instructions: bool = False) -> Iterator[No
 
     with config.patch(
         {
-            "fx_graph_cache": False,
+            "fx_graph_cache": False,  # a hit would skip the writing of the text; results are kept by ``cache``
             "cpp_wrapper": False,
-            "fallback_random": True,
-            "compile_threads": 1,
+            "fallback_random": True,  # torch's own generators, so that both engines draw the same numbers
+            "compile_threads": 1,  # more would start processes, for a compilation that does not happen
             "cpp.threads": threads,
             # The test of the instruction set compiles and starts Python: seconds, for what the real compile shows.
             "cpp.vec_isa_ok": None if check_instructions else True,
@@ -152,7 +181,13 @@ def _settings(threads: int = 1, check_instructions: bool = False) -> Iterator[No
 
 
 class _Planner(DispatchMode):
-    """Run the Python that Inductor wrote around its kernels once, on zeros, and note what it calls on which memory."""
+    """Run the Python that Inductor wrote around its kernels once, on zeros, and note what it calls on which memory.
+
+    Three things are noted: a kernel, by a function that stands in its place; a new buffer, by a stand-in for torch's
+    ``empty_strided_cpu``; and an operator of torch that no kernel covers, by the dispatch mode. A tensor is known by
+    the address of its storage. Addresses are used again once a storage is gone, so a weak reference to the storage
+    says if an entry is still about the same one.
+    """
 
     def __init__(self, source: str, examples: Sequence[Tensor]) -> None:
         super().__init__()
@@ -166,7 +201,7 @@ class _Planner(DispatchMode):
         self.slots = self.scratch_slot + 1
 
     def plan(self) -> Lowered:
-        """The kernels, and every call with the memory it works on."""
+        """Return the kernels, and every call with the memory it works on."""
         namespace: dict[str, Any] = {"__name__": "planned"}
         with mock.patch("torch._inductor.async_compile.AsyncCompile", self._collector()):
             exec(compile(self.source, "<inductor>", "exec"), namespace)  # noqa: S102 - written by torch, just now
@@ -188,19 +223,25 @@ class _Planner(DispatchMode):
                 if source not in planner.kernels:
                     planner.kernels.append(source)
                 number = planner.kernels.index(source)
-                return lambda *args: planner._note_kernel(number, args)
+
+                def note(*args: Any) -> None:
+                    if not all(isinstance(arg, Tensor) for arg in args):
+                        raise NotCompilable("a kernel takes more than tensors")
+                    planner.calls.append(Call(number, None, tuple(planner._view(arg) for arg in args)))
+
+                return note
 
             def wait(self, scope: Any) -> None:
-                """Nothing was started."""
+                """Return at once: nothing was started."""
 
         return Collector
 
-    def _note_kernel(self, number: int, args: tuple[Any, ...]) -> None:
-        if not all(isinstance(arg, Tensor) for arg in args):
-            raise NotCompilable("a kernel takes more than tensors")
-        self.calls.append(Call(number, None, tuple(self._view(arg) for arg in args)))
-
     def _allocate(self, shape: Any, stride: Any, dtype: torch.dtype) -> Tensor:
+        """Return a buffer of zeros that has a place in the scratch memory.
+
+        All of its storage is set to zero, gaps between strides too, as the operators of torch run on it for real: an
+        uninitialised number could be an index that leads nowhere.
+        """
         with _disable_current_modes():
             value = torch.empty_strided(shape, stride, dtype=dtype)
             torch.as_strided(value, (value.untyped_storage().nbytes() // value.element_size(),), (1,), 0).zero_()
@@ -225,16 +266,19 @@ class _Planner(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             raise NotCompilable("the program reads a number back in the middle of a step")
-        given, named = tree_map(self._described, (args, kwargs or {}))
+        given, named = tree_map(lambda v: self._view(v) if isinstance(v, Tensor) else v, (args, kwargs or {}))
         out = func(*args, **(kwargs or {}))
         parts = [part for part in tree_leaves(out) if isinstance(part, Tensor)]
         cpp = native_code(func)
-        if cpp is not None and _plain([*args, *parts]):
-            self._note_native(func, cpp, given, parts)
+        if cpp is not None and _are_plain([*args, *parts]):
+            for part in parts:
+                self._place(part, self.scratch_slot, self.memory.take(part))
+            results = tuple((i, self._view(part)) for i, part in enumerate(parts))
+            self.calls.append(Call(None, str(func), tuple(given), {}, results, cpp))
             return out
         fresh = [i for i, part in enumerate(parts) if self._placed(part) is None]
         if not fresh and not func._schema.is_mutable:
-            return out  # a view of what is known already
+            return out  # a view of known memory: its strides are in the calls that use it
         for i in fresh:
             self._place(parts[i], self.slots, 0)
             self.slots += 1
@@ -242,31 +286,26 @@ class _Planner(DispatchMode):
         self.calls.append(Call(None, str(func), tuple(given), named, results))
         return out
 
-    def _note_native(self, func: Any, cpp: str, given: Any, parts: list[Tensor]) -> None:
-        for part in parts:
-            self._place(part, self.scratch_slot, self.memory.take(part))
-        results = tuple((i, self._view(part)) for i, part in enumerate(parts))
-        self.calls.append(Call(None, str(func), tuple(given), {}, results, cpp))
 
-    def _described(self, value: Any) -> Any:
-        return self._view(value) if isinstance(value, Tensor) else value
-
-
-def _plain(values: Sequence[Any]) -> bool:
-    """Whether all are contiguous tensors of one float type."""
+def _are_plain(values: Sequence[Any]) -> bool:
+    """Return True if all are contiguous tensors of one float type, as an operator's own C++ expects."""
     kinds = {value.dtype if isinstance(value, Tensor) and value.is_contiguous() else None for value in values}
     return len(kinds) == 1 and kinds <= {torch.float32, torch.float64}
 
 
 class _Memory:
-    """Places for buffers in one block, taken again once a buffer is gone."""
+    """Places for buffers in one block; the place of a buffer is free again once the buffer is gone.
+
+    Inductor's Python deletes each buffer after its last use, so the lifetimes that are seen in the planning run are
+    those of every run. A small block stays in the processor's cache.
+    """
 
     def __init__(self) -> None:
         self.size = 0
         self.taken: list[tuple[StorageWeakRef, int, int]] = []
 
     def take(self, value: Tensor) -> int:
-        """The first byte of a place for ``value`` that overlaps no living buffer."""
+        """Return the first byte of a place for ``value`` that overlaps no living buffer: the first gap that fits."""
         storage = value.untyped_storage()
         need = -(-max(storage.nbytes(), 1) // _ALIGNMENT) * _ALIGNMENT
         self.taken = [entry for entry in self.taken if not entry[0].expired()]
@@ -280,52 +319,18 @@ class _Memory:
         return start
 
 
-def build(source: Path, library: Path, header: Path | None = None) -> None:
-    """Compile a C++ file that holds Inductor's kernels, with a ``header`` compiled by :func:`header_command` if any.
+def compiler_command(
+    source: Path, name: str, folder: Path, check_instructions: bool = False, precompiling: bool = False
+) -> list[str]:
+    """Return torch's own command to compile C++ that holds Inductor's kernels, or the header that they include.
 
-    Raises
-    ------
-    NotCompilable
-        If there is no C++ compiler, or it fails.
-    """
-    try:
-        failure = _compile(source, library, header)
-        if failure is not None and header is not None:  # not one that this compiler can use
-            failure = _compile(source, library)
-        if failure is not None:  # a compiler older than the processor: ask it what it knows
-            failure = _compile(source, library, check_instructions=True)
-    except OSError as error:
-        raise _no_compiler(error) from error
-    if failure is not None:
-        raise NotCompilable(f"the C++ compiler failed: {failure}")
-
-
-def header_command(header: Path, folder: Path) -> list[str]:
-    """What compiles ``header`` into ``folder``, for :func:`build` once the result lies beside the header.
+    ``check_instructions`` asks the compiler, by a compilation, which of the processor's instructions it knows.
 
     Raises
     ------
     NotCompilable
         If there is no C++ compiler.
     """
-    return _command(header, header.name, folder, precompiling=True)
-
-
-def _compile(source: Path, library: Path, header: Path | None = None, check_instructions: bool = False) -> str | None:
-    command = _command(source, library.stem, library.parent, check_instructions)
-    command += ["-o", str(library)]
-    if header is not None:
-        command[1:1] = ["-include", str(header)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - torch's own command
-    if done.returncode == 0:
-        return None
-    errors = [line for line in done.stderr.splitlines() if "error" in line]
-    return (errors or done.stderr.splitlines() or ["no message"])[0]
-
-
-def _command(
-    source: Path, name: str, folder: Path, check_instructions: bool = False, precompiling: bool = False
-) -> list[str]:
     from torch._inductor.cpp_builder import CppBuilder, CppTorchOptions
     from torch._inductor.cpu_vec_isa import pick_vec_isa
     from torch._inductor.exc import InvalidCxxCompiler
@@ -338,22 +343,21 @@ def _command(
             if shutil.which(command[0]) is None:
                 raise FileNotFoundError(command[0])
         except (InvalidCxxCompiler, OSError) as error:
-            raise _no_compiler(error) from error
-    return [*map(_torch_openmp, command), "-w", "-g0"]
+            raise no_compiler(error) from error
+    # Torch brings an OpenMP along. With the system's there would be two pools of threads that fight over the cores.
+    bundled = sorted((Path(torch.__file__).parent / "lib").glob("libgomp-*.so*"))
+    if bundled:
+        command = [str(bundled[0]) if argument == "-lgomp" else argument for argument in command]
+    return [*command, "-w", "-g0"]
 
 
-def _no_compiler(error: Exception) -> NotCompilable:
+def no_compiler(error: Exception) -> NotCompilable:
+    """Return the error for a machine without a C++ compiler."""
     return NotCompilable(f"no C++ compiler was found ({error}): install g++ or clang, or set CXX")
 
 
-def _torch_openmp(argument: str) -> str:
-    """The OpenMP that torch brings along in place of the system's: two pools of threads fight over the cores."""
-    bundled = sorted((Path(torch.__file__).parent / "lib").glob("libgomp-*.so*"))
-    return str(bundled[0]) if argument == "-lgomp" and bundled else argument
-
-
 def machine() -> str:
-    """What a compiled program depends on beside its source: torch, the processor's instructions, the compiler."""
+    """Return what a compiled program depends on besides its text: torch, the processor's instructions, the compiler."""
     instructions = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -1,4 +1,4 @@
-"""A recorded function run for many particles at once, the particles in the last dimension.
+"""Batching rules: a traced function run for many particles, or fits, at once, which lie in the last dimension.
 
 ``torch.vmap`` puts them first, which makes vectors as short as a particle's few
 numbers; here they run along the particles.
@@ -20,7 +20,7 @@ from inference.engine.tracing.traced_graph import GraphInput, input_of, native_c
 __all__ = ["NoRule", "run_batched"]
 
 aten = torch.ops.aten
-_CPP = (Path(__file__).parent / "cpp" / "batched_products.h").read_text()
+_CPP = (Path(__file__).parent / "cpp" / "batched_products.h").read_text(encoding="utf-8")
 _SHORT = 8  # an inner dimension that is summed by multiplications rather than by a matrix product
 
 
@@ -73,6 +73,11 @@ def run_batched(
 
 
 class _BatchedRun:
+    """The values of a graph's nodes, of which those in ``batched`` have the particles as one more, last dimension.
+
+    What does not depend on the particles is computed once, without that dimension.
+    """
+
     def __init__(
         self, inputs: Mapping[GraphInput, Tensor], many: Mapping[GraphInput, Tensor], long_products: bool
     ) -> None:
@@ -101,6 +106,7 @@ class _BatchedRun:
         return value if node in self.batched else value.unsqueeze(-1).expand(*value.shape, self.count)
 
     def _compute(self, node: fx.Node) -> None:
+        """Run one operator: as it is if nothing in its arguments is batched, else by the rule for its kind."""
         nodes = [leaf for leaf in tree_leaves((node.args, node.kwargs)) if isinstance(leaf, fx.Node)]
         function: Any = node.target
         if not any(leaf in self.batched for leaf in nodes):
@@ -125,33 +131,36 @@ class _BatchedRun:
             raise NoRule(str(function))
 
     def _along_rows(self, function: Any, first: Any, *shared: Any) -> Any:
-        """An operator whose first argument has rows of any length, which the particles make longer."""
+        """Run an operator with C++ of its own: the particles make the rows of its first argument longer."""
         if any(node in self.batched for node in shared):
             raise NoRule(str(function))
         return function(self.values[first].contiguous(), *(self.values[node] for node in shared))
 
     def _aligned(self, value: Any) -> Any:
-        """An argument of an elementwise operator, its last dimension the particles or one for them."""
+        """Return an argument of an elementwise operator; one that all particles share gets a last dimension of size 1.
+
+        Broadcasting would otherwise put a shared vector beside the particles instead of beside its own dimension.
+        """
         if not isinstance(value, fx.Node):
             return value
         found = self.values[value]
         return found if value in self.batched or found.dim() == 0 else found.unsqueeze(-1)
 
     def rank(self, node: fx.Node) -> int:
-        """Dimensions without the particles."""
+        """Return the number of dimensions without that of the particles."""
         dimensions: int = self.values[node].dim()
         return dimensions - (node in self.batched)
 
     def dim(self, node: fx.Node, dim: int) -> int:
-        """A dimension counted from the front, as the particles at the end would shift the others."""
+        """Return a dimension counted from the front, as the particles at the end would shift the others."""
         return dim % max(self.rank(node), 1)
 
     def dims(self, node: fx.Node, dims: Any) -> list[int]:
-        """The dimensions to reduce, counted from the front; all but the particles where none are named."""
+        """Return the dimensions to reduce, counted from the front; all but that of the particles if none are named."""
         return [self.dim(node, d) for d in dims] if dims else list(range(self.rank(node)))
 
     def shape(self, node: fx.Node) -> list[int]:
-        """The shape without the particles."""
+        """Return the shape without the particles."""
         return list(self.values[node].shape[:-1] if node in self.batched else self.values[node].shape)
 
 
@@ -188,46 +197,25 @@ def _expand(run: _BatchedRun, x: fx.Node, shape: list[int], *, implicit: bool = 
     return value.expand(*shape, run.count)
 
 
-def _unsqueeze(run: _BatchedRun, x: fx.Node, dim: int) -> Tensor:
-    return run.values[x].unsqueeze(dim % (run.rank(x) + 1))
-
-
 def _squeeze(run: _BatchedRun, x: fx.Node, dims: Any = None) -> Tensor:
     given = range(run.rank(x)) if dims is None else [dims] if isinstance(dims, int) else dims
     single = [run.dim(x, d) for d in given if run.rank(x) and run.shape(x)[run.dim(x, d)] == 1]
     return run.values[x].squeeze(single) if single else run.values[x]
 
 
-def _permute(run: _BatchedRun, x: fx.Node, order: list[int]) -> Tensor:
-    return run.values[x].permute(*[run.dim(x, d) for d in order], run.rank(x))
-
-
 def _transpose(run: _BatchedRun, x: fx.Node, first: int = 0, second: int = 1) -> Tensor:
     return run.values[x].transpose(run.dim(x, first), run.dim(x, second)) if run.rank(x) > 1 else run.values[x]
-
-
-def _select(run: _BatchedRun, x: fx.Node, dim: int, index: int) -> Tensor:
-    return run.values[x].select(run.dim(x, dim), index)
-
-
-def _slice(run: _BatchedRun, x: fx.Node, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Tensor:
-    return torch.as_tensor(aten.slice.Tensor(run.values[x], run.dim(x, dim), start, end, step))
 
 
 def _split(run: _BatchedRun, x: fx.Node, sizes: Any, dim: int = 0) -> Any:
     return torch.split(run.values[x], sizes, run.dim(x, dim))
 
 
-def _stack(run: _BatchedRun, parts: list[fx.Node], dim: int = 0) -> Tensor:
-    return torch.stack([run._expanded(part) for part in parts], dim % (run.rank(parts[0]) + 1))
-
-
-def _cat(run: _BatchedRun, parts: list[fx.Node], dim: int = 0) -> Tensor:
-    return torch.cat([run._expanded(part) for part in parts], run.dim(parts[0], dim))
-
-
 def _product(run: _BatchedRun, left: fx.Node, right: fx.Node) -> Tensor:
-    """A matrix product: as a sum of multiplications if short, else one product for all where a matrix is shared."""
+    """Return a matrix product: a sum of multiplications if it is short, else one product for all if a matrix is shared.
+
+    A short sum is fused by Inductor with what surrounds it, and its vectors run along the particles.
+    """
     if run.shape(left)[-1] > _SHORT:
         return _shared_product(run, left, right)
     a, b = run._expanded(left), run._expanded(right)
@@ -239,7 +227,11 @@ def _product(run: _BatchedRun, left: fx.Node, right: fx.Node) -> Tensor:
 
 
 def _shared_product(run: _BatchedRun, left: fx.Node, right: fx.Node) -> Tensor:
-    """The product of a matrix that all particles share with a vector or matrix of each; the particles are columns."""
+    """Return the product of a matrix that all particles share with a vector or matrix of each.
+
+    The particles are then columns of one larger matrix, and BLAS has one product to compute. If both matrices differ
+    there is no such form: ``long_products`` allows the operator that multiplies them side by side.
+    """
     if left not in run.batched and run.rank(left) == 2:
         return torch.tensordot(run.values[left], run.values[right], ([1], [0]))
     if right not in run.batched and run.rank(left) < 3 and run.rank(right) == 2:
@@ -255,18 +247,6 @@ def _shared_product(run: _BatchedRun, left: fx.Node, right: fx.Node) -> Tensor:
     return (a.unsqueeze(-2) * b.unsqueeze(-4)).sum(-3)
 
 
-def _copied(run: _BatchedRun, to: fx.Node, value: fx.Node) -> Tensor:
-    return _expand(run, value, run.shape(to)).to(run.values[to].dtype)
-
-
-def _selected_back(run: _BatchedRun, grad: fx.Node, sizes: list[int], dim: int, index: int) -> Tensor:
-    return torch.as_tensor(aten.select_backward(run.values[grad], [*sizes, run.count], dim % len(sizes), index))
-
-
-def _sliced_back(run: _BatchedRun, grad: fx.Node, sizes: list[int], dim: int, *places: int) -> Tensor:
-    return torch.as_tensor(aten.slice_backward(run.values[grad], [*sizes, run.count], dim % len(sizes), *places))
-
-
 def _elementwise(function: Any) -> Any:
     def rule(run: _BatchedRun, *args: Any, **kwargs: Any) -> Any:
         return function(*map(run._aligned, args), **kwargs)
@@ -278,16 +258,16 @@ def _same(run: _BatchedRun, x: fx.Node, **_: Any) -> Tensor:
     return run.values[x]
 
 
-def _detach(run: _BatchedRun, x: fx.Node) -> Tensor:
-    return run.values[x].detach()
-
-
+# A rule is given the run and an operator's arguments, in which nodes stand for tensors. Negative dimensions are counted
+# from the front first: in the tensors of a run, the last dimension is that of the particles.
 _RULES: dict[Any, Any] = {
     aten.alias.default: _same,
     aten.bmm.default: _product,
-    aten.cat.default: _cat,
+    aten.cat.default: lambda run, parts, dim=0: torch.cat(
+        [run._expanded(part) for part in parts], run.dim(parts[0], dim)
+    ),
     aten.clone.default: _same,
-    aten.detach.default: _detach,
+    aten.detach.default: lambda run, x: run.values[x].detach(),
     aten.dot.default: _product,
     aten.expand.default: _expand,
     aten.linalg_vector_norm.default: _norm,
@@ -295,25 +275,33 @@ _RULES: dict[Any, Any] = {
     aten.mean.dim: _mean,
     aten.mm.default: _product,
     aten.mv.default: _product,
-    aten.permute.default: _permute,
-    aten.select.int: _select,
-    aten.slice.Tensor: _slice,
+    aten.permute.default: lambda run, x, order: run.values[x].permute(*[run.dim(x, d) for d in order], run.rank(x)),
+    aten.select.int: lambda run, x, dim, index: run.values[x].select(run.dim(x, dim), index),
+    aten.slice.Tensor: lambda run, x, dim=0, start=None, end=None, step=1: aten.slice.Tensor(
+        run.values[x], run.dim(x, dim), start, end, step
+    ),
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,
     aten.squeeze.default: _squeeze,
     aten.squeeze.dim: _squeeze,
     aten.squeeze.dims: _squeeze,
-    aten.stack.default: _stack,
+    aten.stack.default: lambda run, parts, dim=0: torch.stack(
+        [run._expanded(part) for part in parts], dim % (run.rank(parts[0]) + 1)
+    ),
     aten.sum.default: _sum,
     aten.sum.dim_IntList: _sum,
     aten.t.default: _transpose,
     aten.transpose.int: _transpose,
     aten._unsafe_view.default: _view,
-    aten.unsqueeze.default: _unsqueeze,
+    aten.unsqueeze.default: lambda run, x, dim: run.values[x].unsqueeze(dim % (run.rank(x) + 1)),
     aten.view.default: _view,
-    aten.copy.default: _copied,
-    aten.select_backward.default: _selected_back,
-    aten.slice_backward.default: _sliced_back,
+    aten.copy.default: lambda run, to, value: _expand(run, value, run.shape(to)).to(run.values[to].dtype),
+    aten.select_backward.default: lambda run, grad, sizes, dim, index: aten.select_backward(
+        run.values[grad], [*sizes, run.count], dim % len(sizes), index
+    ),
+    aten.slice_backward.default: lambda run, grad, sizes, dim, *places: aten.slice_backward(
+        run.values[grad], [*sizes, run.count], dim % len(sizes), *places
+    ),
     **{
         function: _elementwise(function)
         for function in (

@@ -1,4 +1,12 @@
-"""Random numbers of a step, taken out of the model: recorded once, drawn many steps at a time."""
+"""Random numbers of a step, taken out of the model: recorded once, drawn many steps at a time.
+
+A random call has a fixed cost, however few numbers it draws, and cannot be
+fused with other operators. If its distribution is the same at every
+step, the call need not be in the graph: :class:`RandomOp` describes it,
+:meth:`RandomOp.many` draws the numbers of many steps with one call, and the
+graph reads one row a step. :class:`ReplayRandomOps` runs the model itself on
+the same numbers, to compare the two or to explain a failure.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +39,7 @@ _ELEMENTWISE = (
 
 
 def is_random(func: Any) -> bool:
-    """Whether the operator draws random numbers."""
+    """Return True if the operator draws random numbers."""
     return torch.Tag.nondeterministic_seeded in func.tags
 
 
@@ -52,23 +60,31 @@ class RandomOp:
 
     @property
     def in_place(self) -> bool:
-        """Whether the operator fills the tensor it is given, as ``normal_`` does."""
+        """True if the operator fills the tensor that it is given, as ``normal_`` does."""
         return bool(self.func._schema.is_mutable)
 
     @property
     def size(self) -> int:
-        """How many numbers one step needs."""
+        """Number of values that one step needs."""
         return int(torch.Size(self.shape).numel())
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """What draws must share to be filled by one call."""
+        """Key that draws share if one call can fill them together.
+
+        With a tensor among the arguments the numbers have different distributions, so each such draw is alone.
+        """
         if self.in_place and not any(isinstance(a, Tensor) for a in self.args):
             return (self.func, self.args, tuple(self.kwargs.items()), self.dtype)
         return (id(self),)
 
     def many(self, count: int) -> Tensor:
-        """Results of ``count`` independent calls, stacked along a new first dimension."""
+        """Return the results of ``count`` independent calls, stacked along a new first dimension.
+
+        There is one branch for each way in which an operator can be told to draw more: a larger tensor to fill, a
+        method of its own, a size as its first argument, or parameters that are repeated. Any other is called
+        ``count`` times.
+        """
         if self.in_place:
             empty = torch.empty(count, *self.shape, dtype=self.dtype, device=self.device)
             return torch.as_tensor(self.func(empty, *self.args, **self.kwargs))
@@ -110,7 +126,7 @@ def coins(probs: Tensor, count: int) -> Tensor:
 
 
 def pack(draws: Sequence[RandomOp]) -> list[list[int]]:
-    """Positions of the draws that one call can fill together, in the order of their first."""
+    """Return the positions of the draws that one call can fill together, in the order of their first."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for i, draw in enumerate(draws):
         groups.setdefault(draw.kind, []).append(i)

@@ -1,4 +1,17 @@
-"""One run of Python recorded as a graph of torch operators, so that it need not run again."""
+"""One run of Python recorded as a graph of torch operators, so that it need not run again.
+
+The tracer sees every operator below autograd, with its real tensors. A tensor is
+*live* if it depends on the graph's inputs or on a random number; an operator
+becomes a node only if one of its arguments is live. Everything else, such as
+the prior's parameters or a standardised design matrix, is computed while the model
+runs and enters the graph as a constant. A graph is right for every step if
+
+* no live number was read by Python: a branch on it would be fixed for ever;
+* no tensor that outlives the run was written to: the write would not repeat;
+* no constant was changed after the graph had read it.
+
+Each of these is refused with the line of the model that does it.
+"""
 
 from __future__ import annotations
 
@@ -36,13 +49,14 @@ _OURS = (
 
 
 class Untraceable(ValueError):
-    """The reason why a model or guide cannot be turned into a graph, with the line it comes from."""
+    """Reason why a model or guide cannot be turned into a graph, with the line it comes from."""
 
 
 class Substitution(TorchFunctionMode):
-    """Wherever the first of a pair of ``replacements`` meets torch, the second takes its place.
+    """Replace, in each call of torch, the first tensor of a pair in ``replacements`` by the second.
 
-    It also refuses what reads numbers out of ``tape``'s tensors without an operator.
+    A model holds its parameters as tensors of its own; in a trace these have to be views of θ. The mode also refuses
+    calls that read numbers out of ``tape``'s tensors without an operator, which the tracer would not see.
     """
 
     def __init__(self, replacements: list[tuple[Tensor, Tensor]], tape: Tracer) -> None:
@@ -93,20 +107,21 @@ class Tracer(DispatchMode):
         self.failures: list[Tensor] = []
         self.largest = 0
         self._forbidden = forbidden
+        # Tensors are known by their ids, which are used again once a tensor is gone: ``_alive`` keeps all of them.
         self._nodes: dict[int, fx.Node] = {}
-        self._live: set[int] = set()
+        self._live: set[int] = set()  # ids of tensors that depend on an input or a random number
         self._alive: list[Any] = []
         self._versions: list[tuple[Tensor, int]] = []
-        self._fresh: set[int] = set()
-        self._variables: set[int] = set()
-        self._views: dict[int, tuple[Any, Any, Any, int]] = {}
+        self._fresh: set[int] = set()  # addresses of memory that was allocated inside the block
+        self._variables: set[int] = set()  # addresses of memory that the graph writes to: all its tensors are live
+        self._views: dict[int, tuple[Any, Any, Any, int]] = {}  # how each view of memory that is not live was made
         self._without_grad: list[tuple[fx.Node, Tensor]] = []
         self._end = self.graph.create_node("call_function", _end_of_inputs)
         for given, value in inputs.items():
             self._follow(value, self._placeholder(given))
 
     def finish(self, *outputs: Tensor) -> fx.Graph:
-        """The graph that computes ``outputs``, without what they do not need."""
+        """Return the graph that computes ``outputs``, without the nodes that they do not need."""
         self.graph.output(tuple(self._argument(out) for out in outputs))
         self.graph.erase_node(self._end)
         self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output") or _has_effect(node))
@@ -120,9 +135,12 @@ class Tracer(DispatchMode):
         """Run one operator, and record it if the graph has to."""
         kwargs = kwargs or {}
         if func is aten._linalg_check_errors.default and self.depends(args):
+            # It would read the error code to raise. The code is kept instead: the loss becomes NaN where it is not 0.
             self.failures.append(args[0])
             return None
         if is_random(func):
+            # An operator that fills a tensor, or looks at its shape alone, draws from a distribution that does not
+            # depend on the numbers in it, live or not.
             values = args[1:] if func._schema.is_mutable or shape_only(func) else args
             if not self.depends(values, kwargs):
                 return self._record_draw(func, args, kwargs)
@@ -132,13 +150,18 @@ class Tracer(DispatchMode):
         return self._record(func, args, kwargs)
 
     def depends(self, *structure: Any) -> bool:
-        """Whether a tensor in ``structure`` depends on the inputs or on random numbers."""
+        """Return True if a tensor in ``structure`` depends on the inputs or on random numbers."""
         return any(isinstance(leaf, Tensor) and self._is_live(leaf) for leaf in tree_leaves(structure))
 
     def _is_live(self, value: Tensor) -> bool:
         return id(value) in self._live or (bool(self._variables) and _address(value) in self._variables)
 
     def _run_now(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator that the graph does not need, and note which memory is new and which results are views.
+
+        The memory of a view may become the graph's later, when something live is written into it: :meth:`_view_again`
+        then takes the view in the graph.
+        """
         for value in _written(func, args, kwargs):
             self._refuse_outliving(value, func)
         out = func(*args, **kwargs)
@@ -154,6 +177,7 @@ class Tracer(DispatchMode):
         return out
 
     def _record(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator and add its node; memory that it writes to becomes the graph's first."""
         if func in _INDEXED:
             args = (args[0], self._without_masks(args[1]), *args[2:])
         elif not _DYNAMIC.isdisjoint(func.tags):
@@ -171,7 +195,7 @@ class Tracer(DispatchMode):
         return out
 
     def _without_masks(self, indices: Any) -> list[Any]:
-        """Indices with each fixed mask as the rows it picks, so that every shape is known."""
+        """Return indices in which each fixed mask is replaced by the rows that it picks: every shape is then known."""
         whole: list[Any] = []
         for index in indices:
             if not isinstance(index, Tensor) or index.dtype not in (torch.bool, torch.uint8):
@@ -183,6 +207,12 @@ class Tracer(DispatchMode):
         return whole
 
     def _record_draw(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run a random call with a fixed distribution; its result becomes an input of the graph.
+
+        So random numbers can be drawn for many steps at once, outside the graph. An operator that fills a tensor of
+        new memory needs no copy: the tensor, and all that it is a view of, *is* the input. If the tensor is a part of
+        something larger the numbers are copied into it.
+        """
         out = func(*args, **kwargs)
         given = args[1:] if func._schema.is_mutable else args
         frozen = tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, given)
@@ -206,7 +236,10 @@ class Tracer(DispatchMode):
         return target
 
     def _make_variable(self, value: Tensor, func: Any) -> None:
-        """Let the graph own the memory of ``value``, which it is about to write to."""
+        """Let the graph own the memory of ``value``, which it is about to write to: it begins each run with a clone.
+
+        Without the clone, the second step would find what the first one has written.
+        """
         if self._is_live(value):
             return
         self._refuse_outliving(value, func)
@@ -221,11 +254,17 @@ class Tracer(DispatchMode):
             raise Untraceable(f"{_where()} changes a tensor that outlives the step ({func}), which a graph cannot")
 
     def _chain(self, value: Tensor) -> list[Tensor]:
-        """``value``, what it is a view of, what that is a view of, and so on."""
+        """Return ``value``, the tensor that it is a view of, the tensor that this is a view of, and so on."""
         chain = [value]
         while id(chain[-1]) in self._views:
             _, args, kwargs, _ = self._views[id(chain[-1])]
-            chain.append(next(leaf for leaf in tree_leaves((args, kwargs)) if _shares(leaf, _address(value))))
+            chain.append(
+                next(
+                    leaf
+                    for leaf in tree_leaves((args, kwargs))
+                    if isinstance(leaf, Tensor) and _address(leaf) == _address(value)
+                )
+            )
         return chain
 
     def _argument(self, value: Any) -> Any:
@@ -238,7 +277,7 @@ class Tracer(DispatchMode):
         return self._constant(value, fresh=_address(value) in self._fresh)
 
     def _view_again(self, value: Tensor) -> fx.Node:
-        """A view that was taken before its memory became the graph's, taken in the graph."""
+        """Take, in the graph, a view that was taken before its memory became the graph's."""
         func, args, kwargs, part = self._views[id(value)]
         node = self.graph.call_function(func, tree_map(self._argument, args), tree_map(self._argument, kwargs))
         if isinstance(func(*args, **kwargs), list | tuple):
@@ -247,6 +286,11 @@ class Tracer(DispatchMode):
         return node
 
     def _constant(self, value: Tensor, fresh: bool) -> fx.Node:
+        """Add a tensor that no input determines, and note its version: whoever changes it later makes the graph wrong.
+
+        Zeros and ones that were made in the block are written into the graph, where Inductor removes the operators
+        that they make trivial. A tensor from outside is never written in, as its values may differ in another fit.
+        """
         name = self._forbidden(value) if self._forbidden is not None else None
         if name is not None:
             raise Untraceable(
@@ -265,6 +309,7 @@ class Tracer(DispatchMode):
         return node
 
     def _follow(self, value: Tensor, node: fx.Node) -> None:
+        """Note that ``value`` is live and that ``node`` computes it."""
         self.largest = max(self.largest, value.numel())
         if node.op == "call_function" and not torch.is_grad_enabled():
             self._without_grad.append((node, value))
@@ -278,25 +323,25 @@ class Tracer(DispatchMode):
 
 
 def _end_of_inputs() -> None:
-    """Stands between the inputs of a graph and its operators while it grows."""
+    """Do nothing: a node that stands between the inputs of a graph and its operators while it grows."""
 
 
 def _has_effect(node: fx.Node) -> bool:
+    """Return True for operators that are kept even if nothing uses their result.
+
+    Torch's own operators that write to no memory have no other effect. Of others that is not known.
+    """
     target: Any = node.target
     return hasattr(target, "_schema") and (target._schema.is_mutable or target.namespace != "aten")
 
 
 def shape_only(func: Any) -> bool:
-    """Whether the operator looks at the shape of its argument alone."""
+    """Return True if the operator looks at the shape of its argument alone."""
     return func._schema.name.partition("::")[2] in _SHAPE_ONLY
 
 
 def _address(value: Tensor) -> int:
     return value.untyped_storage().data_ptr()
-
-
-def _shares(leaf: Any, address: int) -> bool:
-    return isinstance(leaf, Tensor) and _address(leaf) == address
 
 
 def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
@@ -309,7 +354,7 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
 
 
 def _as_literal(value: Tensor, any_scalar: bool) -> float | None:
-    """The number that all of ``value`` is, if it is 0 or 1, which make operators vanish; None for any other tensor."""
+    """Return the number that all of ``value`` is, if it is 0 or 1, which make operators vanish; else None."""
     if value.numel() == 0 or value.numel() > 4096 or value.dtype not in (torch.float32, torch.float64):
         return None
     first = value.detach().reshape(-1)[0].item()
@@ -319,7 +364,7 @@ def _as_literal(value: Tensor, any_scalar: bool) -> float | None:
 
 
 def _where() -> str:
-    """The line of the model or guide that is running, as ``file.py:12 (name)``."""
+    """Return the line of the model or guide that is running, as ``file.py:12 (name)``."""
     frame: Any = sys._getframe()
     while frame is not None:
         code = frame.f_code

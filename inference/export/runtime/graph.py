@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from inference.export.runtime.operators import OPERATORS
-from inference.export.runtime.random_operators import RANDOM
+from inference.export.runtime.operators import OPERATORS, RANDOM
 
 __all__ = ["Array", "Graph", "Random", "dtype_named", "size_of"]
 

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from inference.model.bound_model import name_of
 from inference.storage.atomic_files import make_folder
-from inference.storage.json_document import digest, read_json, write_json
-from inference.storage.schema import TEXT, WHOLE, check, either, list_of, record
+from inference.storage.json_document import TEXT, WHOLE, check, digest, either, list_of, read_json, record, write_json
 from inference.svi.calibration.simulation import Outcome, Simulation
 from inference.utils.errors import printable
 from inference.utils.versions import versions

@@ -1,4 +1,4 @@
-"""The cache of compiled programs, and the canary for torch's private entry points."""
+"""The cache of compiled programs."""
 
 import itertools
 import json
@@ -13,8 +13,8 @@ import torch
 from torch import fx
 
 from inference.engine.compiler import cache as programs
-from inference.engine.compiler import cpp_codegen, inductor
-from inference.storage.cache_folder import cache_folder, newest_first
+from inference.engine.compiler import cpp_build, cpp_codegen, inductor
+from inference.storage.atomic_files import cache_folder, newest_first
 
 aten = torch.ops.aten
 
@@ -57,8 +57,8 @@ def entry(compiled, cache):
 def builds(monkeypatch):
     """How often something was compiled."""
     calls = []
-    build = inductor.build
-    monkeypatch.setattr(inductor, "build", lambda *paths: (calls.append(paths), build(*paths)))
+    build = cpp_build.build
+    monkeypatch.setattr(cpp_build, "build", lambda *paths: (calls.append(paths), build(*paths)))
     return calls
 
 
@@ -69,28 +69,6 @@ def run(steps=5, threads=1):
     expected = (rows @ given[2]).cumsum(0)
     torch.testing.assert_close(losses, (expected**2).sum((1, 2)))
     torch.testing.assert_close(given[0], expected[-1])
-
-
-def test_canary_the_private_entry_points_are_where_they_were(cache):
-    """Fails first where a new torch has moved something: see inference/lowering.py."""
-    from torch._inductor import config
-    from torch._inductor.cpp_builder import CppBuilder, CppTorchOptions
-    from torch._inductor.cpu_vec_isa import pick_vec_isa
-    from torch._inductor.exc import InvalidCxxCompiler
-    from torch._inductor.graph import GraphLowering
-
-    assert all(callable(c) for c in (CppBuilder, CppTorchOptions, pick_vec_isa, InvalidCxxCompiler))
-    assert callable(GraphLowering.compile_to_module)
-    assert callable(GraphLowering.codegen)
-    with config.patch({"fx_graph_cache": False, "cpp.vec_isa_ok": True, "fallback_random": True}):
-        assert config.fallback_random
-    lowered = inductor.lower(module(), inputs())
-    assert [call.operator for call in lowered.calls if call.operator] == ["aten.addmm.out"]
-    assert all('extern "C"' in kernel for kernel in lowered.kernels)
-    text, parts = cpp_codegen.source(lowered, [(1, 32)])
-    assert parts == [0]
-    assert "small_product<float" in text
-    run()
 
 
 def test_a_second_call_loads_what_the_first_compiled(cache, builds):

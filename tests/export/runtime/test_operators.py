@@ -9,8 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from inference.engine.tracing.tracer import Untraceable
-from inference.export.graph_recording import export_graph
-from inference.export.operator_names import NotExportable
+from inference.export.graph_recording import NotExportable, export_graph
 from inference.export.runtime.graph import Graph
 from inference.export.runtime.operators import OPERATORS
 

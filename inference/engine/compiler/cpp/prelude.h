@@ -1,10 +1,6 @@
-"""The C++ that compiled programs begin with: matrix products, and a tanh, for vectors of the processor."""
-
-from __future__ import annotations
-
-__all__ = ["PRELUDE"]
-
-PRELUDE = r"""
+// Every compiled step begins with this text, after Inductor's own prefix (at::vec::Vectorized comes from there): matrix
+// products and a tanh for the vectors of the processor. Sizes and strides are template arguments, so that the compiler
+// sees them as constants and unrolls the loops over them.
 #include <cstring>
 extern "C" void sgemm_(const char*, const char*, const int*, const int*, const int*, const float*, const float*,
                        const int*, const float*, const int*, const float*, float*, const int*);
@@ -132,4 +128,3 @@ static inline void small_product(const T* a, const T* b, T* c) {
     columns_of_product<T, ADD, PACK, BLOCKS - 3 * TILES, LAST, M, K, AR, AC, ROW, CR, CC>(
         a, b + TILES * 3 * W, c + TILES * 3 * W * CC);
 }
-"""

@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from inference.engine.compiler import inductor, precompiled_headers
+from inference.engine.compiler import cpp_build, inductor
 
 SMALL = "#include <cstddef>\n"  # stands for Inductor's, which takes seconds
 PROGRAM = 'extern "C" std::size_t one() { return 1; }'  # compiles with that header alone
@@ -13,7 +13,7 @@ PROGRAM = 'extern "C" std::size_t one() { return 1; }'  # compiles with that hea
 @pytest.fixture
 def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(precompiled_headers, "_TEXT", SMALL)
+    monkeypatch.setattr(cpp_build, "_TEXT", SMALL)
     return tmp_path / "kiln" / "headers"
 
 
@@ -33,14 +33,14 @@ def commands(monkeypatch):
 
 
 def header():
-    with precompiled_headers.precompiled() as ready:
+    with cpp_build.precompiled() as ready:
         return ready()
 
 
 def build(folder, header):
     source = folder / "step.cpp"
     source.write_text(PROGRAM)
-    inductor.build(source, folder / "step.so", header)
+    cpp_build.build(source, folder / "step.so", header)
     assert (folder / "step.so").exists()
 
 
@@ -55,7 +55,7 @@ def test_the_real_header_serves_a_program(headers_kept, tmp_path, commands):
 
 
 def test_it_is_compiled_once_beside_the_body(cache, commands):
-    with precompiled_headers.precompiled() as ready:
+    with cpp_build.precompiled() as ready:
         assert ready() == next(cache.iterdir()) / "prefix.h"
     assert header() == ready()
     assert len(commands) == 1
@@ -97,7 +97,7 @@ def test_without_a_folder_of_the_users_own_there_is_none(cache, commands):
 
 
 def test_a_header_that_does_not_compile_is_none(cache, monkeypatch):
-    monkeypatch.setattr(precompiled_headers, "_TEXT", "#error no\n")
+    monkeypatch.setattr(cpp_build, "_TEXT", "#error no\n")
     assert header() is None
     assert [path.name for path in next(cache.iterdir()).iterdir()] == ["prefix.h"]
 
@@ -113,7 +113,7 @@ def test_a_program_is_compiled_without_a_header_that_the_compiler_refuses(tmp_pa
 
 
 def test_a_body_that_fails_leaves_the_header(cache, commands):
-    with pytest.raises(ValueError, match="the body"), precompiled_headers.precompiled():
+    with pytest.raises(ValueError, match="the body"), cpp_build.precompiled():
         raise ValueError("the body")
     assert header() is not None
     assert len(commands) == 1
@@ -123,7 +123,7 @@ def test_another_compiler_or_text_is_another_header_and_old_ones_make_room(cache
     found = {header()}
     monkeypatch.setattr(inductor, "machine", lambda: "another")
     found.add(header())
-    monkeypatch.setattr(precompiled_headers, "_TEXT", "#include <cstdint>\n")
+    monkeypatch.setattr(cpp_build, "_TEXT", "#include <cstdint>\n")
     found.add(header())
     assert len(found) == 3
     assert len(list(cache.iterdir())) == 2
