@@ -25,14 +25,12 @@ from inference.predictive.importance_weights import diagnose, loo
 from inference.predictive.posterior_predictive import PredictionOptions, predict, predict_data
 from inference.predictive.prediction import ClassPrediction, Prediction
 from inference.predictive.scoring import HeldOut
-from inference.reporting.autoencoder_section import code_sections
+from inference.reporting.autoencoder_section import autoencoder_sections
 from inference.reporting.figures import posterior_plots
 from inference.reporting.figures.image_grids import as_images, entropy_grids
 from inference.reporting.figures.style import as_svg
-from inference.reporting.held_out_section import held_out_sections
-from inference.reporting.html_page import provenance, write_page
-from inference.reporting.loo_section import loo_section
-from inference.reporting.section import Labels, Section
+from inference.reporting.held_out_section import held_out_sections, loo_section
+from inference.reporting.section import Labels, Section, provenance, write_page
 from inference.reporting.trust_section import trust_sections
 
 __all__ = ["write_report"]
@@ -79,7 +77,7 @@ def write_report(
     parts: list[Callable[[], Iterable[Section]]]
     if posterior.is_autoencoder:
         rows = held_out if isinstance(held_out, HeldOutRows) else None
-        parts = [lambda: code_sections(posterior, rows, groups)]
+        parts = [lambda: autoencoder_sections(posterior, rows, groups)]
     else:
         predicted = held_out if isinstance(held_out, HeldOut) else None
         parts = _of_predictions(posterior, predicted, baselines or {}, names, draws)
@@ -94,7 +92,15 @@ def write_report(
         verdict=verdict(diagnosis),
         facts=_facts(posterior, names),
         sections=sections,
-        provenance=provenance(_repeat(posterior)),
+        provenance=provenance(
+            [
+                ("seed", str(posterior.record.seed)),
+                ("device", str(posterior.bound_model.device)),
+                ("float type", str(posterior.bound_model.dtype).removeprefix("torch.")),
+                ("threads", str(torch.get_num_threads())),
+                ("seconds of fitting", f"{posterior.record.seconds:.1f}"),
+            ]
+        ),
     )
 
 
@@ -159,16 +165,6 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _repeat(posterior: Approximation) -> list[tuple[str, str]]:
-    return [
-        ("seed", str(posterior.record.seed)),
-        ("device", str(posterior.bound_model.device)),
-        ("float type", str(posterior.bound_model.dtype).removeprefix("torch.")),
-        ("threads", str(torch.get_num_threads())),
-        ("seconds of fitting", f"{posterior.record.seconds:.1f}"),
-    ]
-
-
 @dataclass(frozen=True)
 class Shown:
     """A prediction to look at: on which rows, what was observed there, and the model's inputs."""
@@ -203,7 +199,8 @@ def _predictive(posterior: Approximation, shown: Shown | None, draws: int, names
     if shown is None:
         return
     prediction, observed = shown.prediction, shown.observed
-    column = _single_column(posterior.inputs())
+    inputs = list(posterior.inputs().values())
+    column = inputs[0] if len(inputs) == 1 and _is_one_column(inputs[0]) else None
     if isinstance(prediction, ClassPrediction):
         reading = f"{shown.where}: entropy is 0 where the model is sure; rows it gets wrong should lie further right."
         picture = posterior_plots.class_entropy(prediction, observed)
@@ -219,7 +216,9 @@ def _predictive(posterior: Approximation, shown: Shown | None, draws: int, names
             "mean less certainty."
         )
         label = names.target or prediction.site
-        picture = posterior_plots.observed_vs_predicted(_flat(prediction), observed.reshape(-1), label)
+        draws_of_rows, samples = (v.reshape(len(v), -1) for v in (prediction.draws, prediction.samples))
+        flat = Prediction(prediction.site, draws_of_rows, samples, prediction.noise.reshape(-1))
+        picture = posterior_plots.observed_vs_predicted(flat, observed.reshape(-1), label)
     yield Section("How uncertain are the predictions?", reading, picture, figure_label="predictive uncertainty")
 
 
@@ -243,6 +242,10 @@ def _images(posterior: Approximation, held_out: HeldOut | None, shown: Shown | N
     yield Section("Which images is it sure of?", reading, picture, figure_label="surest and least sure images")
 
 
+def _is_one_column(x: Tensor) -> bool:
+    return x.is_floating_point() and x.dim() in (1, 2) and x.numel() == len(x)
+
+
 def _function_draws(posterior: Approximation, column: Tensor, observed: np.ndarray, draws: int, names: Labels) -> str:
     x = column.cpu().numpy().reshape(-1)
     margin = 0.1 * np.ptp(x)
@@ -250,19 +253,6 @@ def _function_draws(posterior: Approximation, column: Tensor, observed: np.ndarr
     prediction = predict(posterior, (grid.reshape(-1, *column.shape[1:]),), PredictionOptions(draws=draws))
     axes = (names.columns[0] if names.columns else "x", names.target or posterior.observed_site)
     return posterior_plots.functions(grid, cast(Prediction, prediction), (x, observed), axes)
-
-
-def _flat(prediction: Prediction) -> Prediction:
-    """All but the draws in one dimension."""
-    draws, samples = (values.reshape(len(values), -1) for values in (prediction.draws, prediction.samples))
-    return Prediction(prediction.site, draws, samples, prediction.noise.reshape(-1))
-
-
-def _single_column(inputs: Mapping[str, Tensor]) -> Tensor | None:
-    if len(inputs) != 1:
-        return None
-    (x,) = inputs.values()
-    return x if x.is_floating_point() and x.dim() in (1, 2) and x.numel() == len(x) else None
 
 
 def _replications(posterior: Approximation, shown: Shown | None, draws: int, names: Labels) -> Iterator[Section]:
@@ -286,6 +276,8 @@ def _replicated(observed: np.ndarray, samples: Tensor, label: str, reading: str)
 
 
 def _posterior(posterior: Approximation, draws: int) -> Iterator[Section]:
+    import arviz as az
+
     values = scalars({n: v.numpy() for n, v in posterior.sample(draws).items()})
     if not values:
         return
@@ -304,22 +296,17 @@ def _posterior(posterior: Approximation, draws: int) -> Iterator[Section]:
         figure_label="posterior against prior",
     )
     rows = dict(list(values.items())[:MAX_ROWS])
-    head, table = _summary(rows)
+    numbered = {f"v{i}": drawn[None] for i, drawn in enumerate(rows.values())}  # ArviZ 1.x takes no / in a name
+    frame = az.summary(numbered, kind="stats", round_to="none")
+    table = [[name, *(f"{float(v):.4g}" for v in row)] for name, row in zip(rows, frame.to_numpy(), strict=True)]
     reading = (
         "Each unknown's mean, standard deviation, and the range that holds it with the probability named in the "
         "heading; the weights of a network mean little one by one."
     )
-    yield Section("Posterior table" + _partly(len(rows), len(values)), reading, None, table, head)
+    yield Section(
+        "Posterior table" + _partly(len(rows), len(values)), reading, None, table, ["", *map(str, frame.columns)]
+    )
 
 
 def _partly(shown: int, total: int) -> str:
     return f" ({shown} of {total} unknowns)" if shown < total else ""
-
-
-def _summary(values: Mapping[str, np.ndarray]) -> tuple[list[str], list[list[str]]]:
-    import arviz as az
-
-    numbered = {f"v{i}": draws[None] for i, draws in enumerate(values.values())}  # ArviZ 1.x takes no / in a name
-    frame = az.summary(numbered, kind="stats", round_to="none")
-    rows = [[name, *(f"{float(v):.4g}" for v in row)] for name, row in zip(values, frame.to_numpy(), strict=True)]
-    return ["", *map(str, frame.columns)], rows

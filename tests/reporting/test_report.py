@@ -146,7 +146,7 @@ def test_classes_rows_and_several_sites(tmp_path, blank_figures):
 
 def test_a_report_is_whole_or_not_there(posterior, tmp_path, monkeypatch, blank_figures):
     (tmp_path / "r.html").write_text("old")
-    monkeypatch.setattr("inference.reporting.html_page.versions", lambda: 1 / 0)
+    monkeypatch.setattr("inference.reporting.section.versions", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         posterior.report(tmp_path / "r.html")
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
