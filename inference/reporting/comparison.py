@@ -78,7 +78,16 @@ def compare_report(
     bar = tqdm(posteriors.items(), desc="compare", unit="fit", disable=not progress, leave=False)
     fits = [_Fit(name, p, diagnose(p), tests.get(name), named.get(name, Labels())) for name, p in bar]
     same = len({_of_data(fit.posterior.data) for fit in fits}) == 1
-    tested = {_of_rows(fit.held_out) for fit in fits if fit.held_out is not None}
+    tested = set()
+    for held in (fit.held_out for fit in fits if fit.held_out is not None):
+        inputs = held.inputs if isinstance(held, HeldOut) else ()
+        tested.add(_of_data((held.observed, *(torch.as_tensor(np.asarray(value)) for value in inputs))))
+    columns = [_facts(fit) | _scores(None if fit.held_out is None else fit.held_out.scores) for fit in fits]
+    other = {} if same else {_ELBO: ", of different data"}
+    rows = [
+        [f"{name}{other.get(name, '')}", *(column.get(name, "–") for column in columns)]
+        for name in dict.fromkeys(name for column in columns for name in column)
+    ]
     warnings = []
     if not same:
         warnings.append("These fits saw different data: their ELBOs and posteriors are not comparable.")
@@ -91,7 +100,7 @@ def compare_report(
         warnings=warnings,
         verdicts=[(fit.name, verdict(fit.diagnosis)) for fit in fits],
         head=["", *(fit.name for fit in fits)],
-        rows=_rows(fits, same),
+        rows=rows,
         sections=[_curves(fits, same), *_posteriors(fits, draws), *_calibration(fits, len(tested) < 2)],
         provenance=provenance([(f"seed of {fit.name}", str(fit.posterior.record.seed)) for fit in fits]),
     )
@@ -103,22 +112,16 @@ def _of_data(values: tuple[Any, ...]) -> str:
     return sha256_of(*((v.float() if v.is_floating_point() else v.long()).numpy() for v in tensors))
 
 
-def _of_rows(held_out: HeldOut | HeldOutRows) -> str:
-    inputs = held_out.inputs if isinstance(held_out, HeldOut) else ()
-    return _of_data((held_out.observed, *(torch.as_tensor(np.asarray(value)) for value in inputs)))
-
-
-def _rows(fits: list[_Fit], same_data: bool) -> list[list[str]]:
-    columns = [_facts(fit) | _scores(None if fit.held_out is None else fit.held_out.scores) for fit in fits]
-    names = list(dict.fromkeys(name for column in columns for name in column))
-    rows = [[name, *(column.get(name, "–") for column in columns)] for name in names]
-    return [[row[0] + ("" if same_data or row[0] != _ELBO else ", of different data"), *row[1:]] for row in rows]
-
-
 def _facts(fit: _Fit) -> dict[str, str]:
     posterior, found = fit.posterior, fit.diagnosis
     outcome, rows = verdict(found), row_count(posterior.data)
     data = [fit.labels.data, "" if rows is None else f"{rows:,} rows"]
+    if found.evidence is not None:  # the ELBO of the guide as it was found, from its weights
+        elbo = _with_error(*found.evidence.elbo)
+    else:
+        last = -posterior.losses[-max(1, len(posterior.losses) // 4) :]
+        error = float(last.std() / math.sqrt(len(last)))
+        elbo = f"{_with_error(float(last.mean()), error)} (last quarter of the steps)"
     facts = {
         "Verdict": f"{outcome.sign} {_KINDS[outcome.kind]}",
         "Model": posterior.model_name,
@@ -127,21 +130,12 @@ def _facts(fit: _Fit) -> dict[str, str]:
         "Steps": f"{len(posterior.losses):,} of {posterior.record.options.get('optimizer')}",
         "Seconds of fitting": f"{posterior.record.seconds:.1f}",
         "Gradient evaluations": f"{posterior.record.evaluations:,}",
-        _ELBO: _elbo(posterior, found),
+        _ELBO: elbo,
     }
     if found.evidence is not None:
         facts["Pareto k-hat"] = f"{found.khat:.2f} (limit {found.khat_threshold:.2f})"
         facts["Effective sample size"] = f"{found.ess:,.0f} of {found.evidence.log_weights.size:,}"
     return facts
-
-
-def _elbo(posterior: Approximation, found: Diagnosis) -> str:
-    """Of the guide as it was found, from its weights; where it has none, over the last quarter of the steps."""
-    if found.evidence is not None:
-        value, error = found.evidence.elbo
-        return _with_error(value, error)
-    last = -posterior.losses[-max(1, len(posterior.losses) // 4) :]
-    return f"{_with_error(float(last.mean()), float(last.std() / math.sqrt(len(last))))} (last quarter of the steps)"
 
 
 def _with_error(value: float, error: float) -> str:

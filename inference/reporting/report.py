@@ -21,7 +21,7 @@ from inference.model.sites import scalars
 from inference.model.vectorization import affordable
 from inference.predictive.approximation import Approximation
 from inference.predictive.autoencoder import HeldOutRows
-from inference.predictive.importance_weights import diagnose, loo
+from inference.predictive.importance_weights import UnreliableWeights, diagnose, loo
 from inference.predictive.posterior_predictive import PredictionOptions, predict, predict_data
 from inference.predictive.prediction import ClassPrediction, Prediction
 from inference.predictive.scoring import HeldOut
@@ -122,7 +122,7 @@ def _left_out(posterior: Approximation) -> Iterator[Section]:
     """Leave-one-out, where the weights allow it and the observations are few enough to look at each."""
     if len(posterior.bound_model.observed) != 1 or math.prod(posterior.bound_model.observed[0].shape) > MOST_LEFT_OUT:
         return
-    with suppress(ValueError):  # a point, a guide that is too far away, scaled or masked observations
+    with suppress(UnreliableWeights):  # a point, a guide that is too far away, scaled or masked observations
         yield loo_section(loo(posterior, draws=LEFT_OUT_DRAWS))
 
 
@@ -200,16 +200,17 @@ def _predictive(posterior: Approximation, shown: Shown | None, draws: int, names
         return
     prediction, observed = shown.prediction, shown.observed
     inputs = list(posterior.inputs().values())
-    column = inputs[0] if len(inputs) == 1 and _is_one_column(inputs[0]) else None
+    x = inputs[0] if len(inputs) == 1 else None
+    one_column = x is not None and x.is_floating_point() and x.dim() in (1, 2) and x.numel() == len(x)
     if isinstance(prediction, ClassPrediction):
         reading = f"{shown.where}: entropy is 0 where the model is sure; rows it gets wrong should lie further right."
         picture = posterior_plots.class_entropy(prediction, observed)
-    elif column is not None and observed.ndim == 1:
+    elif x is not None and one_column and observed.ndim == 1:
         reading = (
             "Each thin line is one function that the data leave possible: where they fan out, the data say little; "
             "about nine in ten points should lie in the band."
         )
-        picture = _function_draws(posterior, column, observed, draws, names)
+        picture = _function_draws(posterior, x, observed, draws, names)
     else:
         reading = (
             f"{shown.where}: a vertical line is where a new observation should fall nine times in ten, so longer lines "
@@ -240,10 +241,6 @@ def _images(posterior: Approximation, held_out: HeldOut | None, shown: Shown | N
     )
     picture = as_svg(entropy_grids(images, seen.observed, seen.prediction))
     yield Section("Which images is it sure of?", reading, picture, figure_label="surest and least sure images")
-
-
-def _is_one_column(x: Tensor) -> bool:
-    return x.is_floating_point() and x.dim() in (1, 2) and x.numel() == len(x)
 
 
 def _function_draws(posterior: Approximation, column: Tensor, observed: np.ndarray, draws: int, names: Labels) -> str:

@@ -27,8 +27,8 @@ from guides import (
 )
 from inference import fit
 from inference import load as reload
+from inference.export.npz import module_source
 from inference.export.runtime.predictor import load
-from inference.export.standalone import module_source
 from ppl_models import Scaling
 
 S = 60
