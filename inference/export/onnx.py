@@ -56,7 +56,7 @@ def write_onnx(
                     dynamo=True,
                     verbose=False,
                 )
-        except (torch.onnx.OnnxExporterError, RuntimeError, NotImplementedError) as error:
+        except RuntimeError as error:  # of which those of the exporter are
             problem = str(error).strip().splitlines()
             raise NotExportable(
                 f"torch cannot write this model as ONNX: {problem[0] if problem else type(error).__name__}"
