@@ -127,7 +127,7 @@ def _manifest(function: PredictiveFunction, recording: ExportedGraph, names: Map
 
 
 def _module_path(path: Path) -> Path:
-    """Where the module goes, if it neither hides another by its name nor replaces a file of the user's."""
+    """Return the path of the module, which may neither hide another by its name nor replace a file of the user's."""
     module = path.with_suffix(".py")
     if path.suffix != ".npz":
         raise ValueError(f"{path.name} is of no known kind: end it in .npz, for NumPy, or in .onnx")

@@ -22,7 +22,7 @@ _TOLERANCE = {"float32": 3e-5, "float64": 1e-10}  # of the largest number; sums 
 
 
 def verified(predictor: Predictor, function: PredictiveFunction, recording: ExportedGraph) -> dict[str, Any]:
-    """How far NumPy is from torch on rows of the fit, relative to the largest number, and whether rows stand apart.
+    """Return how far NumPy is from torch on rows of the fit, relative to the largest number, and if rows stand apart.
 
     Both are given the same random numbers, NumPy's.
 
@@ -65,7 +65,7 @@ def _by_torch(
     recording: ExportedGraph,
     made: list[dict[int, np.ndarray]],
 ) -> dict[str, torch.Tensor]:
-    """The same in torch, its random calls answered by the numbers ``made``, one set for each run of the graph."""
+    """Compute the answers by torch, its random calls answered by ``made``, one set of numbers for each run."""
     graph = recording.graph
     first = len(inputs) + len(graph["latents"]) + len(graph["constants"])
 
@@ -96,7 +96,7 @@ def _relative(value: np.ndarray, other: np.ndarray) -> float:
 
 
 def _rows_apart(predictor: Predictor, function: PredictiveFunction) -> bool:
-    """Whether rows come out the same alone as together, with all random numbers at their middle."""
+    """Return True if rows come out the same alone as together, with all random numbers at their median."""
     inputs = [value.cpu().numpy() for value in function.inputs(_ROWS[-1]).values()]
     if function.two_counts() is None:
         return False

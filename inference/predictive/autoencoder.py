@@ -62,7 +62,7 @@ class Encoding(NamedTuple):
 
 @dataclass(frozen=True)
 class EvidenceScores:
-    """How probable held-out rows are under a model with latents of rows.
+    """Scores of held-out rows by how probable they are under a model with latents of rows.
 
     ``elbo`` is the mean over rows of E_q log p(x, z)/q(z | x), ``log_evidence``
     that of the importance-weighted bound on log p(x) with ``samples`` draws a

@@ -44,7 +44,7 @@ class EncodedRows:
 
     @property
     def has_images(self) -> bool:
-        """Whether rows are images, by their shape or by the model's ``image_shape``."""
+        """True if rows are images, by their shape or by the model's ``image_shape``."""
         return self._images(self.rows[:1]) is not None
 
     @property

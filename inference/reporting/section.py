@@ -20,7 +20,7 @@ __all__ = ["Labels", "Section", "provenance", "write_page"]
 
 @dataclass(frozen=True)
 class Labels:
-    """How the report names things: the data set, the input columns, the target, and the title."""
+    """Names that a report uses: of the data set, the input columns and the target, and its title."""
 
     title: str | None = None
     data: str | None = None

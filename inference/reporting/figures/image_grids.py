@@ -119,7 +119,7 @@ def traversal(axes: Axes, images: np.ndarray, numbers: list[int], places: np.nda
 
 
 def code_map(axes: Axes, codes: np.ndarray, groups: Any = None, method: str = "pca", seed: int = 0) -> None:
-    """Where the codes, (N, K), lie, by their two leading principal components or by t-SNE; coloured by group.
+    """Draw the codes, (N, K), by their two leading principal components or by t-SNE; coloured by group.
 
     Raises
     ------
