@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 
 from guides import amortized_encoder
 from inference import Posterior, Progress, every, fit
-from inference.reporting.autoencoder_section import Codes
+from inference.reporting.autoencoder_section import EncodedRows
 from ppl_models import VAE
 from ppl_models.data.datasets import digits, mnist_bits
 
@@ -115,7 +115,7 @@ def run(data: Images, epochs: int, seed: int = 0, latent: int = 50, progress: bo
 
 def draw(posterior: Posterior, curves: Curves, data: Images, path: Path) -> None:
     """All panels in one figure."""
-    codes = Codes(posterior, torch.as_tensor(data.x_test[:MAPPED]))
+    codes = EncodedRows(posterior, torch.as_tensor(data.x_test[:MAPPED]))
     panels: dict[str, Callable[[Axes], None]] = {
         "curves": curves.draw,
         "remembered": codes.reconstructions,

@@ -314,8 +314,8 @@ class Posterior(Approximation):
         >>> p.draws.shape, p.mean.shape, p.interval(0.9).lower.shape
         ((50, 3), (3,), (3,))
         """
-        asked = PredictiveFunction.of(self, site, positive_integer(draws, "draws"), seed_number(seed))
-        return write_predictor(asked, Path(path), {"model": self.model_name, "guide": self.guide_name})
+        function = PredictiveFunction.of(self, site, positive_integer(draws, "draws"), seed_number(seed))
+        return write_predictor(function, Path(path), {"model": self.model_name, "guide": self.guide_name})
 
 
 def load(path: str | Path, model: Model, guide: Model, *data: Any, device: str | torch.device = "auto") -> Posterior:

@@ -41,7 +41,7 @@ class Check:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """What the checks of the importance weights looked at, for figures.
+    """Numbers behind the checks of the importance weights, for figures.
 
     ``log_weights`` are those of R repeats of S draws, (R, S) in nats, ``khats``
     the Pareto k-hat of each repeat, (R,), ``moments`` those of each latent, None
@@ -84,7 +84,7 @@ class Diagnosis:
 
     @property
     def trusted(self) -> bool:
-        """Whether every check passed."""
+        """True if every check passed."""
         return all(check.passed for check in self.checks)
 
     @property
@@ -94,18 +94,18 @@ class Diagnosis:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What was found by the checks that failed."""
+        """The findings of the checks that failed."""
         return tuple(check.found for check in self.checks if not check.passed)
 
     @property
     def advice(self) -> tuple[str, ...]:
-        """What to try, the most promising first."""
+        """Things to try, the most promising first."""
         return tuple(dict.fromkeys(check.advice for check in self.checks if not check.passed))
 
 
 @dataclass(frozen=True)
 class NoWeights:
-    """Why a guide has no importance weights, and what to do instead."""
+    """The reason why a guide has no importance weights, and what to do instead."""
 
     reason: str
     advice: str

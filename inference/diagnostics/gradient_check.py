@@ -1,4 +1,4 @@
-"""Whether the gradient that a fit follows is the slope of its loss: autograd beside central differences."""
+"""Check of the gradient that a fit follows against the slope of its loss: autograd beside central differences."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class GradientEntry:
 
 @dataclass(frozen=True)
 class GradientCheck:
-    """What :func:`check_gradients` found.
+    """Result of :func:`check_gradients`.
 
     ``parameters`` holds the worst entry of each parameter, ``worst`` the worst
     of all; ``detached`` names those that the loss depends on but that get no
@@ -78,12 +78,12 @@ class GradientCheck:
 
     @property
     def passed(self) -> bool:
-        """Whether no error is above the tolerance."""
+        """True if no error is above the tolerance."""
         return not self.failed
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What is wrong with each parameter that failed, in words."""
+        """The fault of each parameter that failed, in words."""
         return tuple(self._reason(self.parameters[name]) for name in self.failed)
 
     def _reason(self, entry: GradientEntry) -> str:

@@ -76,13 +76,13 @@ class Moments:
 
     @property
     def mean_reach(self) -> np.ndarray:
-        """How far each mean may be off, two standard errors included."""
+        """The most that each mean may be off, two standard errors included."""
         reach: np.ndarray = np.abs(self.mean) + 2 * self.mean_se
         return reach
 
     @property
     def ratio_reach(self) -> np.ndarray:
-        """How far each ratio may be from 1, two standard errors included."""
+        """The most that each ratio may be from 1, two standard errors included."""
         reach: np.ndarray = np.abs(self.ratio - 1) + 2 * self.ratio_se
         return reach
 
@@ -95,7 +95,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Shift:
-    """How far the guide's moments are from the posterior's at the worst latents, see :class:`Moments`.
+    """Differences between the guide's moments and the posterior's at the worst latents, see :class:`Moments`.
 
     ``mean`` is the largest difference of a mean, in posterior standard deviations,
     at the latent ``mean_at``; ``ratio`` the guide's standard deviation over the
@@ -164,7 +164,7 @@ def moments(values: Mapping[str, np.ndarray], weights: SmoothedWeights) -> Momen
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """How probable each observation is under the posterior of all others, in nats, and how well that is known.
+    """Log probability of each observation under the posterior of all others, in nats, and how well that is known.
 
     Attributes
     ----------

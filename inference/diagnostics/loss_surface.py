@@ -53,7 +53,7 @@ class LossSurface:
 
     @property
     def minimum(self) -> tuple[float, float]:
-        """Where on the grid the loss is lowest."""
+        """The point of the grid at which the loss is lowest."""
         j, i = np.unravel_index(np.nanargmin(self.loss), self.loss.shape)
         return float(self.x[i]), float(self.y[j])
 

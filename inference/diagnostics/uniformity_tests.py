@@ -1,4 +1,4 @@
-"""Whether numbers that should be uniform are: exact tests, the simultaneous band of their ECDF, and their shape."""
+"""Tests of uniformity: exact p-values, the simultaneous band of an ECDF, and the shape of a difference."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SEEN = 2.5  # standard errors from which a slope or a curvature is named
 
 @dataclass(frozen=True)
 class Shape:
-    """How N numbers in (0, 1) differ from uniform ones, in standard errors: their tilt and their curvature.
+    """Differences of N numbers in (0, 1) from uniform ones, in standard errors: their tilt and their curvature.
 
     With Legendre's polynomials, which have mean 0 under uniformity,
     slope = √(12/N) Σ (u − ½) and curvature = √(5/N) Σ (6u² − 6u + 1).
@@ -33,7 +33,7 @@ class Shape:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """What the places of truths among draws say of the draws: many high ones, for one, that these lie too low."""
+        """Words for the draws among which the numbers rank truths: many high ranks mean that draws lie too low."""
         named = {
             "too narrow": self.curvature,
             "too wide": -self.curvature,
@@ -44,7 +44,7 @@ class Shape:
 
 
 def thresholds(draws: int | None = None) -> np.ndarray:
-    """Where an ECDF is looked at: even shares in (0, 1), of which ranks among L ``draws`` can be below."""
+    """Return the points of an ECDF: even shares in (0, 1), of which ranks among L ``draws`` can be below."""
     if draws is None:
         return np.arange(1, POINTS) / POINTS
     places = min(POINTS, draws + 1)

@@ -12,7 +12,7 @@ __all__ = ["Explained", "Verdict", "explain", "verdict"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether to rely on a posterior: ``kind`` is good, bad or open, ``sign`` and ``sentence`` say so without colour.
+    """Advice on relying on a posterior: ``kind`` is good, bad or open, ``sign`` and ``sentence`` say so without colour.
 
     ``reasons`` are pairs, each in plain words and as the check found it, which is
     empty where that is plain enough; ``advice`` is what to try, the most promising first.

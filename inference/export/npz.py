@@ -1,7 +1,9 @@
-"""A posterior taken away: a file of plain arrays, and beside it the one module that reads it with NumPy alone."""
+"""Export to NumPy: a file of plain arrays, and beside it the one module that reads it, which imports NumPy alone."""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import sys
 from collections.abc import Mapping
@@ -15,18 +17,39 @@ from inference.engine.tracing.tracer import Untraceable
 from inference.export.graph_recording import ExportedGraph, NotExportable, export_graph
 from inference.export.onnx import write_onnx
 from inference.export.predictive_function import PredictiveFunction
+from inference.export.runtime import graph, layers, operators, prediction, predictor
 from inference.export.runtime.predictor import LATENT, MANIFEST, SCHEMA, Predictor
-from inference.export.standalone import MARK, module_source
 from inference.export.verification import verified
 from inference.model.vectorization import VMAP_ERRORS, may_be_of_vmap
 from inference.storage.atomic_files import replacing
 from inference.utils.versions import versions
 
-__all__ = ["write_predictor"]
+__all__ = ["module_source", "write_predictor"]
+
+MARK = '"""A fitted model that predicts with NumPy alone, written by Kiln.'
+_MODULES = (layers, operators, graph, prediction, predictor)
+_HEAD = """{mark}
+
+    import {stem}
+    p = {stem}.load().predict(x)
+    p.mean, p.std, p.interval(0.9), p.draws    # or p.probs, p.labels, p.entropy
+
+It reads {stem}.npz, beside it, and needs Python 3.10 and NumPy 1.26 or newer.
+\"\"\"
+
+from __future__ import annotations
+
+{imports}
+
+Array = Any
 
 
-def write_predictor(asked: PredictiveFunction, path: Path, names: Mapping[str, str]) -> Path:
-    """Record what ``asked`` computes, compare it with torch, and write ``path`` and the module of the same stem.
+{bodies}
+"""
+
+
+def write_predictor(function: PredictiveFunction, path: Path, names: Mapping[str, str]) -> Path:
+    """Record what ``function`` computes, compare it with torch, and write ``path`` and the module of the same stem.
 
     A path that ends in ``.onnx`` is written by :func:`~inference.export.onnx.write_onnx` instead.
     ``names`` are of model and guide. Nothing is written where anything fails.
@@ -40,13 +63,13 @@ def write_predictor(asked: PredictiveFunction, path: Path, names: Mapping[str, s
         If the module would stand in the way of another.
     """
     if path.suffix == ".onnx":
-        return write_onnx(asked, _recording(asked), _latents(asked), path)
+        return write_onnx(function, _recording(function), _latents(function), path)
     module = _module_path(path)
-    recording = _recording(asked)
-    arrays = {**_latents(asked), **recording.arrays}
-    manifest = _manifest(asked, recording, names)
-    predictor = Predictor(json.loads(json.dumps(manifest)), arrays)
-    manifest |= verified(predictor, asked, recording)
+    recording = _recording(function)
+    arrays = {**_latents(function), **recording.arrays}
+    manifest = _manifest(function, recording, names)
+    runtime = Predictor(json.loads(json.dumps(manifest)), arrays)
+    manifest |= verified(runtime, function, recording)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as numbers, replacing(module) as source:
         with numbers.open("wb") as stream:
@@ -55,27 +78,27 @@ def write_predictor(asked: PredictiveFunction, path: Path, names: Mapping[str, s
     return path
 
 
-def _recording(asked: PredictiveFunction) -> ExportedGraph:
+def _recording(function: PredictiveFunction) -> ExportedGraph:
     """All draws together where torch can, else one draw, to be run for each."""
-    rows, known = asked.two_counts(), _latents(asked)
-    with asked.running():  # the tape holds on to parameters, which have the fit's values only here
+    rows, known = function.two_counts(), _latents(function)
+    with function.running():  # the tape holds on to parameters, which have the fit's values only here
         try:
-            found = export_graph(asked.together, asked.inputs, rows, known)
+            found = export_graph(function.together, function.inputs, rows, known)
             return _completed(found, False, [])
         except (Untraceable, NotExportable, *VMAP_ERRORS) as reason:
             if isinstance(reason, VMAP_ERRORS) and not may_be_of_vmap(reason):
                 raise
             try:
-                found = export_graph(asked.each, asked.inputs_with_latents, rows, known)
+                found = export_graph(function.each, function.inputs_with_latents, rows, known)
             except (Untraceable, NotExportable) as error:
                 if isinstance(reason, NotExportable):
                     raise reason from None
                 raise NotExportable(f"the model cannot be taken away: {error}") from reason
-            return _completed(found, True, list(asked.shared))
+            return _completed(found, True, list(function.shared))
 
 
-def _latents(asked: PredictiveFunction) -> dict[str, np.ndarray]:
-    return {LATENT + name: value for name, value in asked.latent_arrays().items()}
+def _latents(function: PredictiveFunction) -> dict[str, np.ndarray]:
+    return {LATENT + name: value for name, value in function.latent_arrays().items()}
 
 
 def _completed(recording: ExportedGraph, each: bool, latents: list[str]) -> ExportedGraph:
@@ -85,19 +108,19 @@ def _completed(recording: ExportedGraph, each: bool, latents: list[str]) -> Expo
     return recording
 
 
-def _manifest(asked: PredictiveFunction, recording: ExportedGraph, names: Mapping[str, str]) -> dict[str, Any]:
+def _manifest(function: PredictiveFunction, recording: ExportedGraph, names: Mapping[str, str]) -> dict[str, Any]:
     return {
         "format": "kiln predictor",
         "schema": SCHEMA,
         **names,
-        "site": asked.site,
-        "kind": "classes" if asked.classes else "numbers",
-        "draws": asked.draws,
-        "seed": asked.seed,
-        "dtype": str(asked.bound_model.dtype).removeprefix("torch."),
-        "inputs": asked.described_inputs(),
+        "site": function.site,
+        "kind": "classes" if function.classes else "numbers",
+        "draws": function.draws,
+        "seed": function.seed,
+        "dtype": str(function.bound_model.dtype).removeprefix("torch."),
+        "inputs": function.described_inputs(),
         "row_shape": recording.row_shape,
-        "latents": {name: list(value.shape[1:]) for name, value in asked.latent_arrays().items()},
+        "latents": {name: list(value.shape[1:]) for name, value in function.latent_arrays().items()},
         "rows_apart": False,
         "numbers_a_row": recording.numbers_a_row,
         "versions": versions(),
@@ -106,7 +129,7 @@ def _manifest(asked: PredictiveFunction, recording: ExportedGraph, names: Mappin
 
 
 def _module_path(path: Path) -> Path:
-    """Where the module goes, if it neither hides another by its name nor replaces a file of the user's."""
+    """Return the path of the module, which may neither hide another by its name nor replace a file of the user's."""
     module = path.with_suffix(".py")
     if path.suffix != ".npz":
         raise ValueError(f"{path.name} is of no known kind: end it in .npz, for NumPy, or in .onnx")
@@ -118,3 +141,26 @@ def _module_path(path: Path) -> Path:
     if module.exists() and not module.read_text(encoding="utf-8", errors="replace").startswith(MARK):
         raise ValueError(f"{module} is there already and was not written by export: give another name or folder")
     return module
+
+
+def module_source(stem: str) -> str:
+    """The source of the module that reads ``<stem>.npz``."""
+    whole: set[str] = set()
+    parts: dict[str, set[str]] = {}
+    bodies = []
+    for module in _MODULES:
+        text = inspect.getsource(module)
+        lines = text.splitlines()
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.Import):
+                whole.add(ast.unparse(node))
+            elif isinstance(node, ast.ImportFrom):
+                parts.setdefault(node.module or "", set()).update(ast.unparse(name) for name in node.names)
+            elif not isinstance(node, ast.Expr) and not ast.unparse(node).startswith(("__all__", "Array =")):
+                continue
+            lines[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or node.lineno) - node.lineno + 1)
+        bodies.append("\n".join(lines).strip())
+    theirs = {name: found for name, found in parts.items() if not name.startswith(("inference", "__future__"))}
+    froms = [f"from {name} import {', '.join(sorted(found))}" for name, found in sorted(theirs.items())]
+    imports = "\n".join([*sorted(whole), *froms])
+    return _HEAD.format(mark=MARK, stem=stem, imports=imports, bodies="\n\n\n".join(bodies))

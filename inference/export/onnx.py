@@ -24,7 +24,7 @@ __all__ = ["write_onnx"]
 
 
 def write_onnx(
-    asked: PredictiveFunction, recording: ExportedGraph, latents: Mapping[str, np.ndarray], path: Path
+    function: PredictiveFunction, recording: ExportedGraph, latents: Mapping[str, np.ndarray], path: Path
 ) -> Path:
     """Write x → ``mean`` and ``variance``, or ``probs`` for classes, over the S draws, for any number of rows.
 
@@ -37,17 +37,17 @@ def write_onnx(
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise NotExportable(f"torch writes ONNX with packages that are not here: pip install {' '.join(missing)}")
-    inputs = asked.inputs(4)
-    network = _Mean(recording, latents, asked, len(inputs)).eval()
+    inputs = function.inputs(4)
+    network = _Mean(recording, latents, function, len(inputs)).eval()
     rows = torch.export.Dim("rows")
     shapes = tuple({0: rows} if value.dim() else {} for value in inputs.values())
-    names = ["probs"] if asked.classes else ["mean", "variance"]
+    names = ["probs"] if function.classes else ["mean", "variance"]
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         try:
             with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")  # torch's to itself
-                bound_model = torch.onnx.export(
+                exported = torch.onnx.export(
                     *(network, tuple(inputs.values())),
                     input_names=list(inputs),
                     output_names=names,
@@ -55,14 +55,14 @@ def write_onnx(
                     dynamo=True,
                     verbose=False,
                 )
-                if bound_model is None:
-                    raise NotExportable("torch's exporter gave nothing back")
-                bound_model.save(partial)
-        except Exception as error:  # the exporter raises whatever it meets
+        except RuntimeError as error:  # of which those of the exporter are
             problem = str(error).strip().splitlines()
             raise NotExportable(
                 f"torch cannot write this model as ONNX: {problem[0] if problem else type(error).__name__}"
             ) from error
+        if exported is None:
+            raise NotExportable("torch's exporter gave nothing back")
+        exported.save(partial)
     return path
 
 
@@ -70,7 +70,7 @@ class _Mean(nn.Module):
     """The recorded operators in torch again, and moments over the draws."""
 
     def __init__(
-        self, recording: ExportedGraph, latents: Mapping[str, np.ndarray], asked: PredictiveFunction, inputs: int
+        self, recording: ExportedGraph, latents: Mapping[str, np.ndarray], function: PredictiveFunction, inputs: int
     ) -> None:
         super().__init__()
         if recording.graph["each"]:
@@ -78,7 +78,7 @@ class _Mean(nn.Module):
         self.graph, self.operators, self.classes, self.inputs = (
             recording.graph,
             recording.operators,
-            asked.classes,
+            function.classes,
             inputs,
         )
         arrays = {**latents, **recording.arrays}
@@ -99,7 +99,11 @@ class _Mean(nn.Module):
         rows = next((value.shape[0] for value in x if value.dim()), 1)
         values: dict[int, Any] = dict(enumerate(x))
         for i, spec in enumerate(self.graph["constants"]):
-            values[self.inputs + i] = self._constant(i, spec, rows)
+            if "rows" in spec:
+                values[self.inputs + i] = torch.arange(rows)
+            else:
+                constant: Tensor = getattr(self, f"constant{i}")
+                values[self.inputs + i] = constant.expand([_read(size, {}, rows) for size in spec["sizes"]])
         first = self.inputs + len(self.graph["constants"])
         for i, (_, given, *_) in enumerate(self.graph["nodes"]):
             if first + i in self.needed:
@@ -108,12 +112,6 @@ class _Mean(nn.Module):
         if self.classes:
             return (draws.mean(0),)
         return draws.mean(0), draws.var(0, correction=0) + values[self.graph["outputs"]["variance"]].mean(0)
-
-    def _constant(self, i: int, spec: dict[str, Any], rows: Any) -> Tensor:
-        if "rows" in spec:
-            return torch.arange(rows)
-        value: Tensor = getattr(self, f"constant{i}")
-        return value.expand([_read(size, {}, rows) for size in spec["sizes"]])
 
     def _called(self, func: Any, given: list[Any]) -> Any:
         if func is operator.getitem:
@@ -133,17 +131,15 @@ class _Mean(nn.Module):
         return reached
 
 
-def _grown(size: dict[str, list[int]], rows: Any) -> Any:
-    constant, slope = size["n"]
-    return constant + slope * rows
-
-
 def _read(value: Any, values: dict[int, Any], rows: Any) -> Any:
     if isinstance(value, list):
         return [_read(part, values, rows) for part in value]
     if isinstance(value, dict):
         ((kind, content),) = value.items()
-        return values[content] if kind == "v" else _grown(value, rows) if kind == "n" else getattr(torch, content)
+        if kind == "n":
+            constant, slope = content
+            return constant + slope * rows
+        return values[content] if kind == "v" else getattr(torch, content)
     return value
 
 

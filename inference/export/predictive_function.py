@@ -1,4 +1,4 @@
-"""What is asked of a posterior at new rows, as one function from inputs to numbers that can be recorded."""
+"""The posterior predictive as one function from inputs to numbers, which can be recorded."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class PredictiveFunction:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Where the model may be run, with random numbers from the seed."""
+        """Run the model inside the block, with random numbers from the seed."""
         with (
             torch.no_grad(),
             self.bound_model.running(self.approximation.flat_params, RandomStream.seeded(self.seed)),
@@ -116,7 +116,7 @@ class PredictiveFunction:
         return found
 
     def inputs_with_latents(self, rows: int) -> dict[str, Tensor]:
-        """The same, and the first draw of the shared latents."""
+        """Return :meth:`inputs`, and with them the first draw of the shared latents."""
         return self.inputs(rows) | {name: value[0] for name, value in self.shared.items()}
 
     def arguments(self, inputs: Tensors) -> tuple[Any, ...]:

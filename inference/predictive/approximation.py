@@ -30,7 +30,7 @@ __all__ = ["Approximation", "FitRecord"]
 
 @dataclass(frozen=True)
 class FitRecord:
-    """How a posterior came about: −ELBO and its KL per step, seconds, seed, options, −ELBO where each start ended.
+    """Record of a fit: −ELBO and its KL per step, seconds, seed, options, −ELBO where each start ended.
 
     ``evaluations`` counts gradients of the log joint, those of the search of a
     start and those of steps and particles; ``stop`` says why it ended where
@@ -109,7 +109,7 @@ class Approximation:
 
     @property
     def stop_reason(self) -> str:
-        """Why the fit ended, with figures where it was to find its end: ``optimizer="auto"``."""
+        """The reason why the fit ended, with figures where it was to find its end: ``optimizer="auto"``."""
         stop = self.record.stop
         return f"all {len(self.losses):,} steps were taken" if stop is None else stop.reason
 
@@ -177,7 +177,7 @@ class Approximation:
 
     @property
     def is_autoencoder(self) -> bool:
-        """Whether the model observes what the guide encodes, so that rows are remade rather than predicted."""
+        """True if the model observes what the guide encodes, so that rows are remade rather than predicted."""
         sites = self.bound_model.observed
         return supports(self.bound_model.guide, SupportsEncode) and len(sites) == 1 and sites[0].argument == 0
 
@@ -280,7 +280,7 @@ class Approximation:
                 return {}
 
     def observed_values(self) -> dict[str, Tensor]:
-        """What the model observed in the fit, ``{site: tensor}``."""
+        """Return what the model observed in the fit, ``{site: tensor}``."""
         sites = self.bound_model.observed
         if all(site.argument is not None for site in sites):
             return {site.name: self.data[site.argument or 0] for site in sites}

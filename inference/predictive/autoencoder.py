@@ -62,7 +62,7 @@ class Encoding(NamedTuple):
 
 @dataclass(frozen=True)
 class EvidenceScores:
-    """How probable held-out rows are under a model with latents of rows.
+    """Scores of held-out rows by how probable they are under a model with latents of rows.
 
     ``elbo`` is the mean over rows of E_q log p(x, z)/q(z | x), ``log_evidence``
     that of the importance-weighted bound on log p(x) with ``samples`` draws a
@@ -81,9 +81,9 @@ class EvidenceScores:
 
 @dataclass(frozen=True)
 class HeldOutRows:
-    """The codes of rows that the fit never saw, the rows, and how probable they are."""
+    """Rows that the fit never saw, their codes, and how probable they are."""
 
-    code: Encoding
+    encoding: Encoding
     observed: Tensor
     scores: EvidenceScores
 
@@ -186,7 +186,7 @@ def evaluate_rows(
     progress: bool,
 ) -> HeldOutRows:
     """Encode held-out rows, the checked ``args``, and score how probable they are from ``samples`` draws a row."""
-    code = encode(approximation, *args, batch_size=batch_size)
+    encoding = encode(approximation, *args, batch_size=batch_size)
     with _running(approximation, seed, batch_size) as (_, size):
         elbo, bound = _evidence(approximation, args, samples, size, progress)
     error = float(bound.std(correction=0)) / math.sqrt(len(bound))
@@ -196,10 +196,10 @@ def evaluate_rows(
         log_evidence=float(bound.mean()),
         standard_error=error,
         samples=samples,
-        active=int(code.active().sum()),
-        size=code.mean.shape[1],
+        active=int(encoding.active().sum()),
+        size=encoding.mean.shape[1],
     )
-    return HeldOutRows(code, args[0].cpu(), scores)
+    return HeldOutRows(encoding, args[0].cpu(), scores)
 
 
 @contextmanager

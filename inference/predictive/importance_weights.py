@@ -31,13 +31,26 @@ from inference.predictive.posterior_predictive import PredictionOptions, log_lik
 from inference.predictive.sampling import row_parts
 from inference.utils.validation import positive_integer
 
-__all__ = ["corrected_draws", "diagnose", "doubts", "log_weights", "loo", "weighted_draws", "why_no_weights"]
+__all__ = [
+    "UnreliableWeights",
+    "corrected_draws",
+    "diagnose",
+    "doubts",
+    "log_weights",
+    "loo",
+    "weighted_draws",
+    "why_no_weights",
+]
 
 PROPOSED = 10_000  # draws from which corrected ones are picked, at least
 USUAL_DRAWS, LEAST_DRAWS = 1000, 100  # of one repeat of a diagnosis
 MOST_NUMBERS = 2 * 10**7  # latents times draws that are kept to compare moments
 MOST_LATENTS = 10_000  # of all rows together, beyond which one row's misfit drowns in the others' noise
 _TOGETHER = 4  # times as many as where what is computed is kept for each row
+
+
+class UnreliableWeights(ValueError):
+    """Importance weights do not exist, correct nothing, or do not say what an observation weighs."""
 
 
 def why_no_weights(approximation: Approximation) -> NoWeights | None:
@@ -108,15 +121,15 @@ def corrected_draws(approximation: Approximation, draws: int, seed: int) -> dict
 def _reliable_draws(
     approximation: Approximation, draws: int, seed: int, refusal: str
 ) -> tuple[dict[str, Tensor], np.ndarray]:
-    """Return draws of q with their log weights, (S,), or raise a ValueError if those correct nothing."""
+    """Return draws of q with their log weights, (S,), or raise an error if those correct nothing."""
     refused, limit = why_no_weights(approximation), khat_threshold(draws)
     if refused is not None:
-        raise ValueError(f"{refusal}, as {refused.reason}: {refused.advice}")
+        raise UnreliableWeights(f"{refusal}, as {refused.reason}: {refused.advice}")
     drawn, found = weighted_draws(approximation, draws, seed)
     weights = found.double().numpy()
     khat = smoothed_weights(weights).khat
     if not khat < limit:
-        raise ValueError(
+        raise UnreliableWeights(
             f"{refusal}, as Pareto k-hat of {draws:,} draws is {khat:.2f}, and weights correct nothing from "
             f"{limit:.2f} on: try a guide with more shape, or re-parameterise the model"
         )
@@ -215,13 +228,17 @@ def loo(
     """
     wanted, count = approximation.resolve_site(site), positive_integer(draws, "draws")
     if approximation.batches is not None:
-        raise ValueError(
+        raise UnreliableWeights(
             f"leave-one-out needs all {approximation.batches.num_data:,} rows in memory: score held-out rows instead, "
             "posterior.evaluate(x_test, y_test)"
         )
     bound_model, data = approximation.bound_model, approximation.data
     with approximation.running(seed):
-        refuse_weighted_rows(traces(bound_model.model, bound_model.guide, data)[0], wanted)
+        model_trace, _ = traces(bound_model.model, bound_model.guide, data)
+    try:
+        refuse_weighted_rows(model_trace, wanted)
+    except ValueError as error:
+        raise UnreliableWeights(str(error)) from error
     drawn, weights = _reliable_draws(
         approximation, count, seed, "leave-one-out would be of the guide, not of the model"
     )

@@ -42,7 +42,7 @@ class _Parts(Protocol):
 
 
 class Spread:
-    """How far observations are from their mean: what the functions leave open, and the noise."""
+    """Variance of observations: what the functions leave open, and the noise."""
 
     @property
     def variance(self: _Parts) -> Tensor:

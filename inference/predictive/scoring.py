@@ -46,7 +46,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class PitValues:
-    """Where N observations fall among S draws of each.
+    """Ranks of N observations among S draws of each, and scores of the draws.
 
     Attributes
     ----------
@@ -122,7 +122,7 @@ def _compare(sorted_draws: np.ndarray, y: Tensor, generator: torch.Generator) ->
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often predicted classes are right, by the probability that was given to them, in even bins of it.
+    """Shares of predicted classes that are right, by the probability that was given to them, in even bins of it.
 
     Attributes
     ----------

@@ -23,7 +23,7 @@ FUNCTIONS = "functions"
 
 
 class _Stored:
-    """What all kinds share: where they are, how large, and their draws."""
+    """Base of predictions on disk: their folder, their size and their draws."""
 
     def __init__(self, store: PredictionStore) -> None:
         self._store = store
@@ -168,7 +168,7 @@ class StoredClassPrediction(_Stored, Labelled):
 
 
 def open_prediction(path: str | Path) -> StoredPrediction | StoredClassPrediction:
-    """What ``posterior.predict(..., out=path)`` returned.
+    """Open what ``posterior.predict_to(path, ...)`` wrote.
 
     Raises
     ------
@@ -205,7 +205,7 @@ def open_prediction(path: str | Path) -> StoredPrediction | StoredClassPredictio
 def fields_of(
     found: Prediction | ClassPrediction, dims: tuple[str, ...], keep: str, quantiles: tuple[float, ...]
 ) -> dict[str, Field]:
-    """What is kept of a prediction at some rows; ``dims`` are the names of the dimensions of y, rows first."""
+    """Return the arrays to keep of a prediction at some rows; ``dims`` are the names of y's dimensions, rows first."""
     fields: dict[str, Field] = {}
     for name, value in _summaries(found).items():
         fields[f"{SUMMARY}/{name}"] = Field(value, 0, _dims(dims, found.site, value.dim()))

@@ -172,12 +172,12 @@ class PredictionStore:
 
     @property
     def whole(self) -> int:
-        """How many rows are there."""
+        """The number of rows that are written."""
         return sum(rows.stop - rows.start for rows, done in zip(self.parts, self._done(), strict=True) if done)
 
     @property
     def is_finished(self) -> bool:
-        """Whether all rows are there."""
+        """True if all rows are written."""
         return bool(self._done().all())
 
     def array(self, name: str) -> zarr.Array[Any]:
@@ -217,7 +217,7 @@ class PredictionStore:
             raise ValueError(f"{self.path}: {name!r} is damaged ({error}): {ADVICE}") from error
 
     def names(self, group: str) -> list[str]:
-        """What the arrays in a group are called."""
+        """Return the names of the arrays in a group."""
         with self._damage_of(group):
             found = self.root.get(group)
             return sorted(name for name, _ in found.arrays()) if isinstance(found, zarr.Group) else []

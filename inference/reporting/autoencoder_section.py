@@ -1,4 +1,4 @@
-"""What a report shows of an autoencoder: what its codes remember, what the model makes, what each number does."""
+"""Sections on an autoencoder: what its codes remember, what the model makes, what each number of a code does."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor
 from inference.model.protocols import HasImageShape, supports
 from inference.predictive.approximation import Approximation
 from inference.predictive.autoencoder import Encoding, EvidenceScores, HeldOutRows, decode, encode, generate
-from inference.reporting.figures import autoencoder_images
+from inference.reporting.figures import image_grids
 from inference.reporting.figures.image_grids import as_images
 from inference.reporting.figures.style import Axes, drawn
 from inference.reporting.section import Section
 
-__all__ = ["TRAVERSED", "Codes", "code_sections"]
+__all__ = ["TRAVERSED", "EncodedRows", "autoencoder_sections"]
 
 SHOWN, MADE = 24, 48
 NUMBERS = 8
 TRAVERSED = np.linspace(-3, 3, 13)
 
 
-class Codes:
-    """What the figures of an autoencoder need: rows, their codes, and images of both where rows are images.
+class EncodedRows:
+    """Rows with their codes, and images of both where rows are images, for the figures of an autoencoder.
 
     Parameters
     ----------
@@ -33,48 +33,48 @@ class Codes:
         An autoencoder's.
     rows
         (N, …), such as rows that were held out.
-    code
-        Their codes, if at hand.
+    encoding
+        Their codes, if known.
     """
 
-    def __init__(self, posterior: Approximation, rows: Tensor, code: Encoding | None = None) -> None:
+    def __init__(self, posterior: Approximation, rows: Tensor, encoding: Encoding | None = None) -> None:
         self._posterior = posterior
         self.rows = rows
-        self.code = encode(posterior, rows) if code is None else code
+        self.encoding = encode(posterior, rows) if encoding is None else encoding
 
     @property
     def has_images(self) -> bool:
-        """Whether rows are images, by their shape or by the model's ``image_shape``."""
+        """True if rows are images, by their shape or by the model's ``image_shape``."""
         return self._images(self.rows[:1]) is not None
 
     @property
     def active(self) -> list[int]:
         """The numbers of the code that say most of a row, at most eight, the most telling first."""
-        telling = self.code.mean.var(0).sort(descending=True).indices.tolist()
-        return telling[: min(NUMBERS, max(1, int(self.code.active().sum())))]
+        telling = self.encoding.mean.var(0).sort(descending=True).indices.tolist()
+        return telling[: min(NUMBERS, max(1, int(self.encoding.active().sum())))]
 
     def reconstructions(self, axes: Axes) -> None:
         """Of the first rows."""
-        remade = decode(self._posterior, self.code.mean[:SHOWN])
+        remade = decode(self._posterior, self.encoding.mean[:SHOWN])
         both = self._images(torch.cat([self.rows[:SHOWN].to(remade), remade]))
         originals, again = np.split(_required(both), 2)
-        autoencoder_images.reconstructions(axes, originals, again)
+        image_grids.reconstructions(axes, originals, again)
 
     def samples(self, axes: Axes) -> None:
         """Of the model."""
-        autoencoder_images.samples(axes, _required(self._images(generate(self._posterior, MADE))))
+        image_grids.samples(axes, _required(self._images(generate(self._posterior, MADE))))
 
     def traversal(self, axes: Axes) -> None:
         """Through the numbers that say most."""
-        z = torch.zeros(len(self.active), len(TRAVERSED), self.code.mean.shape[1])
+        z = torch.zeros(len(self.active), len(TRAVERSED), self.encoding.mean.shape[1])
         for i, number in enumerate(self.active):
             z[i, :, number] = torch.from_numpy(TRAVERSED)
         images = _required(self._images(decode(self._posterior, z.flatten(0, 1))))
-        autoencoder_images.traversal(axes, images.reshape(*z.shape[:2], *images.shape[1:]), self.active, TRAVERSED)
+        image_grids.traversal(axes, images.reshape(*z.shape[:2], *images.shape[1:]), self.active, TRAVERSED)
 
     def map(self, axes: Axes, groups: Any = None, method: str = "pca") -> None:
         """Of all rows, coloured by ``groups``, (N,)."""
-        autoencoder_images.code_map(axes, self.code.mean.numpy(), groups, method)
+        image_grids.code_map(axes, self.encoding.mean.numpy(), groups, method)
 
     def _images(self, rows: Tensor) -> np.ndarray | None:
         model = self._posterior.bound_model.model
@@ -87,28 +87,30 @@ def _required(images: np.ndarray | None) -> np.ndarray:
     return images
 
 
-def code_sections(posterior: Approximation, held_out: HeldOutRows | None, groups: Any = None) -> Iterator[Section]:
+def autoencoder_sections(
+    posterior: Approximation, held_out: HeldOutRows | None, groups: Any = None
+) -> Iterator[Section]:
     """The sections of an autoencoder; ``groups`` colour the map of codes, one a row of ``held_out`` or of the fit."""
     if held_out is None:
-        kind, codes = "rows of the fit", Codes(posterior, posterior.data[0])
+        kind, encoded = "rows of the fit", EncodedRows(posterior, posterior.data[0])
     else:
-        kind, codes = "rows the fit never saw", Codes(posterior, held_out.observed, held_out.code)
+        kind, encoded = "rows the fit never saw", EncodedRows(posterior, held_out.observed, held_out.encoding)
         yield _scores(held_out.scores)
-    if codes.has_images:
-        reading = f"Some {kind}, and what is left of them in {codes.code.mean.shape[1]} numbers each."
-        yield _section("What do its codes remember?", reading, codes.reconstructions, (7.2, 3.2))
+    if encoded.has_images:
+        reading = f"Some {kind}, and what is left of them in {encoded.encoding.mean.shape[1]} numbers each."
+        yield _section("What do its codes remember?", reading, encoded.reconstructions, (7.2, 3.2))
         reading = "Codes drawn from the prior, as the model decodes them: the images should look like the data."
-        yield _section("What does the model make?", reading, codes.samples, (7.2, 3.2))
+        yield _section("What does the model make?", reading, encoded.samples, (7.2, 3.2))
         reading = (
-            f"Of the {int(codes.code.active().sum())} numbers of a code that say anything of a row, those that say "
-            "most: each line is what one of them does."
+            f"Of the {int(encoded.encoding.active().sum())} numbers of a code that say anything of a row, those that "
+            "say most: each line is what one of them does."
         )
-        yield _section("What does each number do?", reading, codes.traversal, (7.2, 0.55 * len(codes.active) + 0.7))
+        yield _section("What does each number do?", reading, encoded.traversal, (7.2, 0.55 * len(encoded.active) + 0.7))
     reading = (
         f"The codes of {kind}, seen along the two directions in which they differ most; alike rows should lie together"
         f"{'' if groups is None else ', and each colour in a place of its own'}."
     )
-    yield _section("Where do the codes lie?", reading, lambda axes: codes.map(axes, groups), (7.2, 5.4))
+    yield _section("Where do the codes lie?", reading, lambda axes: encoded.map(axes, groups), (7.2, 5.4))
 
 
 def _section(title: str, reading: str, draw: Callable[[Axes], None], size: tuple[float, float]) -> Section:

@@ -23,8 +23,7 @@ from inference.predictive.autoencoder import EvidenceScores, HeldOutRows
 from inference.predictive.importance_weights import diagnose
 from inference.predictive.scoring import ClassScores, HeldOut, Scores
 from inference.reporting.figures import comparison_plots
-from inference.reporting.html_page import provenance, write_page
-from inference.reporting.section import Labels, Section
+from inference.reporting.section import Labels, Section, provenance, write_page
 
 __all__ = ["compare_report"]
 
@@ -79,15 +78,29 @@ def compare_report(
     bar = tqdm(posteriors.items(), desc="compare", unit="fit", disable=not progress, leave=False)
     fits = [_Fit(name, p, diagnose(p), tests.get(name), named.get(name, Labels())) for name, p in bar]
     same = len({_of_data(fit.posterior.data) for fit in fits}) == 1
-    tested = {_of_rows(fit.held_out) for fit in fits if fit.held_out is not None}
+    tested = set()
+    for held in (fit.held_out for fit in fits if fit.held_out is not None):
+        inputs = held.inputs if isinstance(held, HeldOut) else ()
+        tested.add(_of_data((held.observed, *(torch.as_tensor(np.asarray(value)) for value in inputs))))
+    columns = [_facts(fit) | _scores(None if fit.held_out is None else fit.held_out.scores) for fit in fits]
+    other = {} if same else {_ELBO: ", of different data"}
+    rows = [
+        [f"{name}{other.get(name, '')}", *(column.get(name, "–") for column in columns)]
+        for name in dict.fromkeys(name for column in columns for name in column)
+    ]
+    warnings = []
+    if not same:
+        warnings.append("These fits saw different data: their ELBOs and posteriors are not comparable.")
+    if len(tested) > 1:
+        warnings.append("These fits were tested on different rows: their scores are not comparable.")
     return write_page(
         Path(path),
         "comparison.html",
         title=f"{len(fits)} fits compared",
-        warnings=_warnings(same, len(tested) < 2),
+        warnings=warnings,
         verdicts=[(fit.name, verdict(fit.diagnosis)) for fit in fits],
         head=["", *(fit.name for fit in fits)],
-        rows=_rows(fits, same),
+        rows=rows,
         sections=[_curves(fits, same), *_posteriors(fits, draws), *_calibration(fits, len(tested) < 2)],
         provenance=provenance([(f"seed of {fit.name}", str(fit.posterior.record.seed)) for fit in fits]),
     )
@@ -99,58 +112,30 @@ def _of_data(values: tuple[Any, ...]) -> str:
     return sha256_of(*((v.float() if v.is_floating_point() else v.long()).numpy() for v in tensors))
 
 
-def _of_rows(held_out: HeldOut | HeldOutRows) -> str:
-    inputs = held_out.inputs if isinstance(held_out, HeldOut) else ()
-    return _of_data((held_out.observed, *(torch.as_tensor(np.asarray(value)) for value in inputs)))
-
-
-def _warnings(same_data: bool, same_rows: bool) -> list[str]:
-    found = []
-    if not same_data:
-        found.append("These fits saw different data: their ELBOs and posteriors are not comparable.")
-    if not same_rows:
-        found.append("These fits were tested on different rows: their scores are not comparable.")
-    return found
-
-
-def _rows(fits: list[_Fit], same_data: bool) -> list[list[str]]:
-    columns = [_facts(fit) | _scores(None if fit.held_out is None else fit.held_out.scores) for fit in fits]
-    names = list(dict.fromkeys(name for column in columns for name in column))
-    rows = [[name, *(column.get(name, "–") for column in columns)] for name in names]
-    return [[row[0] + ("" if same_data or row[0] != _ELBO else ", of different data"), *row[1:]] for row in rows]
-
-
 def _facts(fit: _Fit) -> dict[str, str]:
     posterior, found = fit.posterior, fit.diagnosis
-    outcome = verdict(found)
+    outcome, rows = verdict(found), row_count(posterior.data)
+    data = [fit.labels.data, "" if rows is None else f"{rows:,} rows"]
+    if found.evidence is not None:  # the ELBO of the guide as it was found, from its weights
+        elbo = _with_error(*found.evidence.elbo)
+    else:
+        last = -posterior.losses[-max(1, len(posterior.losses) // 4) :]
+        error = float(last.std() / math.sqrt(len(last)))
+        elbo = f"{_with_error(float(last.mean()), error)} (last quarter of the steps)"
     facts = {
         "Verdict": f"{outcome.sign} {_KINDS[outcome.kind]}",
         "Model": posterior.model_name,
         "Guide": f"{posterior.guide_name}, {posterior.bound_model.params.size:,} parameters",
-        "Data": ", ".join(part for part in (fit.labels.data, _counted(posterior.data)) if part),
+        "Data": ", ".join(part for part in data if part),
         "Steps": f"{len(posterior.losses):,} of {posterior.record.options.get('optimizer')}",
         "Seconds of fitting": f"{posterior.record.seconds:.1f}",
         "Gradient evaluations": f"{posterior.record.evaluations:,}",
-        _ELBO: _elbo(posterior, found),
+        _ELBO: elbo,
     }
     if found.evidence is not None:
         facts["Pareto k-hat"] = f"{found.khat:.2f} (limit {found.khat_threshold:.2f})"
         facts["Effective sample size"] = f"{found.ess:,.0f} of {found.evidence.log_weights.size:,}"
     return facts
-
-
-def _counted(data: tuple[Any, ...]) -> str:
-    rows = row_count(data)
-    return "" if rows is None else f"{rows:,} rows"
-
-
-def _elbo(posterior: Approximation, found: Diagnosis) -> str:
-    """Of the guide as it was found, from its weights; where it has none, over the last quarter of the steps."""
-    if found.evidence is not None:
-        value, error = found.evidence.elbo
-        return _with_error(value, error)
-    last = -posterior.losses[-max(1, len(posterior.losses) // 4) :]
-    return f"{_with_error(float(last.mean()), float(last.std() / math.sqrt(len(last))))} (last quarter of the steps)"
 
 
 def _with_error(value: float, error: float) -> str:
@@ -193,7 +178,18 @@ def _posteriors(fits: list[_Fit], draws: int) -> Iterator[Section]:
     shared = _shared({fit.name: fit.posterior for fit in fits if not fit.posterior.is_autoencoder}, draws)
     if not shared:
         return
-    ordered = dict(sorted(shared.items(), key=lambda item: -_apart(item[1])))
+
+    def distance(latent: str) -> float:
+        means, sds = zip(*((values.mean(), values.std()) for values in shared[latent].values()), strict=True)
+        return float(np.ptp(means)) / (float(np.mean(sds)) or 1.0)
+
+    def interval(values: np.ndarray | None) -> str:
+        if values is None:
+            return "–"
+        low, high = np.quantile(values, [0.05, 0.95])
+        return f"{values.mean():.3g} [{low:.3g}, {high:.3g}]"
+
+    ordered = {latent: shared[latent] for latent in sorted(shared, key=distance, reverse=True)}
     panels, rows = dict(list(ordered.items())[:MAX_PANELS]), dict(list(ordered.items())[:MAX_ROWS])
     names = [fit.name for fit in fits]
     reading = (
@@ -205,7 +201,7 @@ def _posteriors(fits: list[_Fit], draws: int) -> Iterator[Section]:
     yield Section(
         f"Do they agree on what they share?{some}", reading, picture, figure_label="means and intervals by fit"
     )
-    table = [[latent, *(_interval(found.get(name)) for name in names)] for latent, found in rows.items()]
+    table = [[latent, *(interval(found.get(name)) for name in names)] for latent, found in rows.items()]
     some = f" ({len(rows)} of {len(ordered):,})" if len(rows) < len(ordered) else ""
     yield Section(f"Shared unknowns{some}", "Mean and 90 % interval.", None, table, ["", *names])
 
@@ -220,19 +216,6 @@ def _shared(posteriors: Mapping[str, Approximation], draws: int) -> dict[str, di
             for latent, values in scalars(drawn).items():
                 found.setdefault(latent, {})[name] = values
     return {latent: by_fit for latent, by_fit in found.items() if len(by_fit) > 1}
-
-
-def _apart(found: Mapping[str, np.ndarray]) -> float:
-    means = [values.mean() for values in found.values()]
-    spread = float(np.mean([values.std() for values in found.values()]))
-    return float(np.ptp(means)) / (spread or 1.0)
-
-
-def _interval(values: np.ndarray | None) -> str:
-    if values is None:
-        return "–"
-    low, high = np.quantile(values, [0.05, 0.95])
-    return f"{values.mean():.3g} [{low:.3g}, {high:.3g}]"
 
 
 def _calibration(fits: list[_Fit], same_rows: bool) -> Iterator[Section]:

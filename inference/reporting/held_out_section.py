@@ -1,4 +1,4 @@
-"""What a report says of rows that the fit never saw: scores, and whether predictions are as sure as they should be."""
+"""Sections on rows that the fit never saw, and on each row of the fit as if it had not been seen."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from inference.diagnostics.importance_sampling import LeaveOneOut
 from inference.diagnostics.uniformity_tests import Shape, ecdf_p_value, thresholds
 from inference.predictive.prediction import Prediction
-from inference.predictive.scoring import ClassScores, Coverage, HeldOut, Reliability, Scores
+from inference.predictive.scoring import ClassScores, HeldOut, Reliability, Scores
 from inference.reporting.figures import calibration_plots, posterior_plots
+from inference.reporting.figures.importance_plots import left_out_dots
 from inference.reporting.section import Labels, Section
 
-__all__ = ["held_out_sections"]
+__all__ = ["held_out_sections", "loo_section"]
 
 ERROR_RATE = 0.01
 
@@ -49,12 +51,10 @@ def _score_rows(scores: Scores | ClassScores) -> list[tuple[str, str]]:
     else:
         rows.append(("RMSE, in units of the target", f"{scores.rmse:.4g}"))
         rows.append(("CRPS, in units of the target", f"{scores.crps:.4g}"))
-        rows += [(f"rows inside their {c.prob:.0%} interval", _share(c)) for c in scores.coverage]
+        for c in scores.coverage:
+            share = f"{c.share:.1%} (should be {c.prob:.0%} ± {2 * c.standard_error:.0%})"
+            rows.append((f"rows inside their {c.prob:.0%} interval", share))
     return [*rows, ("mean log likelihood, nats a row", f"{scores.log_likelihood:.3f}")]
-
-
-def _share(found: Coverage) -> str:
-    return f"{found.share:.1%} (should be {found.prob:.0%} ± {2 * found.standard_error:.0%})"
 
 
 def _pit(pit: np.ndarray) -> Section:
@@ -92,3 +92,24 @@ def _reliability(found: Reliability) -> Section:
     )
     picture = calibration_plots.reliability_diagram(found)
     return Section("Can its probabilities be believed?", reading, picture, figure_label="reliability diagram")
+
+
+def loo_section(found: LeaveOneOut) -> Section:
+    """The estimate with its errors, and how surprising and how well known each observation is."""
+    count, doubtful = found.pareto_k.size, len(found.doubtful)
+    known = "all of them are well known" if not doubtful else f"{doubtful:,} of them are not well known (orange)"
+    reading = (
+        "How probable each observation is under the posterior of all the others, found without fitting again: the "
+        "lower a dot on the left, the more the observation surprises the model; the numbers are the rows', from 0. "
+        "The sum compares models on the same observations: more is better. On the right, how well each is known: "
+        f"{known}, which is the case below the dashed line."
+    )
+    rows = [
+        ("sum over observations (elpd), nats", f"{found.elpd:.2f} ± {found.se:.2f}"),
+        ("of which error of the draws", f"{found.mcse:.2f}"),
+        ("parameters that the observations pay for (p_loo)", f"{found.p_loo:.2f}"),
+        ("observations", f"{count:,}"),
+        ("of which not well known", f"{doubtful:,}"),
+    ]
+    label = "log probability of each observation given the others, and its Pareto k"
+    return Section("Which observations surprise it?", reading, left_out_dots(found), rows, figure_label=label)

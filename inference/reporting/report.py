@@ -21,18 +21,16 @@ from inference.model.sites import scalars
 from inference.model.vectorization import affordable
 from inference.predictive.approximation import Approximation
 from inference.predictive.autoencoder import HeldOutRows
-from inference.predictive.importance_weights import diagnose, loo
+from inference.predictive.importance_weights import UnreliableWeights, diagnose, loo
 from inference.predictive.posterior_predictive import PredictionOptions, predict, predict_data
 from inference.predictive.prediction import ClassPrediction, Prediction
 from inference.predictive.scoring import HeldOut
-from inference.reporting.autoencoder_section import code_sections
+from inference.reporting.autoencoder_section import autoencoder_sections
 from inference.reporting.figures import posterior_plots
 from inference.reporting.figures.image_grids import as_images, entropy_grids
 from inference.reporting.figures.style import as_svg
-from inference.reporting.held_out_section import held_out_sections
-from inference.reporting.html_page import provenance, write_page
-from inference.reporting.loo_section import loo_section
-from inference.reporting.section import Labels, Section
+from inference.reporting.held_out_section import held_out_sections, loo_section
+from inference.reporting.section import Labels, Section, provenance, write_page
 from inference.reporting.trust_section import trust_sections
 
 __all__ = ["write_report"]
@@ -79,7 +77,7 @@ def write_report(
     parts: list[Callable[[], Iterable[Section]]]
     if posterior.is_autoencoder:
         rows = held_out if isinstance(held_out, HeldOutRows) else None
-        parts = [lambda: code_sections(posterior, rows, groups)]
+        parts = [lambda: autoencoder_sections(posterior, rows, groups)]
     else:
         predicted = held_out if isinstance(held_out, HeldOut) else None
         parts = _of_predictions(posterior, predicted, baselines or {}, names, draws)
@@ -94,7 +92,15 @@ def write_report(
         verdict=verdict(diagnosis),
         facts=_facts(posterior, names),
         sections=sections,
-        provenance=provenance(_repeat(posterior)),
+        provenance=provenance(
+            [
+                ("seed", str(posterior.record.seed)),
+                ("device", str(posterior.bound_model.device)),
+                ("float type", str(posterior.bound_model.dtype).removeprefix("torch.")),
+                ("threads", str(torch.get_num_threads())),
+                ("seconds of fitting", f"{posterior.record.seconds:.1f}"),
+            ]
+        ),
     )
 
 
@@ -116,7 +122,7 @@ def _left_out(posterior: Approximation) -> Iterator[Section]:
     """Leave-one-out, where the weights allow it and the observations are few enough to look at each."""
     if len(posterior.bound_model.observed) != 1 or math.prod(posterior.bound_model.observed[0].shape) > MOST_LEFT_OUT:
         return
-    with suppress(ValueError):  # a point, a guide that is too far away, scaled or masked observations
+    with suppress(UnreliableWeights):  # a point, a guide that is too far away, scaled or masked observations
         yield loo_section(loo(posterior, draws=LEFT_OUT_DRAWS))
 
 
@@ -159,16 +165,6 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
-def _repeat(posterior: Approximation) -> list[tuple[str, str]]:
-    return [
-        ("seed", str(posterior.record.seed)),
-        ("device", str(posterior.bound_model.device)),
-        ("float type", str(posterior.bound_model.dtype).removeprefix("torch.")),
-        ("threads", str(torch.get_num_threads())),
-        ("seconds of fitting", f"{posterior.record.seconds:.1f}"),
-    ]
-
-
 @dataclass(frozen=True)
 class Shown:
     """A prediction to look at: on which rows, what was observed there, and the model's inputs."""
@@ -203,23 +199,27 @@ def _predictive(posterior: Approximation, shown: Shown | None, draws: int, names
     if shown is None:
         return
     prediction, observed = shown.prediction, shown.observed
-    column = _single_column(posterior.inputs())
+    inputs = list(posterior.inputs().values())
+    x = inputs[0] if len(inputs) == 1 else None
+    one_column = x is not None and x.is_floating_point() and x.dim() in (1, 2) and x.numel() == len(x)
     if isinstance(prediction, ClassPrediction):
         reading = f"{shown.where}: entropy is 0 where the model is sure; rows it gets wrong should lie further right."
         picture = posterior_plots.class_entropy(prediction, observed)
-    elif column is not None and observed.ndim == 1:
+    elif x is not None and one_column and observed.ndim == 1:
         reading = (
             "Each thin line is one function that the data leave possible: where they fan out, the data say little; "
             "about nine in ten points should lie in the band."
         )
-        picture = _function_draws(posterior, column, observed, draws, names)
+        picture = _function_draws(posterior, x, observed, draws, names)
     else:
         reading = (
             f"{shown.where}: a vertical line is where a new observation should fall nine times in ten, so longer lines "
             "mean less certainty."
         )
         label = names.target or prediction.site
-        picture = posterior_plots.observed_vs_predicted(_flat(prediction), observed.reshape(-1), label)
+        draws_of_rows, samples = (v.reshape(len(v), -1) for v in (prediction.draws, prediction.samples))
+        flat = Prediction(prediction.site, draws_of_rows, samples, prediction.noise.reshape(-1))
+        picture = posterior_plots.observed_vs_predicted(flat, observed.reshape(-1), label)
     yield Section("How uncertain are the predictions?", reading, picture, figure_label="predictive uncertainty")
 
 
@@ -252,19 +252,6 @@ def _function_draws(posterior: Approximation, column: Tensor, observed: np.ndarr
     return posterior_plots.functions(grid, cast(Prediction, prediction), (x, observed), axes)
 
 
-def _flat(prediction: Prediction) -> Prediction:
-    """All but the draws in one dimension."""
-    draws, samples = (values.reshape(len(values), -1) for values in (prediction.draws, prediction.samples))
-    return Prediction(prediction.site, draws, samples, prediction.noise.reshape(-1))
-
-
-def _single_column(inputs: Mapping[str, Tensor]) -> Tensor | None:
-    if len(inputs) != 1:
-        return None
-    (x,) = inputs.values()
-    return x if x.is_floating_point() and x.dim() in (1, 2) and x.numel() == len(x) else None
-
-
 def _replications(posterior: Approximation, shown: Shown | None, draws: int, names: Labels) -> Iterator[Section]:
     reading = (
         "Data sets that the fitted model makes, over the real one: where the black line leaves the band, the model "
@@ -286,6 +273,8 @@ def _replicated(observed: np.ndarray, samples: Tensor, label: str, reading: str)
 
 
 def _posterior(posterior: Approximation, draws: int) -> Iterator[Section]:
+    import arviz as az
+
     values = scalars({n: v.numpy() for n, v in posterior.sample(draws).items()})
     if not values:
         return
@@ -304,22 +293,17 @@ def _posterior(posterior: Approximation, draws: int) -> Iterator[Section]:
         figure_label="posterior against prior",
     )
     rows = dict(list(values.items())[:MAX_ROWS])
-    head, table = _summary(rows)
+    numbered = {f"v{i}": drawn[None] for i, drawn in enumerate(rows.values())}  # ArviZ 1.x takes no / in a name
+    frame = az.summary(numbered, kind="stats", round_to="none")
+    table = [[name, *(f"{float(v):.4g}" for v in row)] for name, row in zip(rows, frame.to_numpy(), strict=True)]
     reading = (
         "Each unknown's mean, standard deviation, and the range that holds it with the probability named in the "
         "heading; the weights of a network mean little one by one."
     )
-    yield Section("Posterior table" + _partly(len(rows), len(values)), reading, None, table, head)
+    yield Section(
+        "Posterior table" + _partly(len(rows), len(values)), reading, None, table, ["", *map(str, frame.columns)]
+    )
 
 
 def _partly(shown: int, total: int) -> str:
     return f" ({shown} of {total} unknowns)" if shown < total else ""
-
-
-def _summary(values: Mapping[str, np.ndarray]) -> tuple[list[str], list[list[str]]]:
-    import arviz as az
-
-    numbered = {f"v{i}": draws[None] for i, draws in enumerate(values.values())}  # ArviZ 1.x takes no / in a name
-    frame = az.summary(numbered, kind="stats", round_to="none")
-    rows = [[name, *(f"{float(v):.4g}" for v in row)] for name, row in zip(values, frame.to_numpy(), strict=True)]
-    return ["", *map(str, frame.columns)], rows

@@ -1,4 +1,4 @@
-"""What a report says of whether a fit can be trusted: each check explained, with what it was seen from."""
+"""Sections on trust in a fit: each check explained, with the figure of what it was seen from."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 import ast
 import sys
 
-from inference.export.standalone import module_source
+from inference.export.npz import module_source
 
 
 def test_the_module_imports_numpy_and_the_standard_library_and_defines_nothing_twice():

@@ -331,7 +331,7 @@ def test_held_out_rows_are_scored_by_how_probable_they_are():
     assert (found.scores.rows, found.scores.size) == (200, 3)
     assert found.scores.elbo == pytest.approx(expected, abs=1e-6)
     assert found.scores.log_evidence == pytest.approx(expected, abs=1e-6)
-    assert found.code.mean.shape == (200, 3)
+    assert found.encoding.mean.shape == (200, 3)
 
 
 ENCODE_ALL = """

@@ -13,6 +13,7 @@ from pyro.infer.autoguide import AutoNormal
 
 from guides import amortized_encoder, mean_field_normal
 from inference import ClassPrediction, Labels, fit
+from inference.predictive.importance_weights import UnreliableWeights
 from inference.reporting.figures import posterior_plots
 from inference.reporting.figures.image_grids import entropy_grids
 from ppl_models import VAE, linear_regression
@@ -146,7 +147,7 @@ def test_classes_rows_and_several_sites(tmp_path, blank_figures):
 
 def test_a_report_is_whole_or_not_there(posterior, tmp_path, monkeypatch, blank_figures):
     (tmp_path / "r.html").write_text("old")
-    monkeypatch.setattr("inference.reporting.html_page.versions", lambda: 1 / 0)
+    monkeypatch.setattr("inference.reporting.section.versions", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         posterior.report(tmp_path / "r.html")
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
@@ -222,3 +223,21 @@ def test_an_autoencoder_shows_its_codes_and_images_only_where_rows_are_images(tm
 def test_the_curve_of_the_elbo_has_its_two_parts(page):
     picture = base64.b64decode(re.findall(r"base64,([A-Za-z0-9+/=]+)", page)[0]).decode()
     assert posterior_plots.elbo_curve(np.ones(400), np.full(400, np.nan)).count("<g ") < picture.count("<g ")
+
+
+def test_only_a_refusal_leaves_out_the_section_on_each_observation(tmp_path, line, monkeypatch):
+    guide = mean_field_normal(linear_regression)
+    posterior = fit(linear_regression, guide, line.x, line.y, steps=20, engine="eager", progress=False)
+
+    def failing(error):
+        def loo(*args, **options):
+            raise error
+
+        return loo
+
+    monkeypatch.setattr("inference.reporting.report.loo", failing(UnreliableWeights("the guide is too far away")))
+    page = posterior.report(tmp_path / "refused.html", progress=False).read_text()
+    assert "Which observations surprise it?" not in page
+    monkeypatch.setattr("inference.reporting.report.loo", failing(ValueError("the model could not run")))
+    with pytest.raises(ValueError, match="the model could not run"):
+        posterior.report(tmp_path / "failed.html", progress=False)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -57,28 +56,23 @@ def intervals(found: Mapping[str, Mapping[str, np.ndarray]], names: Any) -> str:
         figure = Figure(figsize=(7.2, rows * (0.85 + 0.2 * len(looks)) + 0.5), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes, (latent, fits) in zip(grid.flat, found.items(), strict=False):
-            _intervals(axes, fits, looks)
+            for place, (name, look) in enumerate(looks.items()):
+                if name in fits:
+                    low, high = np.quantile(fits[name], [0.05, 0.95])
+                    axes.plot([low, high], [place, place], color=look["color"], ls=look["ls"], lw=1.6)
+                    axes.plot(fits[name].mean(), place, look["marker"], color=look["color"], ms=5)
             axes.set_title(short(latent), fontsize=9)
+            axes.margins(x=0.12)
+            axes.set(ylim=(len(looks) - 0.3, -0.7), yticks=[])
+            axes.grid(axis="x", color=GREY, alpha=0.25)
+            axes.spines["left"].set_visible(False)
+            axes.tick_params(labelsize=8)
+            axes.locator_params(axis="x", nbins=4)
         for axes in grid.flat[len(found) :]:
             axes.set_visible(False)
         marks = [Line2D([], [], **look) for look in looks.values()]
         figure.legend(handles=marks, loc="outside lower center", ncols=_COLUMNS, fontsize=9)
         return as_svg(figure)
-
-
-def _intervals(axes: Axes, fits: Mapping[str, np.ndarray], looks: Mapping[str, dict[str, Any]]) -> None:
-    for place, (name, look) in enumerate(looks.items()):
-        if name in fits:
-            low, high = np.quantile(fits[name], [0.05, 0.95])
-            axes.plot([low, high], [place, place], color=look["color"], ls=look["ls"], lw=1.6)
-            axes.plot(fits[name].mean(), place, look["marker"], color=look["color"], ms=5)
-    axes.margins(x=0.12)
-    axes.set_ylim(len(looks) - 0.3, -0.7)
-    axes.set_yticks([])
-    axes.grid(axis="x", color=GREY, alpha=0.25)
-    axes.spines["left"].set_visible(False)
-    axes.tick_params(labelsize=8)
-    axes.locator_params(axis="x", nbins=4)
 
 
 def coverage_curves(pits: Mapping[str, np.ndarray]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -30,21 +32,17 @@ def weights(evidence: Evidence, limit: float) -> str:
 
 
 def _shares(axes: Axes, log_weights: np.ndarray) -> None:
-    share = np.cumsum(_normalised(log_weights))
+    """Draw the shares of the heaviest weights; NaN counts as none, and where some are infinite, only these count."""
+    log = np.where(np.isnan(log_weights), -np.inf, log_weights)
+    top = log.max()
+    raw = (log == top).astype(float) if np.isinf(top) else np.exp(log - top)
+    share = np.cumsum(np.sort(raw)[::-1] / raw.sum())
     ranks = np.unique(np.geomspace(1, len(share), _POINTS).astype(int))
     axes.plot(ranks, ranks / len(share), color=GREY, lw=1, ls="--", label="all weights even")
     axes.plot(ranks, share[ranks - 1], color=BLUE, lw=1.8, label="found")
     axes.set(xscale="log", xlabel="heaviest draws", ylabel="their share of all weight", ylim=(0, 1.03))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.legend(loc="upper left", fontsize=9)
-
-
-def _normalised(log_weights: np.ndarray) -> np.ndarray:
-    """Weights, largest first, that sum to 1; NaN counts as none, and where some are infinite, only these count."""
-    log = np.where(np.isnan(log_weights), -np.inf, log_weights)
-    top = log.max()
-    raw = (log == top).astype(float) if np.isinf(top) else np.exp(log - top)
-    return np.sort(raw)[::-1] / raw.sum()
 
 
 def _khats(axes: Axes, khats: np.ndarray, limit: float) -> None:
@@ -54,17 +52,13 @@ def _khats(axes: Axes, khats: np.ndarray, limit: float) -> None:
     shown = np.where(np.isfinite(khats), khats, high)
     axes.axvspan(limit, 1.1 * high, color=GREY, alpha=0.25, lw=0)
     axes.axvline(limit, color=INK, lw=1.4, ls="--")
-    axes.annotate(
-        f"limit {limit:.2f}",
-        (limit, 1),
-        (-3, -4),
-        xycoords=("data", "axes fraction"),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        fontsize=9,
-        rotation=90,
-    )
+    where: dict[str, Any] = {
+        "xycoords": ("data", "axes fraction"),
+        "textcoords": "offset points",
+        "ha": "right",
+        "va": "top",
+    }
+    axes.annotate(f"limit {limit:.2f}", (limit, 1), (-3, -4), fontsize=9, rotation=90, **where)
     rows = np.arange(1, len(khats) + 1)
     for within, colour, marker in ((khats < limit, BLUE, "o"), (~(khats < limit), ORANGE, "D")):
         axes.plot(shown[within], rows[within], marker, color=colour, ms=6)

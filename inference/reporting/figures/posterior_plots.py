@@ -67,7 +67,7 @@ def _curve(axes: Axes, values: np.ndarray, colours: tuple[str, str], faint: str 
 
 
 def settled_range(values: np.ndarray) -> tuple[float, float]:
-    """Where the values of a curve lie after its first steps, with a margin."""
+    """Return the range of a curve after its first steps, with a margin."""
     low, high = np.quantile(values[len(values) // 20 :], [0.002, 0.999])
     return _padded(float(low), float(high))
 

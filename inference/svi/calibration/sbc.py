@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from inference.diagnostics.uniformity_tests import Shape, ecdf_p_value, holm, symmetry_p_value, thresholds
 from inference.model.elbo import Model
-from inference.reporting.figures.rank_plots import rank_panels
+from inference.reporting.figures.calibration_plots import rank_panels
 from inference.reporting.figures.style import Figure
 from inference.svi.calibration.folder import CalibrationFolder
 from inference.svi.calibration.simulation import Outcome, Simulation, check_options
