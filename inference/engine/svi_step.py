@@ -78,13 +78,9 @@ class SVIStep:
             for i, part in zip(group, numbers[row].split(sizes), strict=True):
                 shaped = part.reshape(self.shape(i))
                 values[i] = shaped.movedim(-1, 0) if self.last else shaped
-        runs = range(self.batched or 1)
-        return [[self._answer(values, i, run) for i in self.randoms] for run in runs]
-
-    def _answer(self, values: dict[int, Tensor], draw: int | None, run: int) -> Tensor | None:
-        if draw is None:
-            return None
-        return values[draw][run] if self.batched else values[draw]
+        if self.batched is None:
+            return [[None if i is None else values[i] for i in self.randoms]]
+        return [[None if i is None else values[i][run] for i in self.randoms] for run in range(self.batched)]
 
     @property
     def noise_bytes(self) -> int:
