@@ -60,15 +60,15 @@ class SVIStep:
     def noise(self, steps: int) -> list[Tensor]:
         """Fresh random numbers for ``steps`` steps: for each group a tensor (steps, numbers a step)."""
         copies = self.batched or 1
-        return [self._fill(group, steps, copies) for group in self.groups]
-
-    def _fill(self, group: list[int], steps: int, copies: int) -> Tensor:
-        first = self.draws[group[0]]
-        if len(group) == 1:
-            return first.many(steps * copies).reshape(steps, -1)
-        size = sum(self.draws[i].size for i in group) * copies
-        whole = RandomOp(first.func, first.args, first.kwargs, (size,), first.dtype, first.device)
-        return whole.many(steps)
+        noise = []
+        for group in self.groups:
+            first, size = self.draws[group[0]], sum(self.draws[i].size for i in group) * copies
+            if len(group) == 1:
+                noise.append(first.many(steps * copies).reshape(steps, -1))
+            else:
+                whole = RandomOp(first.func, first.args, first.kwargs, (size,), first.dtype, first.device)
+                noise.append(whole.many(steps))
+        return noise
 
     def replayed(self, noise: Sequence[Tensor], row: int) -> list[list[Tensor | None]]:
         """What each particle's run of the model is to be answered at step ``row`` of ``noise``, in order."""
