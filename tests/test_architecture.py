@@ -185,7 +185,7 @@ WITHOUT_TEST_FILE = """
 
 
 def test_modules_without_a_test_file_of_their_own_are_known():
-    """They are tested by what uses them; one that gets a file of its own leaves the list, and a new one has its file."""
+    """What uses them tests them; one that gets a file of its own leaves the list, and a new one comes with its file."""
     without = {
         name.removeprefix("inference.")
         for name, path in MODULES.items()

@@ -127,7 +127,7 @@ class Calibration:
         return rank_panels(self.p[:, chosen], self.draws, titles, self.error_rate / self.adjusted.size)
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913 - public: every option by its name
     model: Model,
     guide_builder: Callable[[Model], Model],
     *data: Any,
