@@ -177,7 +177,7 @@ WITHOUT_TEST_FILE = """
     reporting.figures.importance_plots reporting.figures.posterior_plots reporting.figures.rank_plots
     reporting.figures.style reporting.held_out_section reporting.html_page reporting.loo_section reporting.section
     storage.atomic_files storage.cache_folder storage.fit_fingerprint storage.json_document storage.schema
-    svi.attempt svi.calibration.folder svi.calibration.simulation svi.callbacks.json_lines svi.callbacks.live_plot
+    svi.attempt svi.calibration.simulation svi.callbacks.json_lines svi.callbacks.live_plot
     svi.callbacks.parameter_trace svi.callbacks.snapshots svi.callbacks.tensorboard svi.fitting svi.restarts
     svi.training_loop utils.arviz_compat utils.background_writer utils.errors utils.hashing utils.parallel
     utils.pytree utils.signals utils.text utils.validation utils.versions
