@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -17,30 +20,104 @@ from torch import nn
 
 from inference.cli import registry
 from inference.cli.prediction_files import FileOptions, check_ending, is_store, write_prediction
-from inference.cli.run_reports import REPORT, compare_runs, evaluate, report_run, write_run_report
-from inference.cli.runs import Run, Split, check_writable, data_for, least_squares_rmse, split_rows
+from inference.cli.runs import (
+    REPORT,
+    Run,
+    Split,
+    check_writable,
+    compare_runs,
+    data_for,
+    evaluate,
+    least_squares_rmse,
+    report_run,
+    split_rows,
+    write_run_report,
+)
 from inference.diagnostics.checks import Diagnosis
 from inference.engine.process_group import launched, speaks, who
-from inference.optim.schedules import LearningRate, cosine_decay
+from inference.optim.schedules import cosine_decay
 from inference.posterior import Posterior
 from inference.predictive.autoencoder import EvidenceScores
 from inference.predictive.scoring import ClassScores, Scores
 from inference.storage.checkpoint import Checkpoint
-from inference.svi.fitting import fit as fit_posterior
+from inference.svi.fitting import run_fit
+from inference.svi.options import FitOptions, FitProblem
 from inference.utils.hashing import sha256_of
 from inference.utils.text import printable
 from inference.utils.validation import as_device, positive_integer, positive_number, seed_number
 
-__all__ = ["main"]
+__all__ = ["FitFlags", "main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True, help=__doc__)
 COMPARISON, USUAL_GUIDE, USUAL_LR = "comparison.html", "mean_field_normal", 0.02
 MANY_ROWS = 10_000
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, as `kiln fit --out` makes it.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Run folder, as `kiln fit --out` writes it.")]
 OwnCode = Annotated[
     bool, typer.Option("--own-code", help="Import and run the model and guide that DIR names by module:function.")
 ]
+
+
+def _help(name: str) -> Any:
+    """Return a flag that is described as the option ``name`` of :func:`~inference.fit` is."""
+    return typer.Option(help=FitOptions.help_of(name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitFlags:
+    """Arguments of ``kiln fit``; those with the name of a field of :class:`FitOptions` are passed on as that option."""
+
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `kiln list`, or your own module:function.")]
+    data: Annotated[str, typer.Option(help="A CSV, Parquet or NPZ file, or a name from `kiln list`.")]
+    out: Annotated[Path, typer.Option(help="Folder to which the posterior and its report are written.")]
+    target: Annotated[str | None, typer.Option(help="The column to predict.")] = None
+    guide: Annotated[
+        str | None,
+        typer.Option(help="A name from `kiln list`, or your own module:function; the one usual for MODEL if left out."),
+    ] = None
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A keyword argument of the model, in JSON.")
+    ] = None
+    holdout: Annotated[float, typer.Option(help="Share of the rows that are held out to test the fit.")] = 0.2
+    steps: Annotated[int, _help("steps")] = 5000
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Initial step size; if left out, the one usual for MODEL, or else one that is found."),
+    ] = None
+    decay: Annotated[bool, typer.Option(help="Let the step size fall to 0 as half a cosine.")] = True
+    optimizer: Annotated[str | None, _help("optimizer")] = None
+    particles: Annotated[int, _help("particles")] = 1
+    anneal: Annotated[int | None, _help("anneal")] = None
+    restarts: Annotated[int, _help("restarts")] = 1
+    batch_size: Annotated[
+        int | None, typer.Option(help="Number of rows per step; as usual for MODEL, or else all, if left out.")
+    ] = None
+    seed: Annotated[int, typer.Option(help="Seed of the split, the initial values and all draws.")] = 0
+    device: Annotated[str, _help("device")] = "auto"
+    engine: Annotated[str, _help("engine")] = "auto"
+    resume: Annotated[bool, typer.Option("--resume", help=FitOptions.help_of("resume"))] = False
+
+
+def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command take dataclasses of flags: to typer, each of their fields is a parameter of its own."""
+    parameters: list[inspect.Parameter] = []
+    groups: dict[str, Any] = {}
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        if is_dataclass(parameter.annotation):
+            groups[parameter.name] = parameter.annotation
+            parameters += inspect.signature(groups[parameter.name], eval_str=True).parameters.values()
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @wraps(command)
+    def run(**words: Any) -> None:
+        for name, group in groups.items():
+            words[name] = group(**{each.name: words.pop(each.name) for each in fields(group)})
+        command(**words)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    return run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,96 +144,88 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @app.command()
-def fit(
-    model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A name from `kiln list`, or your own module:function.")
-    ],
-    data: Annotated[str, typer.Option(help="A CSV, Parquet or NPZ file, or a name from `kiln list`.")],
-    out: Annotated[Path, typer.Option(help="The folder to write the posterior and its report to.")],
-    target: Annotated[str | None, typer.Option(help="The column to predict.")] = None,
-    guide: Annotated[
-        str | None,
-        typer.Option(
-            help="A name from `kiln list`, or your own module:function; the one usual for MODEL, if left out."
-        ),
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A keyword argument of the model, in JSON.")
-    ] = None,
-    holdout: Annotated[float, typer.Option(help="The share of rows kept back to test the fit on.")] = 0.2,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 5000,
-    lr: Annotated[
-        float | None,
-        typer.Option(help="Step size at the start; if left out the one usual for MODEL, or else one that is found."),
-    ] = None,
-    decay: Annotated[bool, typer.Option(help="Let the step size fall to 0 as half a cosine.")] = True,
-    optimizer: Annotated[
-        str | None,
-        typer.Option(help="adam, adamw, clippedadam or sgd; auto finds start, steps and end, as is done if left out."),
-    ] = None,
-    particles: Annotated[int, typer.Option(help="Draws a step.")] = 1,
-    anneal: Annotated[int | None, typer.Option(help="Steps over which the target rises to its full height.")] = None,
-    restarts: Annotated[int, typer.Option(help="Starts, of which the best ELBO is kept.")] = 1,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Rows a step; as usual for MODEL, or else all, if left out.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Fixes the split, the start and every draw.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    engine: Annotated[str, typer.Option(help="auto, eager or compiled.")] = "auto",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a fit that was interrupted or killed, to the same numbers.")
-    ] = False,
-) -> None:
+@with_flags
+def fit(flags: FitFlags) -> None:
     """Fit MODEL to a table, test it on rows that were held out, and write a report.
 
     Under torchrun the processes share the rows of each step; the first of them writes and prints.
     """
-    if not 0 <= holdout < 1:
-        raise ValueError(f"--holdout is {holdout}: give a share from 0 up to, not with, 1")
-    registry.find("models", model)
-    table = registry.read_table(data, target)
-    split = split_rows(table, holdout, seed_number(seed))
-    options = registry.suggested_options(model, *split.train) | _assignments(set_ or [])
-    source = data if data in registry.names("data") else str(Path(data).resolve())
-    bound = registry.build_model(model, options, seed)
-    chosen = guide or str(getattr(bound, "usual_guide", USUAL_GUIDE))
+    run, split, model = prepare_run(flags)
+    usual = {"lr": None, "batch_size": None} | getattr(model, "usual_fit", {})
+    batch_size = usual["batch_size"] if flags.batch_size is None else flags.batch_size
+    rows = len(split.train[0])
+    with launched(flags.device) as leads, ExitStack() as stack:
+        checkpoint = Checkpoint(flags.out)
+        if leads:
+            check_writable(flags.out)
+            if batch_size is None and rows > MANY_ROWS:
+                hint = f"each step takes all {rows:,} rows; --batch-size 500 would make it faster"
+                print(hint, file=sys.stderr)
+            stack.enter_context(checkpoint)
+        if isinstance(model, nn.Module):
+            model.to(as_device(flags.device))
+        guide, data = registry.build_guide(run.guide, model), data_for(model, split.train)
+        options = options_from_flags(flags, {**usual, "batch_size": batch_size}, checkpoint)
+        posterior = run_fit(FitProblem.of(model, guide, data, options), options)
+        if leads:
+            posterior.save(flags.out)
+            run.save(flags.out)
+        _end_if_interrupted(posterior, flags.out, leads)
+        if leads:
+            checkpoint.remove()
+            print_summary(posterior, run, split, flags.out)
+
+
+def prepare_run(flags: FitFlags) -> tuple[Run, Split, Any]:
+    """Read the table, split its rows and build the model, and return them with what ``run.json`` says."""
+    if not 0 <= flags.holdout < 1:
+        raise ValueError(f"--holdout is {flags.holdout}: give a share from 0 up to, not with, 1")
+    registry.find("models", flags.model)
+    table = registry.read_table(flags.data, flags.target)
+    split = split_rows(table, flags.holdout, seed_number(flags.seed))
+    bound = registry.suggested_options(flags.model, *split.train) | _assignments(flags.set_ or [])
+    model = registry.build_model(flags.model, bound, flags.seed)
     run = Run(
-        model, chosen, options, source, table.target, list(table.columns), holdout, seed, sha256_of(table.x, table.y)
+        model=flags.model,
+        guide=flags.guide or str(getattr(model, "usual_guide", USUAL_GUIDE)),
+        options=bound,
+        data=flags.data if flags.data in registry.names("data") else str(Path(flags.data).resolve()),
+        target=table.target,
+        columns=list(table.columns),
+        holdout=flags.holdout,
+        seed=flags.seed,
+        data_sha256=sha256_of(table.x, table.y),
     )
-    usual = {"batch_size": None} | getattr(bound, "usual_fit", {})
-    batch_size = usual["batch_size"] if batch_size is None else batch_size
-    with launched(device) as leads, ExitStack() as stack:
-        kept = Checkpoint(out)
-        if leads:
-            check_writable(out)
-            _hint(len(split.train[0]), batch_size)
-            stack.enter_context(kept)
-        if isinstance(bound, nn.Module):
-            bound.to(as_device(device))
-        posterior = fit_posterior(
-            bound,
-            registry.build_guide(chosen, bound),
-            *data_for(bound, split.train),
-            steps=steps,
-            lr=_schedule(usual.get("lr") if lr is None else lr, optimizer, anneal, steps, decay),
-            optimizer=optimizer,
-            particles=particles,
-            anneal=anneal,
-            restarts=restarts,
-            batch_size=batch_size,
-            seed=seed,
-            device=device,
-            engine=engine,
-            checkpoint=kept,
-            resume=resume,
-        )
-        if leads:
-            posterior.save(out)
-            run.save(out)
-        _end_if_interrupted(posterior, out, leads)
-        if leads:
-            kept.remove()
-            _tell(posterior, run, split, out)
+    return run, split, model
+
+
+def options_from_flags(flags: FitFlags, usual: Mapping[str, Any], checkpoint: Checkpoint) -> FitOptions:
+    """Return the options of the fit; ``usual`` holds step size and batch size where the flags leave them out.
+
+    The step size stays None where it is to be found: under ``--optimizer auto``, and if
+    neither the flags nor the model say anything of it.
+    """
+    lr = usual["lr"] if flags.lr is None else flags.lr
+    if flags.optimizer == "auto" or (lr is None and flags.optimizer is None and flags.anneal is None):
+        lr = None
+    else:
+        lr = positive_number(USUAL_LR if lr is None else lr, "lr")
+        if flags.decay:
+            lr = cosine_decay(lr, positive_integer(flags.steps, "steps"))
+    given = {each.name: getattr(flags, each.name) for each in fields(FitOptions) if hasattr(flags, each.name)}
+    return FitOptions(**{**given, "lr": lr, "batch_size": usual["batch_size"], "checkpoint": checkpoint})
+
+
+def print_summary(posterior: Posterior, run: Run, split: Split, folder: Path) -> None:
+    """Print how the fit ended and how it scores on the rows that were held out, and write its report to ``folder``."""
+    _say(f"{run.model} on {Path(run.data).name}: {len(split.train[0])} rows to fit, {len(split.test[0])} held out")
+    if posterior.record.stop is not None:
+        _say(f"  {posterior.stop_reason}")
+    held_out = evaluate(posterior, split)
+    if held_out is not None:
+        _print_scores(held_out.scores, split)
+    path = write_run_report(posterior, run, split, folder / REPORT, held_out)
+    _say(f"report: {path}")
 
 
 @app.command()
@@ -176,30 +245,21 @@ def report(
 
 
 @app.command()
+@with_flags
 def predict(
     folder: Folder,
     data: Annotated[str, typer.Option(help="A table with the columns of the fit, or an array of them, .npy or .zarr.")],
-    out: Annotated[Path, typer.Option(help="The CSV, Parquet or NPZ file to write, or a .zarr for all draws.")],
-    draws: Annotated[int, typer.Option(help="Draws of the posterior.")] = 1000,
-    prob: Annotated[float, typer.Option(help="What share of new observations the interval should hold.")] = 0.9,
-    batch_size: Annotated[int | None, typer.Option(help="Rows at a time, which bounds the memory.")] = None,
-    seed: Annotated[int, typer.Option(help="Fixes the draws.")] = 0,
-    keep: Annotated[
-        str | None, typer.Option(help="Of a .zarr: draws, or summary for moments and interval of each row.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a .zarr that was interrupted, to the same numbers.")
-    ] = False,
+    out: Annotated[Path, typer.Option(help="CSV, Parquet or NPZ file to write, or a .zarr for all draws.")],
+    options: FileOptions,
     own_code: OwnCode = False,
 ) -> None:
     """Predict new rows: mean, standard deviation and interval; or their codes, where the model makes whole rows."""
-    asked = FileOptions(draws, prob, batch_size, seed, keep, resume)
-    check_ending(out, asked)
+    check_ending(out, options)
     check_writable(out.parent)
     run = Run.read(folder, own_code)
     rows = registry.read_rows(data, run.target, run.columns)
     try:
-        write_prediction(run.posterior(folder), rows, out, asked)
+        write_prediction(run.posterior(folder), rows, out, options)
     except KeyboardInterrupt as interrupt:
         if out.exists() and is_store(out):
             print("\nthe same command with --resume goes on with it", file=sys.stderr)
@@ -220,14 +280,10 @@ def list_names() -> None:
     for group in ("models", "guides", "data"):
         print(f"{group}:")
         for name in registry.names(group):
-            print(f"  {name:<20} {_first_line(registry.find(group, name))}")
+            found = registry.find(group, name)
+            lines = (getattr(found, "func", found).__doc__ or "").strip().splitlines()
+            print(f"  {name:<20} {lines[0] if lines else ''}")
     print("Your own model or guide is module:function; your own data a CSV, Parquet or NPZ file.")
-
-
-def _first_line(found: Any) -> str:
-    documented = getattr(found, "func", found)
-    text = (documented.__doc__ or "").strip().splitlines()
-    return text[0] if text else ""
 
 
 def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
@@ -243,41 +299,15 @@ def _assignments(pairs: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _schedule(
-    lr: float | None, optimizer: str | None, anneal: int | None, steps: int, decay: bool
-) -> LearningRate | None:
-    """The step size of an optimiser that was named or needs one; None where it is to be found."""
-    if optimizer == "auto" or (lr is None and optimizer is None and anneal is None):
-        return None
-    lr = positive_number(USUAL_LR if lr is None else lr, "lr")
-    return cosine_decay(lr, positive_integer(steps, "steps")) if decay else lr
-
-
-def _tell(posterior: Posterior, run: Run, split: Split, folder: Path) -> None:
-    _say(f"{run.model} on {Path(run.data).name}: {len(split.train[0])} rows to fit, {len(split.test[0])} held out")
-    if posterior.record.stop is not None:
-        _say(f"  {posterior.stop_reason}")
-    held_out = evaluate(posterior, split)
-    if held_out is not None:
-        _print_scores(held_out.scores, split)
-    path = write_run_report(posterior, run, split, folder / REPORT, held_out)
-    _say(f"report: {path}")
-
-
-def _end_if_interrupted(posterior: Posterior, folder: Path, says: bool) -> None:
+def _end_if_interrupted(posterior: Posterior, folder: Path, leads: bool) -> None:
     """Leave with the status of a program that a signal ended, and say how to go on."""
     stop = posterior.record.stop
     if stop is None or stop.interrupted is None:
         return
-    if says:
+    if leads:
         _say(f"the fit {stop.message}; {folder} has the posterior so far", file=sys.stderr)
         print("the same command with --resume goes on with it", file=sys.stderr)
     raise typer.Exit(128 + signal.Signals[stop.interrupted])
-
-
-def _hint(rows: int, batch_size: int | None) -> None:
-    if batch_size is None and rows > MANY_ROWS:
-        print(f"each step takes all {rows:,} rows; --batch-size 500 would make it faster", file=sys.stderr)
 
 
 def _print_scores(scores: Scores | ClassScores | EvidenceScores, split: Split) -> None:

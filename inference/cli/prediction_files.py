@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+import typer
 
 from inference.data.row_arrays import rows_of
 from inference.posterior import Posterior
-from inference.predictive.autoencoder import Encoding
 from inference.predictive.prediction import ClassPrediction, Prediction, tails
 from inference.storage.atomic_files import replacing
 
@@ -20,19 +21,25 @@ __all__ = ["FileOptions", "check_ending", "is_store", "write_prediction"]
 STORE = ".zarr"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FileOptions:
-    """The options of the command."""
+    """Options of ``kiln predict``, each a flag of the command."""
 
-    draws: int
-    prob: float
-    batch_size: int | None
-    seed: int
-    keep: str | None
-    resume: bool
+    draws: Annotated[int, typer.Option(help="Number of posterior draws.")] = 1000
+    prob: Annotated[float, typer.Option(help="Share of new observations that the interval is to hold.")] = 0.9
+    batch_size: Annotated[int | None, typer.Option(help="Number of rows at a time, which bounds the memory.")] = None
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0
+    keep: Annotated[
+        str | None,
+        typer.Option(help="What a .zarr holds: draws, or summary for the moments and the interval of each row."),
+    ] = None
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Resume writing a .zarr that was interrupted; the numbers are the same."),
+    ] = False
 
 
-def check_ending(out: Path, asked: FileOptions) -> None:
+def check_ending(out: Path, options: FileOptions) -> None:
     """Raise a ValueError unless files with the ending of ``out`` are written, with these options."""
     endings = [*_WRITERS, STORE]
     if out.suffix not in endings:
@@ -40,7 +47,7 @@ def check_ending(out: Path, asked: FileOptions) -> None:
     if not is_store(out):
         if out.is_dir():
             raise ValueError(f"--out {out} is a folder: give the name of a file")
-        if asked.keep is not None or asked.resume:
+        if options.keep is not None or options.resume:
             raise ValueError(f"--keep and --resume go with an --out that ends in {STORE}, not in {out.suffix}")
 
 
@@ -49,7 +56,7 @@ def is_store(out: Path) -> bool:
     return out.suffix == STORE
 
 
-def write_prediction(posterior: Posterior, x: Any, out: Path, asked: FileOptions) -> None:
+def write_prediction(posterior: Posterior, x: Any, out: Path, options: FileOptions) -> None:
     """Predict the rows ``x``, or encode them where the model makes whole rows, and write that to ``out``.
 
     Raises
@@ -60,41 +67,38 @@ def write_prediction(posterior: Posterior, x: Any, out: Path, asked: FileOptions
         If it cannot be written.
     """
     if is_store(out):
-        _write_store(posterior, x, out, asked)
+        _write_store(posterior, x, out, options)
         return
     if isinstance(x, Path):
         rows = rows_of(x, "x")
         x = rows.read(0, rows.count)
     if posterior.is_autoencoder:
-        columns = _codes(posterior.encode(x, batch_size=asked.batch_size))
+        encoding = posterior.encode(x, batch_size=options.batch_size)
+        moments = (("", encoding.mean), ("_std", encoding.std))
+        columns = {f"z{i}{end}": column.numpy() for end, value in moments for i, column in enumerate(value.unbind(1))}
     else:
-        found = posterior.predict(x, draws=asked.draws, batch_size=asked.batch_size, seed=asked.seed)
-        columns = _columns(found, asked.prob)
+        found = posterior.predict(x, draws=options.draws, batch_size=options.batch_size, seed=options.seed)
+        columns = _columns(found, options.prob)
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
         _WRITERS[out.suffix](pd.DataFrame(columns), partial)
 
 
-def _write_store(posterior: Posterior, x: Any, out: Path, asked: FileOptions) -> None:
+def _write_store(posterior: Posterior, x: Any, out: Path, options: FileOptions) -> None:
     if posterior.is_autoencoder:
         raise ValueError(f"the model makes whole rows, of which codes are written: give an --out that is no {STORE}")
-    lower, upper = tails(asked.prob)
-    short = asked.keep == "summary"
+    lower, upper = tails(options.prob)
+    short = options.keep == "summary"
     posterior.predict(
         x,
-        draws=asked.draws,
-        batch_size=asked.batch_size,
-        seed=asked.seed,
+        draws=options.draws,
+        batch_size=options.batch_size,
+        seed=options.seed,
         out=out,
-        keep=asked.keep or "draws",
+        keep=options.keep or "draws",
         quantiles=(lower, 0.5, upper) if short else None,
-        resume=asked.resume,
+        resume=options.resume,
     )
-
-
-def _codes(code: Encoding) -> dict[str, np.ndarray]:
-    means = {f"z{i}": column.numpy() for i, column in enumerate(code.mean.unbind(1))}
-    return means | {f"z{i}_std": column.numpy() for i, column in enumerate(code.std.unbind(1))}
 
 
 def _columns(prediction: Prediction | ClassPrediction, prob: float) -> dict[str, np.ndarray]:
@@ -107,18 +111,14 @@ def _columns(prediction: Prediction | ClassPrediction, prob: float) -> dict[str,
     return {name: value.numpy() for name, value in columns.items()}
 
 
-def _write_csv(frame: pd.DataFrame, path: Path) -> None:
-    frame.to_csv(path, index=False)
-
-
-def _write_parquet(frame: pd.DataFrame, path: Path) -> None:
-    frame.to_parquet(path, index=False)
-
-
 def _write_npz(frame: pd.DataFrame, path: Path) -> None:
     with path.open("wb") as stream:
         arrays: dict[str, Any] = {str(name): frame[name].to_numpy() for name in frame}
         np.savez(stream, **arrays)
 
 
-_WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".npz": _write_npz}
+_WRITERS: dict[str, Callable[[pd.DataFrame, Path], None]] = {
+    ".csv": lambda frame, path: frame.to_csv(path, index=False),
+    ".parquet": lambda frame, path: frame.to_parquet(path, index=False),
+    ".npz": _write_npz,
+}

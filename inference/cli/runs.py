@@ -1,8 +1,9 @@
-"""A run folder: a saved posterior beside the names of its model, guide, data and split."""
+"""Run folders: a saved posterior, the names of its model, guide, data and split, and reports of one run or several."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from sklearn.model_selection import train_test_split
 
 from inference.cli import registry
 from inference.posterior import Posterior, load
+from inference.predictive.autoencoder import HeldOutRows
+from inference.predictive.scoring import HeldOut, Scores
+from inference.reporting.comparison import compare_report
+from inference.reporting.report import write_report
 from inference.reporting.section import Labels
 from inference.storage import posterior_archive
 from inference.storage.atomic_files import ADVICE
@@ -23,8 +28,21 @@ from inference.storage.schema import ANY, NUMBER, SEED, TEXT, check, list_of, ma
 from inference.utils.hashing import sha256_of
 from inference.utils.text import printable
 
-__all__ = ["Run", "Split", "check_writable", "data_for", "least_squares_rmse", "split_rows"]
+__all__ = [
+    "REPORT",
+    "Run",
+    "Split",
+    "check_writable",
+    "compare_runs",
+    "data_for",
+    "evaluate",
+    "least_squares_rmse",
+    "report_run",
+    "split_rows",
+    "write_run_report",
+]
 
+REPORT = "report.html"
 MANIFEST, SCHEMA = "run.json", 1
 _REMEMBERED = 10_000  # runs
 _POSTERIOR = "posterior"
@@ -92,7 +110,8 @@ class Run:
                 f"{path} belongs to another posterior than {posterior_archive.MANIFEST} beside it: {ADVICE}"
             )
         run = cls(**found)
-        if not (own_code or _is_remembered(name)):
+        marker = _marker(name)
+        if not own_code and (marker is None or not is_private(marker)):
             run._refuse_code(path)
         return run
 
@@ -140,11 +159,6 @@ def _remember(name: str) -> None:
             marker.touch(mode=0o600)
             for old in newest_first(marker.parent)[_REMEMBERED:]:
                 old.unlink(missing_ok=True)
-
-
-def _is_remembered(name: str) -> bool:
-    marker = _marker(name)
-    return marker is not None and is_private(marker)
 
 
 def _marker(name: str) -> Path | None:
@@ -209,3 +223,60 @@ def least_squares_rmse(split: Split) -> float:
     design = np.c_[np.ones(len(x)), x]
     weights = np.linalg.lstsq(design, y, rcond=None)[0]
     return float(np.sqrt(np.mean((np.c_[np.ones(len(x_test)), x_test] @ weights - y_test) ** 2)))
+
+
+def evaluate(posterior: Posterior, split: Split) -> HeldOut | HeldOutRows | None:
+    """The evaluation on the rows that were held out; None where there are none."""
+    return posterior.evaluate(*data_for(posterior.bound_model.model, split.test)) if len(split.test[0]) else None
+
+
+def write_run_report(
+    posterior: Posterior, run: Run, split: Split, path: Path, held_out: HeldOut | HeldOutRows | None
+) -> Path:
+    """The report of a posterior of ``run``, with least squares beside the RMSE of a regression."""
+    measured = held_out is not None and isinstance(held_out.scores, Scores)
+    baselines = {"least squares": least_squares_rmse(split)} if measured else {}
+    groups = (split.train if held_out is None else split.test)[1] if posterior.is_autoencoder else None
+    options: dict[str, Any] = {"labels": run.labels(), "baselines": baselines, "groups": groups}
+    return write_report(posterior, path, held_out=held_out, **options)
+
+
+def report_run(folder: Path, out: Path | None = None, own_code: bool = False) -> Path:
+    """Write the report of a run to ``out``, or into its folder; ``own_code`` as in :meth:`Run.read`."""
+    path = out or folder / REPORT
+    run = Run.read(folder, own_code)
+    check_writable(path.parent)
+    split = run.split()
+    posterior = run.posterior(folder, *data_for(run.bind(), split.train))
+    return write_run_report(posterior, run, split, path, evaluate(posterior, split))
+
+
+def compare_runs(folders: Sequence[Path], out: Path, own_code: bool = False) -> Path:
+    """Write the comparison of several runs to ``out``; ``own_code`` as in :meth:`Run.read`.
+
+    Raises
+    ------
+    ValueError
+        If a run is given twice, or if its data is not what it was at the fit.
+    """
+    names = _names(folders)
+    check_writable(out.parent)
+    runs = {name: Run.read(folder, own_code) for name, folder in zip(names, folders, strict=True)}
+    splits = {name: run.split() for name, run in runs.items()}
+    posteriors = {
+        name: run.posterior(folder, *data_for(run.bind(), splits[name].train))
+        for (name, run), folder in zip(runs.items(), folders, strict=True)
+    }
+    tested = {name: evaluate(posterior, splits[name]) for name, posterior in posteriors.items()}
+    held_out = {name: found for name, found in tested.items() if found is not None}
+    return compare_report(out, posteriors, held_out=held_out, labels={name: run.labels() for name, run in runs.items()})
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The last part of each path, or all of it where two have the same."""
+    places = [folder.resolve() for folder in folders]
+    twice = next((str(f) for f, place in zip(folders, places, strict=True) if places.count(place) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is given twice: give each run once")
+    short = [place.name for place in places]
+    return short if len(set(short)) == len(short) else [str(folder) for folder in folders]

@@ -27,7 +27,7 @@ from inference.svi.restarts import Restarts
 __all__ = ["fit", "run_fit"]
 
 
-def fit(
+def fit(  # noqa: PLR0913 - public: every option by its name
     model: Model,
     guide: Model,
     *data: Any,

@@ -1,143 +1,24 @@
-import os
-import subprocess
-import sys
 import threading
 from functools import partial
-from itertools import pairwise
 
-import h5py
 import numpy as np
 import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-import zarr
 from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_value
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset
 
-import inference.data.iterable_dataset
 from guides import amortized_encoder, mean_field_normal
 from inference import NonFinite, batches, fit, load
-from inference.data.batch_loader import BatchLoader
 from inference.engine.svi_problem import SVIProblem
 from inference.model.bound_model import BoundModel
 from inference.model.elbo import loss
 from inference.predictive.importance_weights import weighted_draws
 from inference.utils.random_state import RandomStream
 from ppl_models import VAE
-
-ROWS = 1000
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def data():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(ROWS, 2))
-    return x, 1 + x @ [2.0, -1.0] + 0.5 * rng.normal(size=ROWS)
-
-
-def model(x, y=None):
-    bias = pyro.sample("bias", dist.Normal(0.0, 1.0))
-    weights = pyro.sample("weights", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-    with pyro.plate("data", len(x)):
-        rows = pyro.subsample(x, event_dim=1)
-        seen = pyro.subsample(y, event_dim=0) if y is not None else None
-        return pyro.sample("y", dist.Normal(rows @ weights + bias, 0.5), obs=seen)
-
-
-def npy(folder, x, y):
-    np.save(folder / "x.npy", x)
-    np.save(folder / "y.npy", y)
-    return batches(folder / "x.npy", str(folder / "y.npy"))
-
-
-def mapped(folder, x, y):
-    np.save(folder / "more.npy", np.concatenate([x[:3], x]))
-    np.save(folder / "y.npy", y)
-    return batches(np.load(folder / "more.npy", mmap_mode="r")[3:], np.load(folder / "y.npy", mmap_mode="r"))
-
-
-def in_zarr(folder, x, y):
-    for name, values, chunk in (("x", x, (64, 2)), ("y", y, (64,))):
-        zarr.create_array(folder / f"{name}.zarr", data=values, chunks=chunk)
-    return batches(folder / "x.zarr", zarr.open_array(folder / "y.zarr", mode="r"))
-
-
-def in_hdf5(folder, x, y):
-    file = h5py.File(folder / "xy.h5", "w")
-    return batches(file.create_dataset("x", data=x, chunks=(50, 2)), file.create_dataset("y", data=y))
-
-
-def parquet(folder, x, y):
-    frame = pd.DataFrame({"a": x[:, 0], "y": y, "b": x[:, 1]})
-    for part in range(2):
-        frame[part * 500 : part * 500 + 500].to_parquet(folder / f"{part}.parquet", row_group_size=70)
-    return batches(folder, target="y")
-
-
-def by_columns(folder, x, y):
-    np.save(folder / "f.npy", np.asfortranarray(x))
-    return batches(folder / "f.npy", torch.from_numpy(y))
-
-
-def loader(_, x, y):
-    return batches(DataLoader(TensorDataset(torch.from_numpy(x), torch.from_numpy(y)), batch_size=64, shuffle=True))
-
-
-SOURCES = [npy, mapped, in_zarr, in_hdf5, parquet, by_columns, loader]
-
-
-def stream(source, size=64, seed=0):
-    return BatchLoader(source, ["x", "y"], CPU, torch.float64, size, seed)
-
-
-def taken(found, steps, first=0):
-    found.hold(first, steps)
-    try:
-        return found.rows(first, steps)
-    finally:
-        found.close()
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_each_row_comes_once_an_epoch_in_an_order_of_the_seed(source, data, tmp_path):
-    x, y = data
-    made = source(tmp_path, x, y)
-    xs, ys = (part.flatten(0, 1) for part in taken(stream(made, size=50), 40))  # two epochs
-    for epoch in (slice(0, ROWS), slice(ROWS, 2 * ROWS)):
-        seen = ys[epoch].numpy()
-        assert np.array_equal(np.sort(seen), np.sort(y))
-        assert not np.array_equal(seen, y)
-    assert not torch.equal(ys[:ROWS], ys[ROWS:])
-    assert np.array_equal(xs.numpy(), x[[np.flatnonzero(y == value)[0] for value in ys.numpy()]])
-    again = taken(stream(made, size=50), 40)
-    assert torch.equal(again[1].flatten(), ys)
-    assert not torch.equal(taken(stream(made, size=50, seed=1), 40)[1].flatten(), ys)
-
-
-@pytest.mark.parametrize("source", SOURCES)
-def test_the_batch_of_a_step_is_the_same_from_wherever_reading_begins(source, data, tmp_path):
-    made = source(tmp_path, *data)
-    whole = taken(stream(made, size=48), 50)
-    part = taken(stream(made, size=48), 7, first=31)
-    assert all(torch.equal(a[31:38], b) for a, b in zip(whole, part, strict=True))
-
-
-def test_rows_in_their_own_order(data, tmp_path):
-    x, y = data
-    npy(tmp_path, x, y)
-    ordered = batches(tmp_path / "x.npy", tmp_path / "y.npy", shuffle=False)
-    assert np.array_equal(taken(stream(ordered, size=100), 10)[1].flatten().numpy(), y)
-
-
-def test_rows_from_all_over_are_in_one_batch(tmp_path):
-    rows = np.arange(10**6, dtype=np.float32)[:, None]  # in the order of what a model would learn
-    np.save(tmp_path / "x.npy", rows)
-    (first,) = taken(stream(batches(tmp_path / "x.npy"), size=1000), 5)
-    error = rows.std() / np.sqrt(1000)
-    assert ((first.mean((1, 2)) - rows.mean()).abs() < 5 * error).all()
+from tests.helpers.row_sources import CPU, OPTIONS, ROWS, model, npy, stream, taken
 
 
 def epoch_of_losses(source, factor):
@@ -162,9 +43,6 @@ def test_the_mean_over_an_epoch_is_the_full_elbo(data, tmp_path):
     assert abs(mean - full) < 1e-9 * abs(full)
     mean, full = epoch_of_losses(npy(tmp_path, *data), 50 / ROWS)  # what it is without the scale
     assert abs(mean - full) > 0.1 * abs(full)
-
-
-OPTIONS = {"batch_size": 50, "lr": 0.01, "dtype": torch.float64, "progress": False}
 
 
 def test_both_engines_take_the_steps_of_a_loop_by_hand(data, tmp_path):
@@ -213,81 +91,6 @@ def test_arrays_on_disk_with_a_batch_size_are_read_in_batches(data, tmp_path):
     found = fit(model, mean_field_normal(model), x, y, steps=20, **OPTIONS)
     assert np.array_equal(found.losses, fit(model, mean_field_normal(model), batches(x, y), steps=20, **OPTIONS).losses)
     assert found.record.options["num_data"] == ROWS
-
-
-def test_a_loader_draws_from_the_fit_s_seed_and_is_left_as_it_was(data):
-    source = loader(None, *data)
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    options = {**OPTIONS, "batch_size": None, "steps": 40}
-    fits = [fit(model, mean_field_normal(model), source, **options, seed=seed) for seed in (1, 1, 2)]
-    assert torch.equal(torch.get_rng_state(), before)
-    assert source.sources[0].generator is None
-    assert source.sources[0].sampler.generator is None
-    assert np.array_equal(fits[0].losses, fits[1].losses)
-    assert not np.array_equal(fits[0].losses, fits[2].losses)
-    assert fits[0].record.options["batch_size"] == 64
-
-
-def test_a_source_that_draws_from_the_process_s_random_numbers_has_its_own(data):
-    def shuffled():
-        order = np.random.permutation(ROWS)
-        for rows in order.reshape(-1, 100):
-            yield tuple(part[rows] for part in data)
-
-    source = batches(shuffled, num_data=ROWS)
-    state = np.random.get_state()[1].copy()
-    fits = [fit(model, mean_field_normal(model), source, steps=25, lr=0.01, progress=False) for _ in range(2)]
-    assert np.array_equal(fits[0].losses, fits[1].losses)
-    assert np.array_equal(np.random.get_state()[1], state)
-
-
-def test_a_source_may_fill_the_same_memory_again(data):
-    x, y = (part.astype(np.float32) for part in data)
-
-    def reusing():
-        rows, values = np.empty_like(x[:50]), np.empty_like(y[:50])
-        for begin in range(0, ROWS, 50):
-            rows[:], values[:] = x[begin : begin + 50], y[begin : begin + 50]
-            yield rows, values
-
-    fresh = [(x[begin : begin + 50], y[begin : begin + 50]) for begin in range(0, ROWS, 50)]
-    runs = [
-        fit(model, mean_field_normal(model), batches(source, num_data=ROWS), steps=60, lr=0.01, progress=False)
-        for source in (reusing, fresh)
-    ]
-    assert np.array_equal(runs[0].losses, runs[1].losses)
-
-
-def test_batches_are_handed_on_together_where_they_are_alike(data, monkeypatch):
-    """All rows come in order, whatever their batches are, and the first batch at once."""
-    monkeypatch.setattr(inference.data.iterable_dataset, "_GROUP_SECONDS", torch.inf)
-    x, y = data
-    cuts = [0, 50, 100, 101, 160, 400, 460, 600, 700, ROWS]
-    pieces = [(x[a:b], y[a:b]) for a, b in pairwise(cuts)]
-    pieces[1] = tuple(part.astype(np.float32) for part in pieces[1])
-    pieces[3] = tuple(map(torch.from_numpy, pieces[3]))
-    pieces[5] = pd.DataFrame(pieces[5][0]), pieces[5][1]
-    opened = batches(lambda: iter(pieces), num_data=ROWS).opened(["x", "y"], torch.float64, 0)
-    for start in (0, 70, ROWS + 3):
-        rows, found = opened.rows(start), []
-        while sum(len(piece[0]) for piece in found) < 2 * ROWS:
-            found.append(next(rows))
-        for part, whole in zip(zip(*found, strict=True), data, strict=True):
-            expected = np.concatenate([whole] * 4)[start:][: sum(map(len, part))]
-            np.testing.assert_allclose(torch.cat(part).numpy(), expected, rtol=1e-6)
-        if start == 0:
-            assert [len(piece[0]) for piece in found] == 2 * [50, 50, 1, 59, 240, 60, 540]
-
-
-@pytest.mark.parametrize("row", [0, 130, 260])
-def test_a_bad_number_of_a_later_batch_is_named_by_its_row(data, row):
-    x, y = (part.copy() for part in data)
-    x[row, 1] = np.inf
-    pieces = [(x[begin : begin + 20], y[begin : begin + 20]) for begin in range(0, ROWS, 20)]
-    source = batches(lambda: iter(pieces), num_data=ROWS)
-    with pytest.raises(ValueError, match=rf"x .*{row}"):
-        fit(model, mean_field_normal(model), source, steps=60, lr=0.01, progress=False)
 
 
 @pytest.mark.parametrize("engine", ["eager", "compiled"])
@@ -460,53 +263,3 @@ def test_parquet_s_columns(tmp_path):
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             stream(batches(tmp_path / f"{name}.parquet", target=target), size=2)
-
-
-def test_a_file_that_is_not_whole(data, tmp_path):
-    npy(tmp_path, *data)
-    whole = (tmp_path / "x.npy").read_bytes()
-    (tmp_path / "x.npy").write_bytes(whole[:-100])
-    with pytest.raises(ValueError, match="ends before its 1,000 rows"):
-        stream(batches(tmp_path / "x.npy"))
-    np.save(tmp_path / "x.npy", np.array([object()]), allow_pickle=True)
-    with pytest.raises(ValueError, match="Python objects"):
-        stream(batches(tmp_path / "x.npy"))
-
-
-def test_an_error_of_the_source_is_heard(data):
-    def failing():
-        yield from ((data[0][:50], data[1][:50]) for _ in range(5))
-        raise ConnectionError("the bucket is gone")
-
-    with pytest.raises(ConnectionError, match="bucket"):
-        fit(model, mean_field_normal(model), batches(failing, num_data=ROWS), steps=50, lr=0.01, progress=False)
-
-
-MEMORY = """
-import resource, sys, numpy as np, torch
-from tests.data.test_batched_dataset import model
-from guides import mean_field_normal
-from inference import batches, fit
-def run(steps):
-    source = batches(f"{sys.argv[1]}/x.npy", f"{sys.argv[1]}/y.npy")
-    fit(model, mean_field_normal(model), source, batch_size=1000, steps=steps, lr=0.01, engine="eager", progress=False)
-run(5)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-run(150)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
-def test_memory_does_not_grow_with_the_rows(tmp_path):
-    rows = 12_000_000  # 288 MB
-    for name, shape in (("x", (rows, 2)), ("y", (rows,))):
-        np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.float64, shape).flush()
-    found = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert float(found.stdout) < 100

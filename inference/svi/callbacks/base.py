@@ -1,4 +1,4 @@
-"""Watching a fit: what a callback is told, and when."""
+"""Callbacks of a fit: their protocol, the progress that they receive, and when they are called."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,21 +24,21 @@ CHUNK = 100
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback is told between chunks of steps.
+    """State of a fit between two chunks of steps, as callbacks receive it.
 
     Attributes
     ----------
     step, steps
-        Steps taken, and to take.
+        Number of steps taken, and to take.
     curves
         −ELBO in nats, and KL(q ‖ p(z)), of the n steps since this callback was
         called last, (2, n).
     seconds
-        Since the first step.
-    flat
+        Time since the first step.
+    flat_params
         θ, all unconstrained parameters in one vector, (P,).
     start, starts
-        Which of the fit's restarts this is, from 1, and how many there are.
+        Number of the restart, from 1, and how many the fit has.
     layout
         Names, shapes and constraints of the parts of θ.
     """
@@ -48,7 +48,7 @@ class Progress:
     curves: Tensor
     seconds: float
     flat_params: Tensor
-    made: Callable[[], Posterior] = field(repr=False)
+    make_posterior: Callable[[], Posterior] = field(repr=False)
     layout: Params = field(repr=False)
     start: int = 1
     starts: int = 1
@@ -65,48 +65,82 @@ class Progress:
 
     @cached_property
     def means(self) -> tuple[float, float]:
-        """The means of ``losses`` and of ``kl``."""
+        """Means of ``losses`` and of ``kl``."""
         loss, kl = self.curves.sum(1).tolist()
         return loss / self.curves.shape[1], kl / self.curves.shape[1]
 
     @property
     def elbo(self) -> float:
-        """The mean ELBO of the steps since this callback was called last, in nats."""
+        """Mean ELBO in nats of the steps since this callback was called last."""
         return -self.means[0]
 
     @property
     def posterior(self) -> Posterior:
-        """The posterior as it is now, which can be asked all that the fitted one can."""
-        return self.made()
+        """Posterior after these steps, with all methods of the one that ``fit`` returns."""
+        return self.make_posterior()
 
     @property
     def params(self) -> dict[str, Tensor]:
-        """The parameters by name, in the user's space."""
+        """Parameters by name, in the user's space."""
         return self.posterior.params
 
 
-Callback = Callable[[Progress], Any]
+class Callback(Protocol):
+    """Function or object that is called with a :class:`Progress` while a fit runs.
+
+    It may also be a context manager, and have any of the attributes of
+    :class:`Periodic`, :class:`Observer` and :class:`Resumable`.
+    """
+
+    def __call__(self, progress: Progress, /) -> object:
+        """Look at the fit, or change something outside that the model reads."""
+
+
+@runtime_checkable
+class Periodic(Protocol):
+    """Callback with a number of steps of its own between two calls."""
+
+    @property
+    def every(self) -> int:
+        """Number of steps between two calls, in place of 100."""
+
+
+@runtime_checkable
+class Observer(Protocol):
+    """Callback that says whether it changes anything."""
+
+    @property
+    def only_looks(self) -> bool:
+        """True if it changes nothing that the model reads, so that compiled steps need not stop for it."""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """Callback that keeps what it wrote for the steps before a fit was resumed."""
+
+    def resume(self, restart: int, step: int) -> None:
+        """Prepare to continue after ``step`` of this restart, from 1; called before the callback is entered."""
 
 
 @dataclass(frozen=True)
 class Every:
-    """A callback with the number of steps between two calls; see :func:`every`."""
+    """Callback with the number of steps between two calls; see :func:`every`."""
 
     every: int
     callback: Callback
 
     @property
     def only_looks(self) -> bool:
-        """Whether the callback promises to change nothing that the model reads."""
-        return getattr(self.callback, "only_looks", False)
+        """True if the callback changes nothing that the model reads."""
+        return _only_looks(self.callback)
 
     def __call__(self, progress: Progress) -> None:
-        """Hand ``progress`` on."""
+        """Pass ``progress`` on."""
         self.callback(progress)
 
 
 def every(steps: int, callback: Callback) -> Every:
-    """``callback``, called after each ``steps`` steps and at the end, in place of each 100.
+    """Return ``callback`` as one that is called after each ``steps`` steps and at the end, in place of each 100.
 
     >>> import torch
     >>> from guides import mean_field_normal
@@ -123,7 +157,13 @@ def every(steps: int, callback: Callback) -> Every:
 
 
 def as_callbacks(callbacks: Any) -> tuple[Callback, ...]:
-    """The callbacks of a list or another iterable, or a ValueError that says what is none."""
+    """Return the callbacks of a list or another iterable.
+
+    Raises
+    ------
+    ValueError
+        If it is something else, or holds what cannot be called.
+    """
     if callable(callbacks) or isinstance(callbacks, str | bytes | Mapping):
         raise ValueError(f"callbacks is {callbacks!r}: pass a list of functions, callbacks=[…]")
     try:
@@ -138,15 +178,15 @@ def as_callbacks(callbacks: Any) -> tuple[Callback, ...]:
 
 @contextmanager
 def opened(callbacks: Sequence[Callback], resumed: tuple[int, int] | None = None) -> Iterator[None]:
-    """Enter those callbacks that are context managers; leave them when the block ends, well or not.
+    """Enter the callbacks that are context managers, and leave them when the block ends, also with an error.
 
-    Those with a method ``resume`` are told before where the fit goes on,
-    ``resume(start, step)``, where it does.
+    ``resumed`` is the restart, from 1, and the step after which the fit is
+    resumed, which :class:`Resumable` callbacks receive before they are entered.
     """
     with ExitStack() as stack:
         inner = {id(one): one for one in (_inner(callback) for callback in callbacks)}
         for callback in inner.values():
-            if resumed is not None and hasattr(callback, "resume"):
+            if resumed is not None and isinstance(callback, Resumable):
                 callback.resume(*resumed)
             if isinstance(callback, AbstractContextManager):
                 stack.enter_context(callback)
@@ -157,25 +197,29 @@ def _inner(callback: Callback) -> Callback:
     return _inner(callback.callback) if isinstance(callback, Every) else callback
 
 
+def _only_looks(callback: Callback) -> bool:
+    return isinstance(callback, Observer) and callback.only_looks
+
+
 def settled(losses: Tensor) -> float:
-    """Where a fit ended: −ELBO in nats, the mean over the last tenth of its steps, (steps,)."""
+    """Return the mean of the losses, (steps,), over the last tenth of the steps: −ELBO in nats at the end of a fit."""
     return losses[-max(1, len(losses) // 10) :].mean().item()
 
 
 @dataclass
-class _Due:
-    """A callback, how often it is due, and the step that it was told of last."""
+class _Scheduled:
+    """Callback with the number of steps between two calls, and the step of the last call."""
 
     callback: Callback
     every: int
-    told: int = 0
+    last_step: int = 0
 
 
 class CallbackRunner:
-    """The callbacks of one start of a fit, the steps at which each is due, and the losses so far.
+    """Callbacks of one restart of a fit, the steps at which each is due, and the losses so far.
 
-    ``make`` is called with θ, the curves so far, (2, steps), and the seconds;
-    ``start`` is the number of this start and how many there are.
+    ``make_posterior`` is called with θ, the curves so far, (2, steps), and the
+    seconds; ``restart`` is the number of this restart, from 1, and how many there are.
     """
 
     def __init__(
@@ -183,64 +227,70 @@ class CallbackRunner:
         callbacks: Sequence[Callback],
         steps: int,
         layout: Params,
-        make: Callable[[Tensor, Tensor, float], Posterior],
-        start: tuple[int, int] = (1, 1),
+        make_posterior: Callable[[Tensor, Tensor, float], Posterior],
+        restart: tuple[int, int] = (1, 1),
     ) -> None:
-        self._all = [_Due(callback, getattr(callback, "every", CHUNK)) for callback in callbacks]
+        self._scheduled = [
+            _Scheduled(callback, callback.every if isinstance(callback, Periodic) else CHUNK) for callback in callbacks
+        ]
         self.steps = steps
         self._layout = layout
-        self._make = make
-        self._start = start
+        self._make_posterior = make_posterior
+        self._restart = restart
         self._buffer: Tensor | None = None
         self._taken = 0
-        self._began = time.perf_counter()
-        self.may_change = any(not getattr(callback, "only_looks", False) for callback in callbacks)
+        self._begin = time.perf_counter()
+        self.may_change = not all(map(_only_looks, callbacks))
 
     @property
     def curves(self) -> Tensor:
-        """Losses and KL of all steps so far, (2, steps), not to be changed."""
+        """Losses and KL of all steps so far, (2, steps); a view, for reading only."""
         return torch.empty(2, 0) if self._buffer is None else self._buffer[:, : self._taken]
 
     def resume(self, curves: Tensor, seconds: float) -> None:
-        """Go on after the steps with these losses and KL, (2, n), which took ``seconds``."""
+        """Continue after the steps with these losses and KL, (2, n), which took ``seconds``."""
         self._buffer = curves.new_empty(2, self.steps)
         self._taken = curves.shape[1]
         self._buffer[:, : self._taken] = curves
-        self._began -= seconds
-        for one in self._all:
-            one.told = self._taken if self._taken == self.steps else self._taken - self._taken % one.every
+        self._begin -= seconds
+        for one in self._scheduled:
+            one.last_step = self._taken if self._taken == self.steps else self._taken - self._taken % one.every
 
     @property
     def seconds(self) -> float:
-        """Since the first step."""
-        return time.perf_counter() - self._began
+        """Time since the first step."""
+        return time.perf_counter() - self._begin
 
     def until(self, step: int) -> int:
-        """The next step at which a callback is due, or else the last."""
-        return min([self.steps, *(step + one.every - step % one.every for one in self._all)])
+        """Return the next step at which a callback is due, or else the last step."""
+        return min([self.steps, *(step + one.every - step % one.every for one in self._scheduled)])
 
     def tell(self, chunk: Tensor, iterates: IterateRecorder) -> bool:
-        """Remember the losses and KL of the next steps, (n, 2), and call the callbacks due; whether there were any."""
+        """Record the losses and KL of the next steps, (n, 2), and call the callbacks that are due.
+
+        Return True if there were any.
+        """
         if self._buffer is None:
             self._buffer = chunk.new_empty(2, self.steps)
         self._buffer[:, self._taken : self._taken + len(chunk)] = chunk.T
         self._taken += len(chunk)
-        told = [self._tell(*kept) for kept in iterates.kept]
-        return any(told)
+        called = [self._call_due(*iterate) for iterate in iterates.kept]
+        return any(called)
 
-    def _tell(self, step: int, clock: float, flat_params: Tensor) -> bool:
-        """Call the callbacks that are due at ``step``, which was at ``clock`` with this θ; whether there were any."""
-        due = [one for one in self._all if step % one.every == 0 or step == self.steps]
+    def _call_due(self, step: int, clock: float, flat_params: Tensor) -> bool:
+        """Call the callbacks that are due at ``step``, which was reached at ``clock`` with this θ."""
+        due = [one for one in self._scheduled if step % one.every == 0 or step == self.steps]
         if not due:
             return False
-        seconds, curves = clock - self._began, self.curves[:, :step]
-        posterior = cache(lambda: self._make(flat_params, curves, seconds))
-        about: dict[int, Progress] = {}
+        seconds, curves = clock - self._begin, self.curves[:, :step]
+        posterior = cache(lambda: self._make_posterior(flat_params, curves, seconds))
+        shared: dict[int, Progress] = {}  # by the step of the last call
         for one in due:
-            if one.told not in about:
-                new = curves[:, one.told :].clone()
-                progress = Progress(step, self.steps, new, seconds, flat_params, posterior, self._layout, *self._start)
-                about[one.told] = progress
-            one.callback(about[one.told])
-            one.told = step
+            if one.last_step not in shared:
+                new = curves[:, one.last_step :].clone()
+                shared[one.last_step] = Progress(
+                    step, self.steps, new, seconds, flat_params, posterior, self._layout, *self._restart
+                )
+            one.callback(shared[one.last_step])
+            one.last_step = step
         return True

@@ -76,12 +76,12 @@ class JsonLines:
         self._resumed = False
         self._lines: Gathered[dict[str, Any]] | None = None
 
-    def resume(self, start: int, step: int) -> None:
-        """Keep the lines up to this step of this start."""
+    def resume(self, restart: int, step: int) -> None:
+        """Keep the lines up to this step of this restart."""
         self._resumed, self._kept = True, ""
         if self.path.exists():
             lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            self._kept = "".join(line for line in lines if _is_before(line, (start, step)))
+            self._kept = "".join(line for line in lines if _is_before(line, (restart, step)))
 
     def __enter__(self) -> JsonLines:
         if self.path.exists() and not (self.overwrite or self._resumed):
@@ -92,10 +92,17 @@ class JsonLines:
         return self
 
     def __call__(self, now: Progress) -> None:
-        """Write one line."""
+        """Add a line."""
         if self._lines is None:
             raise ValueError("JsonLines are written while a fit runs: pass them in callbacks=[…]")
-        self._lines.add(self._line(now))
+        loss, kl = now.means
+        line: dict[str, Any] = {"start": now.start} if now.starts > 1 else {}
+        line |= {"step": now.step, "loss": loss, "elbo": -loss, "kl": kl if math.isfinite(kl) else None}
+        line["seconds"] = round(now.seconds, 6)
+        if self.params:
+            values = now.layout.constrained(now.flat_params, self.params)
+            line["params"] = {name: value.tolist() for name, value in values.items()}
+        self._lines.add(line)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -108,22 +115,11 @@ class JsonLines:
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
-    def _line(self, now: Progress) -> dict[str, Any]:
-        loss, kl = now.means
-        line: dict[str, Any] = {"start": now.start} if now.starts > 1 else {}
-        line |= {"step": now.step, "loss": loss, "elbo": -loss, "kl": kl if math.isfinite(kl) else None}
-        line["seconds"] = round(now.seconds, 6)
-        if self.params:
-            line["params"] = {
-                name: value.tolist() for name, value in now.layout.constrained(now.flat_params, self.params).items()
-            }
-        return line
 
-
-def _is_before(line: str, place: tuple[int, int]) -> bool:
-    """Whether a line is whole, and of a step up to ``place``, the number of a start and its step."""
+def _is_before(line: str, reached: tuple[int, int]) -> bool:
+    """Return True if a line is complete, and of a step up to ``reached``, a restart and its step."""
     try:
         found = json.loads(line)
-        return line.endswith("\n") and (found.get("start", 1), found["step"]) <= place
+        return line.endswith("\n") and (found.get("start", 1), found["step"]) <= reached
     except (ValueError, KeyError, AttributeError, TypeError):
         return False

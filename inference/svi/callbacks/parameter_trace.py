@@ -24,7 +24,7 @@ _PANELS, _LINES, _COLUMNS = 12, 30, 3
 
 @dataclass
 class _Path:
-    """θ of one start of a fit, every ``stride`` calls, and its losses."""
+    """θ of one restart of a fit, every ``stride`` calls, and its losses."""
 
     layout: Params
     names: Sequence[str] | None = None
@@ -37,7 +37,11 @@ class _Path:
     finished: bool = False
 
     def add(self, now: Progress, megabytes: float) -> None:
-        flat_params = self._kept(now).cpu()
+        flat_params = now.flat_params
+        if self.names is not None:
+            views = dict(zip(now.layout.names, now.layout.views(flat_params), strict=True))
+            flat_params = torch.cat([views[name].reshape(-1) for name in self.names])
+        flat_params = flat_params.cpu()
         most = max(2, int(megabytes * 2**20 / max(1, flat_params.nbytes)))
         self.losses.append(now.losses)
         self.last, self.finished = (now.step, flat_params), now.step == now.steps
@@ -49,14 +53,8 @@ class _Path:
             self.steps, self.points = self.steps[1::2], self.points[1::2]
             self.stride *= 2
 
-    def _kept(self, now: Progress) -> Tensor:
-        if self.names is None:
-            return now.flat_params
-        views = dict(zip(now.layout.names, now.layout.views(now.flat_params), strict=True))
-        return torch.cat([views[name].reshape(-1) for name in self.names])
-
     def whole(self) -> tuple[list[int], list[Tensor]]:
-        """Steps and points, with where the fit is now at the end."""
+        """Return steps and points, with the latest ones at the end."""
         if self.last is None or self.last[0] in self.steps[-1:]:
             return self.steps, self.points
         return [*self.steps, self.last[0]], [*self.points, self.last[1]]
@@ -66,7 +64,7 @@ class ParameterTrace:
     """A callback that keeps θ along the way: ``trace["loc"]``, (T, *shape), at ``trace.steps``, (T,).
 
     Only copies of θ are made while the fit runs; values in the user's space are
-    computed when they are read. With restarts the path is that of the start
+    computed when they are read. With restarts the path is that of the restart
     with the best ELBO of those that have ended, as the posterior is. Each fit
     starts the trace anew.
 
@@ -77,7 +75,7 @@ class ParameterTrace:
     every
         Steps between two points; the last step has one too.
     megabytes
-        The most memory for the points of one start: where they would take more, every second
+        The most memory for the points of one restart: where they would take more, every second
         is dropped, and those that follow are taken half as often. Losses are kept
         beside, 4 or 8 bytes a step.
 
@@ -117,7 +115,7 @@ class ParameterTrace:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing: what was kept stays, also of a fit that failed."""
+        """Do nothing: what was kept stays, also of a fit that failed."""
 
     def __call__(self, now: Progress) -> None:
         """Keep θ."""

@@ -77,14 +77,14 @@ class Snapshots:
         self._running = False
         self._work: BackgroundWriter | None = None
 
-    def resume(self, start: int, step: int) -> None:
-        """Keep the snapshots up to this step of this start."""
-        self._resumed = (start, step)
+    def resume(self, restart: int, step: int) -> None:
+        """Keep the snapshots up to this step of this restart."""
+        self._resumed = (restart, step)
 
     def __enter__(self) -> Snapshots:
         make_folder(self.folder)
         found = sorted([*self.folder.glob("step_*"), *self.folder.glob("start_*/step_*")])
-        kept = [path for path in found if self._resumed is not None and _place(path) <= self._resumed]
+        kept = [path for path in found if self._resumed is not None and _restart_and_step(path) <= self._resumed]
         if found and not (self.overwrite or self._resumed):
             raise ValueError(
                 f"{self.folder} has {len(found)} snapshots of another fit, the first is {found[0].name}: give another "
@@ -121,8 +121,8 @@ class Snapshots:
             shutil.rmtree(self.written.pop(0))
 
 
-def _place(path: Path) -> tuple[int, int]:
-    """The number of the start that a snapshot is of, and its step; none that is kept where the name is another's."""
-    start = path.parent.name.removeprefix("start_") if path.parent.name.startswith("start_") else "1"
+def _restart_and_step(path: Path) -> tuple[int, int]:
+    """Return the restart and the step of a snapshot; those of a name that is no snapshot's come after all others."""
+    restart = path.parent.name.removeprefix("start_") if path.parent.name.startswith("start_") else "1"
     step = path.name.removeprefix("step_")
-    return (int(start), int(step)) if start.isdigit() and step.isdigit() else (sys.maxsize, 0)
+    return (int(restart), int(step)) if restart.isdigit() and step.isdigit() else (sys.maxsize, 0)

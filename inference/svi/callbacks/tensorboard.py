@@ -23,9 +23,9 @@ _QUEUE = 1000
 
 @dataclass(frozen=True)
 class _Point:
-    """What is written of one call; ``start`` is 0 where there is only one."""
+    """Values of one call; ``restart`` is 0 if the fit has only one."""
 
-    start: int
+    restart: int
     step: int
     time: float
     means: tuple[float, float]
@@ -105,14 +105,14 @@ class TensorBoard:
         """Append to the event files; runs in a thread."""
         value = self._summaries.Summary.Value
         for point in points:
-            if point.start not in self._writers:
-                within = self.folder / f"start_{point.start}" if point.start else self.folder
-                self._writers[point.start] = self._board.FileWriter(str(within), max_queue=_QUEUE)
+            if point.restart not in self._writers:
+                within = self.folder / f"start_{point.restart}" if point.restart else self.folder
+                self._writers[point.restart] = self._board.FileWriter(str(within), max_queue=_QUEUE)
             loss, kl = point.means
             scalars = {"elbo": -loss, "loss": loss} | ({"kl": kl} if math.isfinite(kl) else {})
             curves = self._summaries.Summary(value=[value(tag=tag, simple_value=x) for tag, x in scalars.items()])
             for summary in (curves, *point.histograms):
-                self._writers[point.start].add_summary(summary, point.step, point.time)
+                self._writers[point.restart].add_summary(summary, point.step, point.time)
         for writer in self._writers.values():
             writer.flush()
 

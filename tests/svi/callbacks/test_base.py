@@ -8,6 +8,7 @@ from torch import nn
 
 from guides import bernoulli_dropout, mean_field_normal
 from inference import every, fit
+from inference.svi.callbacks.base import CallbackRunner
 from ppl_models import DropoutNetwork, linear_regression
 
 X = torch.linspace(-1, 1, 40).reshape(-1, 1)
@@ -99,3 +100,21 @@ def test_the_laplace_guide_is_finished_wherever_it_is_asked():
 def test_the_number_of_steps_is_checked():
     with pytest.raises(ValueError, match="steps"):
         every(0, print)
+
+
+def test_what_a_callback_says_of_itself_is_heard():
+    class Looks:
+        every, only_looks = 7, True
+
+        def __call__(self, now):
+            pass
+
+    class Changes(Looks):
+        only_looks = False
+
+    def runner(*callbacks):
+        return CallbackRunner(callbacks, 1000, layout=None, make_posterior=None)
+
+    assert [runner(one).until(0) for one in (Looks(), every(30, Looks()), print)] == [7, 30, 100]
+    assert not runner(Looks(), every(30, Looks())).may_change
+    assert all(runner(Looks(), one).may_change for one in (Changes(), every(30, Changes()), print))
