@@ -104,7 +104,7 @@ class Posterior(Approximation):
         resume: bool = False,
     ) -> StoredPrediction | StoredClassPrediction: ...
 
-    def predict(
+    def predict(  # noqa: PLR0913 - public: every option by its name
         self,
         *new_data: Any,
         draws: Draws = 1000,
@@ -163,7 +163,7 @@ class Posterior(Approximation):
             raise ValueError("keep=, quantiles= and resume= are for predictions on disk: pass out= too")
         return posterior_predictive.predict(self, new_data, options)
 
-    def predict_to(
+    def predict_to(  # noqa: PLR0913 - public: every option by its name
         self,
         path: str | Path,
         *new_data: Any,

@@ -55,6 +55,11 @@ class CompiledState(EngineState):
     noise: list[Tensor] = field(default_factory=list)
     seed: int | None = None
 
+    def copy(self) -> CompiledState:
+        """Return a copy that the next steps do not change."""
+        moments, stream = [moment.clone() for moment in self.moments], RandomStream(dict(self.stream.state))
+        return replace(self, flat_params=self.flat_params.clone(), stream=stream, moments=moments)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state as numbers and tensors, by the names that checkpoints hold."""
         return {**super().state_dict(), "moments": list(self.moments), "noise": list(self.noise), "seed": self.seed}
@@ -165,7 +170,7 @@ class CompiledEngine:
         """
         if self.problem.loader is not None:
             self.problem.loader.hold(state.step, steps)
-        start = _copy(state)
+        start = state.copy()
         with self._drawing(state.stream):
             found = torch.cat(self._take(state, steps, iterates))
         if not (torch.isfinite(found[:, 0]).all() and torch.isfinite(state.flat_params).all()):
@@ -197,7 +202,11 @@ class CompiledEngine:
     def _run(self, state: CompiledState, most: int) -> tuple[list[Tensor], Tensor]:
         """Take the next steps, up to the end of their block: what the machine was given, and their losses."""
         with self._noise_of(state):
-            rows = self._next_rows(state, most)
+            place = state.step % self.block
+            if place == 0 or not state.noise:
+                state.noise = self.step.noise(self.block)
+            count = min(most, self.block - place)
+            rows = self._rows(state.step, [noise[place : place + count] for noise in state.noise], count)
             return rows, self.machine.run(rows)
 
     def _noise_of(self, state: CompiledState) -> AbstractContextManager[None]:
@@ -208,14 +217,6 @@ class CompiledEngine:
         if state.step % self.block == 0 or state.seed is None:
             state.seed = share.seed()
         return share.noise(state.seed)
-
-    def _next_rows(self, state: CompiledState, most: int) -> list[Tensor]:
-        """What the machine needs for the next steps, up to the end of their block."""
-        place = state.step % self.block
-        if place == 0 or not state.noise:
-            state.noise = self.step.noise(self.block)
-        count = min(most, self.block - place)
-        return self._rows(state.step, [noise[place : place + count] for noise in state.noise], count)
 
     def _bind(self, state: CompiledState) -> None:
         values = dict(zip(state_inputs(self.update), [state.flat_params, *state.moments], strict=True))
@@ -261,8 +262,11 @@ class CompiledEngine:
             rows, _ = self._run(state, 1)
         after, stream = state.flat_params.clone(), RandomStream(dict(state.stream.state))
         _put_back(state, start)
+        named = dict(zip(self.row_inputs, rows, strict=True))
+        noise = [named[GraphInput(InputKind.NOISE, i)] for i in range(len(self.step.groups))]
         with self.bound_model.running(flat_params, stream):
-            find = partial(failure, self.bound_model.params, flat_params, after, self._seen(rows, number), number)
+            pairs = replayed_traces(self.problem, self.step, noise, number)  # of the model itself
+            find = partial(failure, self.bound_model.params, flat_params, after, pairs, number)
             raise find() if self.problem.share is None else self.problem.share.agreed(find)
 
     def _good_after(self, state: CompiledState, start: CompiledState, steps: int) -> bool:
@@ -271,12 +275,6 @@ class CompiledEngine:
         with self._drawing(state.stream):
             self._take(state, steps)
         return bool(torch.isfinite(state.flat_params).all())
-
-    def _seen(self, rows: Sequence[Tensor], step: int) -> Iterator[tuple[poutine.Trace, poutine.Trace]]:
-        """The traces of the model itself on the noise of a step, one for each particle."""
-        named = dict(zip(self.row_inputs, rows, strict=True))
-        noise = [named[GraphInput(InputKind.NOISE, i)] for i in range(len(self.step.groups))]
-        return replayed_traces(self.problem, self.step, noise, step)
 
 
 def replayed_traces(
@@ -310,11 +308,6 @@ def without_aliases(values: Sequence[Tensor]) -> list[Tensor]:
         without_aliases.append(value.clone() if memory in seen else value)
         seen.add(memory)
     return without_aliases
-
-
-def _copy(state: CompiledState) -> CompiledState:
-    moments, stream = [moment.clone() for moment in state.moments], RandomStream(dict(state.stream.state))
-    return replace(state, flat_params=state.flat_params.clone(), stream=stream, moments=moments)
 
 
 def _put_back(state: CompiledState, saved: CompiledState) -> None:

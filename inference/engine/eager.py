@@ -41,6 +41,33 @@ class EagerState(EngineState):
         self.optimizer.load_state_dict(saved["optimizer"])
 
 
+@dataclass(frozen=True)
+class _Snapshot:
+    """Copy of what :meth:`EagerEngine.advance` puts back where a step fails."""
+
+    flat_params: Tensor
+    moments: dict[Any, Any]
+    random_state: dict[str, Any]
+
+    @classmethod
+    def of(cls, state: EagerState) -> _Snapshot:
+        """Copy θ, the optimiser's moments and the random state."""
+        moments = _copied(state.optimizer.state_dict()["state"])
+        return cls(state.flat_params.detach().clone(), moments, dict(state.stream.state))
+
+    def put_back(self, state: EagerState) -> None:
+        """Set ``state`` to the copy; the count of steps is left where it is."""
+        with torch.no_grad():
+            state.flat_params.copy_(self.flat_params)
+        groups = state.optimizer.state_dict()["param_groups"]
+        state.optimizer.load_state_dict({"state": _copied(self.moments), "param_groups": groups})
+        state.stream.state = dict(self.random_state)
+
+
+def _copied(moments: dict[Any, Any]) -> dict[Any, Any]:
+    return {key: {k: v.clone() if isinstance(v, Tensor) else v for k, v in e.items()} for key, e in moments.items()}
+
+
 class EagerEngine:
     """``init``, then ``advance`` by any number of steps, over an explicit state.
 
@@ -85,7 +112,7 @@ class EagerEngine:
         """
         if self.problem.loader is not None:
             self.problem.loader.hold(state.step, steps)
-        before = _snapshot(state)
+        before = _Snapshot.of(state)
         losses = self._take(state, steps)
         if not (torch.isfinite(losses[:, 0]).all() and torch.isfinite(state.flat_params).all()):
             self._explain(state, before, losses[:, 0])
@@ -163,7 +190,7 @@ class EagerEngine:
         stream = RandomStream(dict(state.stream.state))
         self._good_after(state, start, good + 1)
         after = state.flat_params.detach().clone()
-        _roll_back(state, start)
+        start.put_back(state)
         share = problem.share
         with self.bound_model.running(flat_params, stream), nullcontext() if share is None else share.drawing():
             pairs = (traces(problem.model, problem.guide, problem.args_at(number)) for _ in range(problem.particles))
@@ -172,27 +199,6 @@ class EagerEngine:
 
     def _good_after(self, state: EagerState, start: _Snapshot, steps: int) -> bool:
         """Take ``steps`` steps from ``start``, and say whether θ is finite."""
-        _roll_back(state, start)
+        start.put_back(state)
         self._take(state, steps)
         return bool(torch.isfinite(state.flat_params).all())
-
-
-_Snapshot = tuple[Tensor, dict[str, Any], dict[str, Any]]
-
-
-def _snapshot(state: EagerState) -> _Snapshot:
-    moments = {
-        key: {k: v.clone() if isinstance(v, Tensor) else v for k, v in entry.items()}
-        for key, entry in state.optimizer.state_dict()["state"].items()
-    }
-    return state.flat_params.detach().clone(), moments, dict(state.stream.state)
-
-
-def _roll_back(state: EagerState, snapshot: _Snapshot) -> None:
-    flat_params, moments, stream = snapshot
-    with torch.no_grad():
-        state.flat_params.copy_(flat_params)
-    groups = state.optimizer.state_dict()["param_groups"]
-    copies = {key: {k: v.clone() if isinstance(v, Tensor) else v for k, v in e.items()} for key, e in moments.items()}
-    state.optimizer.load_state_dict({"state": copies, "param_groups": groups})
-    state.stream.state = dict(stream)

@@ -11,11 +11,10 @@ from torch import Tensor
 from inference.engine.svi_problem import SVIProblem
 from inference.model.protocols import HasScaleTril, supports
 from inference.optim.averaged_adam import AveragedAdam
-from inference.optim.guide_moments import PathMoments
 from inference.optim.initialization.guide_placement import place_guide, start_at
 from inference.optim.initialization.laplace import InitialNormal, NoInitialNormal
 from inference.optim.prodigy import Prodigy
-from inference.optim.whitening import whitening
+from inference.optim.whitening import PathMoments, whitening
 
 __all__ = ["StepPlan", "automatic"]
 
@@ -79,22 +78,19 @@ def automatic(
     then moved for 2,000 of the ``steps``, by ``taken``, and the coordinates made
     anew after it.
     """
-    bound_model, unplaced = problem.bound_model, _unplaced(problem, start)
-    if isinstance(start, NoInitialNormal) or unplaced:
-        return StepPlan(bound_model.params.flatten(), steps, stop_early, reason=unplaced), start.evaluations
+    bound_model, reason = problem.bound_model, ""
+    if isinstance(start, NoInitialNormal):
+        reason = start.reason
+    elif not (start.is_mode or _has_triangle(problem)):
+        reason = "the search of the mode ended at none"
+    if isinstance(start, NoInitialNormal) or reason:
+        return StepPlan(bound_model.params.flatten(), steps, stop_early, reason=reason), start.evaluations
     theta = place_guide(bound_model, start)
     if start.is_mode or steps < 3 * _MENDING:
         return StepPlan(theta, steps, stop_early, start), start.evaluations
     theta = taken(StepPlan(theta, _MENDING, stop_early, start).problem(problem), _MENDING)
     mended = StepPlan(theta, steps - _MENDING, stop_early, start_at(bound_model, start, theta))
     return mended, start.evaluations + _MENDING * problem.particles
-
-
-def _unplaced(problem: SVIProblem, start: InitialNormal | NoInitialNormal) -> str:
-    """Why the guide goes from where it is; nothing where it goes from ``start``."""
-    if isinstance(start, NoInitialNormal):
-        return start.reason
-    return "" if start.is_mode or _has_triangle(problem) else "the search of the mode ended at none"
 
 
 def _has_triangle(problem: SVIProblem) -> bool:

@@ -20,8 +20,7 @@ from inference.model.elbo import Model, traces
 from inference.model.row_scaling import row_scale
 from inference.model.subsampling import Subsampling
 from inference.optim.adaptive import AdaptiveOptimizer
-from inference.optim.annealing import TemperingSchedule
-from inference.optim.schedules import LearningRate
+from inference.optim.schedules import LearningRate, TemperingSchedule
 from inference.utils.random_state import RandomStream
 
 __all__ = ["DataSource", "InMemory", "SVIProblem"]

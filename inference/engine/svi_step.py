@@ -60,15 +60,15 @@ class SVIStep:
     def noise(self, steps: int) -> list[Tensor]:
         """Fresh random numbers for ``steps`` steps: for each group a tensor (steps, numbers a step)."""
         copies = self.batched or 1
-        return [self._fill(group, steps, copies) for group in self.groups]
-
-    def _fill(self, group: list[int], steps: int, copies: int) -> Tensor:
-        first = self.draws[group[0]]
-        if len(group) == 1:
-            return first.many(steps * copies).reshape(steps, -1)
-        size = sum(self.draws[i].size for i in group) * copies
-        whole = RandomOp(first.func, first.args, first.kwargs, (size,), first.dtype, first.device)
-        return whole.many(steps)
+        noise = []
+        for group in self.groups:
+            first, size = self.draws[group[0]], sum(self.draws[i].size for i in group) * copies
+            if len(group) == 1:
+                noise.append(first.many(steps * copies).reshape(steps, -1))
+            else:
+                whole = RandomOp(first.func, first.args, first.kwargs, (size,), first.dtype, first.device)
+                noise.append(whole.many(steps))
+        return noise
 
     def replayed(self, noise: Sequence[Tensor], row: int) -> list[list[Tensor | None]]:
         """What each particle's run of the model is to be answered at step ``row`` of ``noise``, in order."""
@@ -78,13 +78,9 @@ class SVIStep:
             for i, part in zip(group, numbers[row].split(sizes), strict=True):
                 shaped = part.reshape(self.shape(i))
                 values[i] = shaped.movedim(-1, 0) if self.last else shaped
-        runs = range(self.batched or 1)
-        return [[self._answer(values, i, run) for i in self.randoms] for run in runs]
-
-    def _answer(self, values: dict[int, Tensor], draw: int | None, run: int) -> Tensor | None:
-        if draw is None:
-            return None
-        return values[draw][run] if self.batched else values[draw]
+        if self.batched is None:
+            return [[None if i is None else values[i] for i in self.randoms]]
+        return [[None if i is None else values[i][run] for i in self.randoms] for run in range(self.batched)]
 
     @property
     def noise_bytes(self) -> int:

@@ -118,10 +118,8 @@ class AveragedAdam(AdaptiveOptimizer):
             return
         if points:
             self._path += self._judged(torch.stack(points))
-        if step >= _FIRST and step % _LOOK == 0:
-            self._judge(step, losses)
-
-    def _judge(self, step: int, losses: Tensor) -> None:
+        if step < _FIRST or step % _LOOK:
+            return
         recent = torch.stack(self._path[len(self._path) // 2 :])
         rhat = float(split_rhat(recent).max())
         rising = not convergence(losses[step // 2 :].double().cpu().numpy()).converged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro.infer.autoguide import AutoContinuous, AutoDelta, AutoNormal
@@ -13,9 +14,11 @@ from torch.distributions import transform_to
 from inference.model.bound_model import BoundModel
 from inference.model.log_joint import LatentLayout
 from inference.optim.initialization.laplace import InitialNormal
+from inference.utils.random_state import RandomStream
 
-__all__ = ["Whitening", "whitening"]
+__all__ = ["PathMoments", "Whitening", "whitening"]
 
+_DRAWS = 500  # of a guide, for its moments
 _LAYERS = 0.1  # of a flow's layers, many of which move a draw together
 
 
@@ -157,15 +160,12 @@ class _Layout:
             elif "scale" in self._own():
                 self._spread("scale")
         rows = torch.tensor(self.rows, dtype=torch.long, device=self.theta.device)
-        return Whitening(self.scale, rows, square.to(self.theta), self._moving(), self.triangle)
-
-    def _moving(self) -> float:
         counts = self.scale.double().square()
         counts[[*self.rows, *self.spreads]] = 1
         if self.triangle is not None:
             counts[self.triangle.spread] = 1
             counts[self.triangle.unit] = torch.ones_like(self.triangle.tril).tril(-1).reshape(-1).double()
-        return float(counts.sum())
+        return Whitening(self.scale, rows, square.to(self.theta), float(counts.sum()), self.triangle)
 
     def _own(self) -> set[str]:
         return {name.removeprefix(f"{self.prefix}.") for name in self.params.names}
@@ -194,3 +194,27 @@ class _Layout:
             torch.tensor(self._entries(name), dtype=torch.long, device=where) for name in ("scale", "scale_tril")
         )
         return Triangle(spread, unit, tril.to(self.theta), self._slopes("scale").to(self.theta))
+
+
+@dataclass(frozen=True)
+class PathMoments:
+    """Means and log standard deviations of a guide's draws, from the same base draws at every θ.
+
+    ``start`` gives the unit: v = L⁻¹(u − μ₀), in which the posterior's sds are
+    about 1. Of u too, the log sds.
+    """
+
+    bound_model: BoundModel
+    start: InitialNormal
+
+    @torch.no_grad()
+    def __call__(self, points: Tensor) -> Tensor:
+        """(T, 3D) in double precision, of θ at T points, (T, P)."""
+        start, found = self.start, []
+        guide: Any = self.bound_model.guide
+        for theta in points:
+            with self.bound_model.running(theta, RandomStream.seeded(0)):
+                draws = guide.get_posterior().sample((_DRAWS,)).double() - start.loc
+            white = draws / start.sd if start.scale_tril is None else torch.linalg.solve(start.scale_tril, draws.T).T
+            found.append(torch.cat([white.mean(0), white.std(0).log(), draws.std(0).log()]))
+        return torch.stack(found)

@@ -1,5 +1,6 @@
 """``fit`` and ``fit_many``: options, restarts, the training loop, resuming.
 
-Uses everything below it; knows no command line. Start with ``fitting`` (the function ``fit``), then ``options``,
-``restarts`` and ``training_loop``.
+Uses everything below it; knows no command line. Start with ``fitting`` (the function ``fit``) and ``options``, then
+``restarts`` (plans, and the best of them), ``restart_runner`` (one of them), ``training_loop`` and ``state``, which
+checkpoints keep.
 """

@@ -15,9 +15,8 @@ from inference.data.batch_loader import BatchLoader
 from inference.data.generated_dataset import GeneratedBatches
 from inference.engine.process_group import ProcessGroup, gathered, spoken
 from inference.model.elbo import Model
-from inference.optim.annealing import TemperingSchedule
 from inference.optim.initialization.strategies import InitStrategy
-from inference.optim.schedules import LearningRate
+from inference.optim.schedules import LearningRate, TemperingSchedule
 from inference.posterior import Posterior
 from inference.storage.checkpoint import Checkpoint
 from inference.storage.fit_fingerprint import Fingerprint, describe_differences, fingerprint_of, fingerprint_of_data
@@ -28,7 +27,7 @@ from inference.svi.restarts import Restarts
 __all__ = ["fit", "run_fit"]
 
 
-def fit(
+def fit(  # noqa: PLR0913 - public: every option by its name
     model: Model,
     guide: Model,
     *data: Any,

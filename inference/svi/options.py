@@ -19,10 +19,9 @@ from inference.data.generated_dataset import GeneratedBatches, GeneratedDataset
 from inference.engine.svi_problem import DataSource, InMemory
 from inference.model.bound_model import device_for
 from inference.model.elbo import Model
-from inference.optim.annealing import TemperingSchedule, as_tempering_schedule
 from inference.optim.initialization.strategies import InitStrategy, as_init_strategy
 from inference.optim.optimizers import optimizer_class
-from inference.optim.schedules import LearningRate, as_schedule
+from inference.optim.schedules import LearningRate, TemperingSchedule, as_schedule, as_tempering_schedule
 from inference.storage.checkpoint import Checkpoint
 from inference.svi.callbacks.base import Callback, as_callbacks
 from inference.utils.validation import as_dtype, flag, one_of, positive_integer, positive_number, seed_number
@@ -57,11 +56,6 @@ def _unless_callable(check: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _optimizer(value: Any) -> Any:
     if value != "auto":
         optimizer_class(value)
-    return value
-
-
-def _dtype(value: Any) -> Any:
-    as_dtype(value)
     return value
 
 
@@ -126,7 +120,7 @@ class FitOptions:
         default="auto", metadata=_checked(lambda value: value, "auto, cpu, cuda or cuda:N.")
     )
     dtype: torch.dtype | str | None = field(
-        default=None, metadata=_checked(_dtype, "float32 or float64; torch's default if left out.")
+        default=None, metadata=_checked(_if_given(as_dtype), "float32 or float64; torch's default if left out.")
     )
     engine: str = field(
         default="auto",

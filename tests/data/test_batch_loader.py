@@ -133,7 +133,7 @@ def test_a_file_that_is_not_whole(data, tmp_path):
 
 MEMORY = """
 import resource, sys, numpy as np, torch
-from tests.data.test_batched_dataset import model
+from tests.helpers.row_sources import model
 from guides import mean_field_normal
 from inference import batches, fit
 def run(steps):

@@ -21,7 +21,7 @@ def value_dependent():
         mean = w if w > 0 else -w
         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
-    return model, mean_field_normal(model), r"test_compiled\.py:\d+ \(model\) needs the value"
+    return model, mean_field_normal(model), r"test_selection\.py:\d+ \(model\) needs the value"
 
 
 def score_function():
@@ -72,7 +72,7 @@ def reads_by_numpy():
         mean = torch.tensor(float(np.tanh(w.detach().numpy())))
         pyro.sample("y", dist.Normal(mean + w, 1.0), obs=y)
 
-    return model, mean_field_normal(model), r"test_compiled\.py:\d+ \(model\) needs the value .*numpy"
+    return model, mean_field_normal(model), r"test_selection\.py:\d+ \(model\) needs the value .*numpy"
 
 
 def reads_by_list():
@@ -80,7 +80,7 @@ def reads_by_list():
         w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         pyro.sample("y", dist.Normal(w.sum(), 1.0 + (w.tolist()[0] > 0)), obs=y)
 
-    return model, mean_field_normal(model), r"test_compiled\.py:\d+ \(model\) needs the value .*tolist"
+    return model, mean_field_normal(model), r"test_selection\.py:\d+ \(model\) needs the value .*tolist"
 
 
 REFUSED = [

@@ -16,8 +16,6 @@ from inference.export.runtime.predictor import load
 from tests.helpers.exporting import CASES, S, X, Y, close, fitted, plain
 
 NOT_MODELS = {"Energy", "ExactPosterior", "Scaling"}  # a distribution, a result, and a change of units
-
-
 ALL = [pytest.param(make, id=f"{name}{i}") for name, makes in CASES.items() for i, make in enumerate(makes)]
 
 

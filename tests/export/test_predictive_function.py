@@ -135,7 +135,7 @@ def test_users_models_agree(name, tmp_path):
 
 def test_a_branch_on_a_latent_is_named(tmp_path):
     posterior = fitted(branching, AutoNormal(branching), X, Y)
-    with pytest.raises(ValueError, match=r"test_npz\.py:\d+ \(branching\) needs the value"):
+    with pytest.raises(ValueError, match=r"test_predictive_function\.py:\d+ \(branching\) needs the value"):
         posterior.export(tmp_path / "predictor.npz", draws=3)
 
 

@@ -32,8 +32,7 @@ from inference.cli.commands import main as command_line
 from inference.cli.runs import Run, data_for
 from inference.export.runtime.predictor import load as predictor
 from inference.storage.checkpoint import Checkpoint, read_checkpoint
-from inference.svi.calibration.folder import CalibrationFolder
-from inference.svi.calibration.simulation import Outcome, Simulation
+from inference.svi.calibration.simulation import CalibrationFolder, Outcome, Simulation
 from ppl_models import linear_regression
 from tests.faults.corruptions import Canary, harm
 

@@ -10,11 +10,7 @@ from safetensors.torch import load_file
 from inference.cli.commands import main
 
 RUN_FILES = [".kiln.lock", "posterior-HASH.safetensors", "posterior.json", "report.html", "run.json"]
-
-
 COLUMNS = ["mean", "std", "lower", "upper"]
-
-
 MY_MODULE = """
 import pyro
 import pyro.distributions as dist

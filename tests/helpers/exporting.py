@@ -18,17 +18,9 @@ from inference import fit
 from ppl_models import Scaling
 
 S = 60
-
-
 X = torch.randn(30, 3, generator=torch.Generator().manual_seed(0))
-
-
 Y = X @ torch.tensor([1.0, -2.0, 0.5]) + 0.3 * torch.randn(30, generator=torch.Generator().manual_seed(1))
-
-
 IMAGES = (torch.rand(30, 64, generator=torch.Generator().manual_seed(2)) * 255).byte()
-
-
 UNITS = Scaling.of(X, Y)
 
 

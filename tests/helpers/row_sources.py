@@ -10,8 +10,6 @@ from inference import batches
 from inference.data.batch_loader import BatchLoader
 
 ROWS = 1000
-
-
 CPU = torch.device("cpu")
 
 

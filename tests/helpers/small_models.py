@@ -19,11 +19,7 @@ def check(*case, rtol=1e-10, **options):
 
 
 X = torch.linspace(-1, 1, 40).reshape(-1, 1)
-
-
 Y = torch.cos(3 * X[:, 0])
-
-
 COMPILED = {"engine": "compiled", "progress": False, "seed": 0}
 
 

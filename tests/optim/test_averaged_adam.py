@@ -16,10 +16,9 @@ from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.model.bound_model import BoundModel
 from inference.model.elbo import loss
 from inference.optim.averaged_adam import AveragedAdam, split_rhat
-from inference.optim.guide_moments import PathMoments
 from inference.optim.initialization.guide_placement import place_guide
 from inference.optim.initialization.strategies import find_initial_normal
-from inference.optim.whitening import Whitening, whitening
+from inference.optim.whitening import PathMoments, Whitening, whitening
 from inference.utils.random_state import RandomStream
 from ppl_models import exact_linear_regression, linear_regression
 from tests.helpers.engines import losses_of_both

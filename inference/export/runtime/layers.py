@@ -25,7 +25,7 @@ __all__ = [
 Array = Any
 
 
-def convolution(
+def convolution(  # noqa: PLR0913 - the arguments of torch's operator, in its order
     x: Array,
     weight: Array,
     bias: Array | None,

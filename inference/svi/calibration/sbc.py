@@ -1,4 +1,4 @@
-"""Simulation-based calibration: whether inference is right, on average, for data that the model itself makes."""
+"""Simulation-based calibration: a check of inference on data that the model itself makes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from inference.diagnostics.uniformity_tests import Shape, ecdf_p_value, holm, sy
 from inference.model.elbo import Model
 from inference.reporting.figures.calibration_plots import rank_panels
 from inference.reporting.figures.style import Figure
-from inference.svi.calibration.folder import CalibrationFolder
-from inference.svi.calibration.simulation import Outcome, Simulation, check_options
+from inference.svi.calibration.simulation import CalibrationFolder, Outcome, Simulation, check_options
 from inference.utils.parallel import spread
 from inference.utils.validation import positive_integer, seed_number
 
@@ -86,29 +85,28 @@ class Calibration:
 
     @property
     def failed(self) -> int:
-        """Fits that ended with an error."""
+        """Number of fits that ended with an error."""
         return len(self.failures)
 
     @property
     def passed(self) -> bool:
-        """Whether nothing speaks against the inference: no test at :attr:`error_rate`, and no failed fit."""
+        """True if no test fails at :attr:`error_rate`, and no fit failed."""
         return not self.reasons
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What speaks against it, one line a parameter, the clearest first."""
+        """Reasons why it did not pass, one line a parameter, the clearest first."""
         least = self.adjusted.min(0)
         wrong = [i for i in np.argsort(least, kind="stable") if least[i] <= self.error_rate]
-        said = tuple(f"{self.names[i]}: {self._seen(i)} (p = {least[i]:.1g})" for i in wrong)
+        found = []
+        for i in wrong:
+            words = Shape.of(self.p[:, i]).words
+            shape = f"posterior {' and '.join(words)}" if words else "ranks are uneven, with no simple shape"
+            found.append(f"{self.names[i]}: {shape} (p = {least[i]:.1g})")
         if self.failed:
-            said += (
-                f"{self.failed} of {self.failed + len(self.ranks)} fits failed, the first with: {self.failures[0]}",
-            )
-        return said
-
-    def _seen(self, i: int) -> str:
-        words = Shape.of(self.p[:, i]).words
-        return f"posterior {' and '.join(words)}" if words else "ranks are uneven, with no simple shape"
+            fits = self.failed + len(self.ranks)
+            found.append(f"{self.failed} of {fits} fits failed, the first with: {self.failures[0]}")
+        return tuple(found)
 
     def __str__(self) -> str:
         tests = f"{self.adjusted.size} tests by Holm's correction"
@@ -127,7 +125,7 @@ class Calibration:
         return rank_panels(self.p[:, chosen], self.draws, titles, self.error_rate / self.adjusted.size)
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913 - public: every option by its name
     model: Model,
     guide_builder: Callable[[Model], Model],
     *data: Any,

@@ -1,11 +1,13 @@
-"""A fit to data that the model made: latents from the prior, data from the latents, and the rank of the truth."""
+"""Fits to data that the model made, the rank of the truth among the draws of each, and their outcomes on disk."""
 
 from __future__ import annotations
 
-import inspect
+import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,24 +22,28 @@ from inference.model.bound_model import BoundModel, device_for, name_of, named_f
 from inference.model.elbo import Model
 from inference.model.improper_priors import DrawableFlats
 from inference.model.sites import Site, base_distribution, observed_nodes, scalars
+from inference.storage.atomic_files import make_folder
+from inference.storage.json_document import TEXT, WHOLE, digest, either, list_of, read_json, record, write_json
+from inference.storage.schema import check
 from inference.svi.fitting import fit
+from inference.svi.options import FitOptions
+from inference.utils.errors import printable
 from inference.utils.random_state import RandomStream, environment
 from inference.utils.validation import as_dtype
+from inference.utils.versions import versions
 
-__all__ = ["Outcome", "Simulation", "check_options"]
+__all__ = ["CalibrationFolder", "Outcome", "Simulation", "check_options"]
 
-OWN = {
-    "seed",
-    "progress",
-    "callbacks",
-    "checkpoint",
-    "resume",
-}  # of the options of ``fit``, those that a calibration sets itself
+OWN = {"seed", "progress", "callbacks", "checkpoint", "resume"}  # options of ``fit`` that a calibration sets itself
+MANIFEST = "calibration.json"
+SCHEMA = 1
+_CALIBRATION = "calibration"
+_KIND = record(calibration=TEXT, number=WHOLE, ranks=either(None, list_of(WHOLE)), error=either(None, TEXT))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one fit found: the rank of each truth among the draws, or the message of the error that it ended with."""
+    """Result of one fit: the rank of each truth among the draws, or the message of the error that ended it."""
 
     number: int
     ranks: list[int] | None
@@ -91,7 +97,10 @@ class Simulation:
             guide = _built(guide_builder, model)
         bound_model = BoundModel.start(model, guide, args, RandomStream.seeded(seed), where, kind, check_values=False)
         observed = _arguments_of(bound_model.observed)
-        inputs, latents = _inputs(args, set(observed)), tuple(site.name for site in bound_model.latents)
+        # What is observed is left out, unless nothing else says how many rows there are.
+        sized = any(isinstance(v, Tensor) and v.dim() > 0 and i not in observed for i, v in enumerate(args))
+        inputs = tuple(None if sized and i in observed else value for i, value in enumerate(args))
+        latents = tuple(site.name for site in bound_model.latents)
         found = cls(model, guide_builder, inputs, observed, latents, (), draws, seed, options, where, kind)
         truth, made = named_failure("model", model, found.inputs, lambda: found.simulate(seed))
         for position, site in observed.items():
@@ -135,8 +144,7 @@ class Simulation:
 
 def check_options(options: Mapping[str, Any]) -> None:
     """Raise a ValueError that names an option which ``fit`` does not have, or which is not the caller's to set."""
-    kept = [p.name for p in inspect.signature(fit).parameters.values() if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    allowed = [name for name in kept if name not in OWN]
+    allowed = [option.name for option in fields(FitOptions) if option.name not in OWN]
     for name in options:
         if name not in allowed:
             raise ValueError(f"{name!r} is no option of calibrate(), nor of its fits: give some of {allowed}")
@@ -152,7 +160,7 @@ def _scalars(values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
 
 
 def _built(guide_builder: Callable[[Model], Model], model: Model) -> Model:
-    """The guide, or one ValueError that says what was expected."""
+    """Return the guide, or raise a ValueError that says what was expected."""
     wanted = "give what is called as guide_builder(model) and returns a guide, such as full_rank_normal"
     try:
         guide = guide_builder(model)
@@ -163,14 +171,8 @@ def _built(guide_builder: Callable[[Model], Model], model: Model) -> Model:
     return guide
 
 
-def _inputs(args: tuple[Any, ...], observed: set[int]) -> tuple[Any, ...]:
-    """None for what is observed, unless nothing else would say how many rows there are."""
-    sized = any(isinstance(v, Tensor) and v.dim() > 0 and i not in observed for i, v in enumerate(args))
-    return tuple(None if sized and i in observed else value for i, value in enumerate(args))
-
-
 def _arguments_of(sites: tuple[Site, ...]) -> dict[int, str]:
-    """Observed sites by the position of the argument that they hold."""
+    """Return the names of the observed sites by the position of the argument that they hold."""
     found: dict[int, str] = {}
     for site in sites:
         if site.argument is None:
@@ -196,7 +198,7 @@ def _refuse_unfit(trace: poutine.Trace, name: str) -> None:
 
 @contextmanager
 def _apart(seed: int, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Random numbers, defaults and Pyro's store of this block's own."""
+    """Give the block random numbers, defaults and a parameter store of its own."""
     stream = RandomStream.seeded(seed)
     with stream.active(), environment(device, dtype, validate=False), pyro.get_param_store().scope():
         yield
@@ -210,3 +212,106 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(outside)
+
+
+class CalibrationFolder:
+    """Folder with what a calibration was asked for, and a small JSON file for each of its fits.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds a calibration that was asked for otherwise, with
+        what differs, or a damaged file.
+    OSError
+        If it cannot be written.
+    """
+
+    def __init__(self, path: Path, simulation: Simulation) -> None:
+        make_folder(path)
+        self._path = path
+        self._simulation = simulation
+        own = _manifest(simulation)
+        self._name = digest(own)
+        try:
+            there = read_json(path / MANIFEST, SCHEMA)
+        except FileNotFoundError:
+            write_json(path / MANIFEST, own, SCHEMA)
+            return
+        differ = [name for name in own if there.get(name) != own[name]]
+        if differ:
+            what = "; ".join(
+                f"{name} is {printable(there.get(name))[:200]} there and {own[name]} here" for name in differ
+            )
+            raise ValueError(f"{path} holds another calibration: {what}: ask for the same, or give another path")
+
+    def read(self, fits: int) -> list[Outcome]:
+        """Return the outcomes of the first ``fits`` that are there, in order."""
+        found = (self._read(number) for number in range(fits))
+        return [outcome for outcome in found if outcome is not None]
+
+    def keep(self, outcome: Outcome) -> None:
+        """Write an outcome."""
+        write_json(self._file(outcome.number), {**vars(outcome), _CALIBRATION: self._name}, SCHEMA)
+
+    def _read(self, number: int) -> Outcome | None:
+        path = self._file(number)
+        try:
+            found = read_json(path, SCHEMA)
+            check(path, found, _KIND)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ValueError(f"{error}; or delete it, and its fit is made again") from error
+        if (found.pop(_CALIBRATION), found["number"]) != (self._name, number):
+            raise ValueError(f"{path} is of another calibration or another fit: delete it, and its fit is made again")
+        outcome = Outcome(**found)
+        ranks, simulation = outcome.ranks, self._simulation
+        whole = ranks is not None and len(ranks) == len(simulation.names) and max(ranks, default=0) <= simulation.draws
+        if not whole and (ranks is not None or outcome.error is None):
+            raise ValueError(
+                f"{path} has no {len(simulation.names)} ranks from 0 to {simulation.draws}, nor an error: delete it, "
+                "and its fit is made again"
+            )
+        return outcome
+
+    def _file(self, number: int) -> Path:
+        return self._path / f"fit_{number:06d}.json"
+
+
+def _manifest(simulation: Simulation) -> dict[str, Any]:
+    return {
+        "model": _described(simulation.model),
+        "guide": _described(simulation.guide_builder),
+        "parameters": list(simulation.names),
+        "draws": simulation.draws,
+        "seed": simulation.seed,
+        "options": {name: _described(value) for name, value in sorted(simulation.options.items())},
+        "dtype": _described(simulation.dtype),
+        "inputs": _digest(simulation.inputs),
+        "versions": versions(),
+    }
+
+
+def _described(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, partial):
+        given = [*map(str, map(_described, value.args)), *(f"{k}={_described(v)}" for k, v in value.keywords.items())]
+        return f"{_described(value.func)}({', '.join(given)})"
+    if isinstance(value, torch.dtype | torch.device):
+        return str(value).removeprefix("torch.")
+    if isinstance(value, list | tuple | dict):
+        return str(value)
+    return name_of(value)
+
+
+def _digest(inputs: tuple[Any, ...]) -> str:
+    """Return the SHA-256 of the values of tensors and of the descriptions of other inputs."""
+    found = hashlib.sha256()
+    for value in inputs:
+        if isinstance(value, Tensor):
+            array = value.cpu().numpy()
+            found.update(repr((array.shape, str(array.dtype))).encode() + array.tobytes())
+        else:
+            found.update(repr(_described(value)).encode())
+    return found.hexdigest()

@@ -111,7 +111,7 @@ class Terminal:
         self._line.close()
 
 
-def _display_for(path: Path | None) -> Display:
+def display_for(path: Path | None) -> Display:
     """Return the notebook if this is one, else the file at ``path``, else the terminal.
 
     Raises
@@ -171,7 +171,7 @@ class LivePlot:
         self._cost, self._due, self._stale = _FIRST_COST, 0.0, False
 
     def __enter__(self) -> LivePlot:
-        self._display = _display_for(self.path)
+        self._display = display_for(self.path)
         self._curves = {}
         return self
 

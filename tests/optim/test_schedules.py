@@ -12,7 +12,7 @@ from guides import mean_field_normal, planar_flow
 from inference import cosine_decay, fit
 from inference.model.bound_model import BoundModel
 from inference.model.elbo import loss
-from inference.optim.annealing import as_tempering_schedule
+from inference.optim.schedules import as_tempering_schedule
 from inference.utils.random_state import RandomStream
 from ppl_models import Energy, u1
 
