@@ -138,7 +138,7 @@ def nes(x: Tensor, partyid7: Tensor | None = None) -> None:
 
 def blr(x: Tensor, y: Tensor | None = None) -> None:
     """Five coefficients with wide priors."""
-    beta = pyro.sample("beta", dist.Normal(torch.zeros(x.shape[1]), 10.0).to_event(1))
+    beta = pyro.sample("beta", dist.Normal(x.new_zeros(x.shape[1]), 10.0).to_event(1))
     sigma = pyro.sample("sigma", dist.HalfNormal(10.0))
     with pyro.plate("data", len(x)):
         pyro.sample("y", dist.Normal(x @ beta, sigma), obs=y)
