@@ -1,4 +1,4 @@
-"""How close the guides come to targets that are known: energies, linear regression, a posteriordb posterior.
+"""Distance of the guides from known targets: energies, linear regression, a posteriordb posterior.
 
     python -m benchmarks.flows --threads 2
     python -m benchmarks.flows --only energies --seeds 5
