@@ -113,7 +113,7 @@ def hidden(wait: float, packed: int, engine: str) -> dict[str, float]:
 
 
 def apart(kind: str, *arguments: Any) -> dict[str, Any]:
-    """A measurement in a fresh process."""
+    """Measure in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.batches", "--one", json.dumps([kind, *arguments])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - this very file
     if done.returncode:
@@ -122,7 +122,7 @@ def apart(kind: str, *arguments: Any) -> dict[str, Any]:
 
 
 def one(kind: str, *arguments: Any) -> dict[str, float]:
-    """The measurement that :func:`apart` asks for."""
+    """Take the measurement that :func:`apart` starts."""
     torch.set_num_threads(int(arguments[-1]))
     if kind == "growing":
         folder, rows, engine, where = arguments[:-1]

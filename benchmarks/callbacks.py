@@ -1,4 +1,4 @@
-"""What callbacks cost: microseconds a step of the compiled engine without any, with each, and with all.
+"""Cost of callbacks: microseconds a step of the compiled engine without any, with each, and with all.
 
     pip install -c constraints.txt -e ".[watch]"
     python -m benchmarks.callbacks --cores 2
@@ -44,7 +44,7 @@ Makers = dict[str, Callable[[], list[Any]]]
 
 
 class Nothing:
-    """A callback that does nothing: what telling costs."""
+    """Callback that does nothing, which shows the cost of a call."""
 
     only_looks = True
 
@@ -71,7 +71,7 @@ def contenders(folder: Path) -> Makers:
 
 
 class Tutorial:
-    """The network, recorded and compiled once."""
+    """Network of the tutorial, recorded and compiled once."""
 
     def __init__(self) -> None:
         x = torch.linspace(-1, 1, 100).reshape(-1, 1)
@@ -83,7 +83,7 @@ class Tutorial:
         self.engine = CompiledEngine(SVIProblem.on(self.bound_model, InMemory(self.args), lr=1e-3), self.stream)
 
     def posterior(self, flat_params: torch.Tensor, curves: torch.Tensor, seconds: float) -> Posterior:
-        """As a fit makes it for callbacks."""
+        """Return the posterior as a fit builds it for callbacks."""
         losses, kl = curves.clone().numpy()
         return Posterior(self.bound_model, flat_params, self.args, ["x", "y"], FitRecord(losses, kl, seconds, 0))
 
@@ -91,17 +91,17 @@ class Tutorial:
         """Microseconds a step, and milliseconds from the last step to the end."""
         state = self.engine.init(self.stream)
         with opened(callbacks):
-            watch = CallbackRunner(callbacks, steps, self.bound_model.params, self.posterior)
+            runner = CallbackRunner(callbacks, steps, self.bound_model.params, self.posterior)
             start = time.perf_counter()
             run_steps(
-                self.engine, state, self.bound_model, watch, "", progress=False, writer=CheckpointWriter(None, dict)
+                self.engine, state, self.bound_model, runner, "", progress=False, writer=CheckpointWriter(None, dict)
             )
             done = time.perf_counter()
         return (done - start) / steps * 1e6, (time.perf_counter() - done) * 1e3
 
 
 def measure(steps: int, repeats: int, names: list[str]) -> dict[str, list[tuple[float, float]]]:
-    """What :meth:`Tutorial.time` finds for each contender in each repeat."""
+    """Return the results of :meth:`Tutorial.time` for each contender in each repeat."""
     work = Tutorial()
     with tempfile.TemporaryDirectory() as folder:
         makers = {name: make for name, make in contenders(Path(folder)).items() if name in names}

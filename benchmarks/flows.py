@@ -1,4 +1,4 @@
-"""How close the guides come to targets that are known: energies, linear regression, a posteriordb posterior.
+"""Distance of the guides from known targets: energies, linear regression, a posteriordb posterior.
 
     python -m benchmarks.flows --threads 2
     python -m benchmarks.flows --only energies --seeds 5
@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyro
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 import guides
+from benchmarks.posteriordb_models import blr
 from examples.planar_flow import fit_energy, kl
 from inference import Posterior, cosine_decay, fit
 from ppl_models import exact_linear_regression, linear_regression
@@ -109,14 +108,6 @@ def learned_covariance(params: dict[str, Tensor]) -> Tensor:
     return factor @ factor.T
 
 
-def sblri(x: Tensor, y: Tensor | None = None) -> None:
-    """posteriordb's blr: β ~ N(0, 10²), σ ~ half-Normal(10), y ~ N(xβ, σ)."""
-    beta = pyro.sample("beta", dist.Normal(x.new_zeros(x.shape[1]), 10.0).to_event(1))
-    sigma = pyro.sample("sigma", dist.HalfNormal(10.0))
-    with pyro.plate("data", len(x)):
-        pyro.sample("y", dist.Normal(x @ beta, sigma), obs=y)
-
-
 def posteriordb(seeds: int) -> None:
     """Four guides on sblri-blr: the worst error of a mean in reference sds, and the sd ratios.
 
@@ -138,7 +129,7 @@ def posteriordb(seeds: int) -> None:
     for build, lr, restarts in cases:
         for seed in range(seeds):
             posterior = fit(
-                sblri, build(sblri), np.array(data["X"]), np.array(data["y"]), steps=STEPS, lr=cosine_decay(lr, STEPS),
+                blr, build(blr), np.array(data["X"]), np.array(data["y"]), steps=STEPS, lr=cosine_decay(lr, STEPS),
                 particles=16, anneal=STEPS // 2, restarts=restarts, seed=seed, progress=False,
             )  # fmt: skip
             _moments_row(f"{build.__name__:<18} seed {seed}", posterior, known)

@@ -34,7 +34,7 @@ from ppl_models.data.tables import load_npz
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """How long ``run`` takes."""
+    """Return the seconds that ``run`` takes."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started

@@ -39,7 +39,7 @@ DRAWS, EPOCHS, BATCH, LR = 50, 10, 1000, 1e-4
 
 @dataclass(frozen=True)
 class Scores:
-    """What a classifier's draws are judged by; see the head of this file."""
+    """Scores of a classifier's draws; see the head of this file."""
 
     seconds: float
     accuracy: float
@@ -97,7 +97,7 @@ def torch_draws(net: nn.Module, x: Tensor) -> Tensor:
 
 
 def by_kiln(seed: int, data: Data, length_scale: float = 1.0, **options: Any) -> Scores:
-    """The same network fitted by Kiln."""
+    """Fit the network by Kiln."""
     torch.manual_seed(seed)
     model = DropoutCNN(length_scale=length_scale)
     began = time.perf_counter()
@@ -150,13 +150,13 @@ TUTORIAL: dict[str, Any] = {"steps": EPOCHS * 60, "lr": LR, "batch_size": BATCH}
 
 
 def head(threads: int) -> None:
-    """The head of the tables of scores."""
+    """Head of the tables of scores."""
     names = ("errors", "Fashion", "ECE", "without")
     print(f"{threads} threads\n{'':<22}{'seconds':>8}{'accuracy':>9}{'entropy':>8}" + "".join(f"{n:>9}" for n in names))
 
 
 def tutorial(data: Data, seeds: int) -> None:
-    """As the tutorial has it, in plain torch and in Kiln."""
+    """Run the tutorial's protocol in plain torch and in Kiln."""
     for seed in range(seeds):
         print(f"torch, tutorial   {seed:>3} {by_torch(seed, data)}", flush=True)
         print(f"Kiln, tutorial    {seed:>3} {by_kiln(seed, data, **TUTORIAL)}", flush=True)

@@ -86,7 +86,7 @@ def _verdict(posterior: Posterior, found: Any) -> str:
 
 
 def by_pyro(posterior: Posterior, guide: Callable[..., Any], seed: int) -> tuple[Errors | None, float, str]:
-    """The same by Pyro's own loop; no errors where it cannot start or ends without finite parameters."""
+    """Fit by Pyro's own loop; no errors where it cannot start or ends without finite parameters."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
     args = tuple(value.float() if value.is_floating_point() else value for value in posterior.data)
@@ -105,7 +105,7 @@ def by_pyro(posterior: Posterior, guide: Callable[..., Any], seed: int) -> tuple
 
 
 def show(name: str, guide: str, seed: int, way: str, result: tuple[Errors | None, float, str]) -> None:
-    """A line."""
+    """Return a line of the table."""
     errors, seconds, said = result
     figures = " " * 22
     if errors is not None:

@@ -33,7 +33,7 @@ class Errors:
 
     @property
     def landed(self) -> bool:
-        """Whether every mean is within 0.1 sd and every sd within a tenth."""
+        """True if every mean is within 0.1 sd and every sd within a tenth."""
         return self.mean <= 0.1 and self.least >= 0.9 and self.most <= 1.1
 
 
@@ -54,7 +54,7 @@ class Posterior:
         return {name: found[name].numpy() for name in self.reference}
 
     def errors(self, draws: Mapping[str, Tensor]) -> Errors:
-        """How far ``draws`` of the model's sites, ``{site: (S, …)}``, are from the reference."""
+        """Compare ``draws`` of the model's sites, ``{site: (S, …)}``, with the reference."""
         shifts, ratios = [], []
         for name, found in self.natural(draws).items():
             wanted = self.reference[name]
@@ -104,7 +104,7 @@ def eight_schools_centered(sigma: Tensor, y: Tensor | None = None) -> None:
 
 
 def eight_schools_noncentered(sigma: Tensor, y: Tensor | None = None) -> None:
-    """The same with θ = μ + τ·θ′."""
+    """Eight schools with θ = μ + τ·θ′."""
     mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
     tau = pyro.sample("tau", dist.HalfCauchy(5.0))
     with pyro.plate("data", len(sigma)):
@@ -138,7 +138,7 @@ def nes(x: Tensor, partyid7: Tensor | None = None) -> None:
 
 def blr(x: Tensor, y: Tensor | None = None) -> None:
     """Five coefficients with wide priors."""
-    beta = pyro.sample("beta", dist.Normal(torch.zeros(x.shape[1]), 10.0).to_event(1))
+    beta = pyro.sample("beta", dist.Normal(x.new_zeros(x.shape[1]), 10.0).to_event(1))
     sigma = pyro.sample("sigma", dist.HalfNormal(10.0))
     with pyro.plate("data", len(x)):
         pyro.sample("y", dist.Normal(x @ beta, sigma), obs=y)

@@ -111,7 +111,7 @@ def one(kind: str, rows: int, draws: int, limit: float, folder: str, threads: in
 
 
 def apart(*arguments: Any) -> dict[str, Any]:
-    """A measurement in a fresh process; why it failed, where it did."""
+    """Measure in a fresh process, and return the reason if that fails."""
     with tempfile.TemporaryDirectory(dir=arguments[-2]) as folder:
         given = json.dumps([*arguments[:-2], folder, arguments[-1]])
         command = [sys.executable, "-m", "benchmarks.prediction", "--one", given]

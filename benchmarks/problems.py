@@ -49,7 +49,7 @@ class Work:
     lr: float = 0.01
 
     def to(self, device: str) -> Work:
-        """The same with its data there; networks follow when they are first used."""
+        """Return the work with its data on a device; networks follow when they are first used."""
         for part in (self.model, self.guide):
             for cell in getattr(part, "__closure__", None) or ():
                 if isinstance(cell.cell_contents, nn.Module):
@@ -151,7 +151,7 @@ def dropout_cnn() -> Work:
             pyro.sample("y", dist.Categorical(logits=network(x)), obs=y)
 
     def guide(x: Tensor, y: Tensor) -> None:
-        """Nothing is latent but the dropout inside."""
+        """Guide without latent sites: only the dropout in the network is random."""
 
     x, y = digits(100)
     return Work(model, guide, (torch.tensor(x), torch.tensor(y)), lr=SMALL)

@@ -90,7 +90,7 @@ def work(name: str, engine: str, rows: int, seconds: float) -> dict[str, float]:
 
 
 def contender(processes: int, threads: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """What the first of so many processes, of so many threads each, finds for each work and engine."""
+    """Return the results of the first of so many processes, of so many threads each, for each work and engine."""
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "found.json"
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--no-python"]

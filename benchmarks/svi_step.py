@@ -37,7 +37,7 @@ JAX, PYRO, EAGER, COMPILED, TORCH, TORCH_COMPILE = "JAX", "Pyro", "eager", "comp
 
 
 def by_pyro(work: Work) -> Steps:
-    """The loop of Pyro's documentation: ``SVI``, ``pyro.optim.Adam``, ``Trace_ELBO``."""
+    """Loop of Pyro's documentation: ``SVI``, ``pyro.optim.Adam``, ``Trace_ELBO``."""
     pyro.clear_param_store()
     loss = Trace_ELBO(num_particles=work.particles, vectorize_particles=work.particles > 1)
     svi = PyroSVI(work.model, work.guide, pyro.optim.Adam({"lr": work.lr}), loss)
@@ -50,7 +50,7 @@ def by_pyro(work: Work) -> Steps:
 
 
 def by_kiln(work: Work, compiled: bool, device: str) -> Steps:
-    """The engines of ``fit``, without its progress bar."""
+    """Engines of ``fit``, without its progress bar."""
     stream = RandomStream.seeded(0)
     bound_model = BoundModel.start(work.model, work.guide, work.args, stream, torch.device(device), torch.float32)
     problem = SVIProblem.on(bound_model, InMemory(work.args), lr=work.lr, particles=work.particles)
@@ -60,7 +60,7 @@ def by_kiln(work: Work, compiled: bool, device: str) -> Steps:
 
 
 def contenders(name: str, device: str, with_jax: bool) -> dict[str, Callable[[], Steps]]:
-    """What is timed on one work; eager Kiln is left out where it has no batch of particles to offer."""
+    """Contenders that are timed on one work; eager Kiln is left out where it has no batch of particles to offer."""
     make = WORKS[name]
     found: dict[str, Callable[[], Steps]] = {
         PYRO: lambda: by_pyro(make().to(device)),

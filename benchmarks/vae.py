@@ -65,7 +65,7 @@ def by_torch(seed: int, epochs: int, x: Tensor, test: Tensor) -> tuple[float, fl
 
 
 def by_kiln(seed: int, epochs: int, x: Tensor, test: Tensor) -> tuple[float, float, Posterior]:
-    """The same, and the posterior."""
+    """Fit by Kiln, and return the posterior too."""
     networks = Networks.seeded(seed)
     model = VAE(latent=LATENT, decoder=networks.decoder)
     guide = amortized_encoder(model, networks.encoder)

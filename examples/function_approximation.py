@@ -97,7 +97,7 @@ def line(x: Tensor, y: Tensor | None = None) -> None:
 
 
 def no_guide(x: Tensor, y: Tensor | None = None) -> None:
-    """Nothing is latent."""
+    """Guide without latent sites."""
 
 
 def descent() -> Figure:
@@ -125,7 +125,7 @@ def predicted(posterior: Posterior, draws: int) -> Prediction:
 
 
 def draw(learned: Learned, unsure: Posterior, path: Path) -> None:
-    """What the snapshots have learned, how far off they are, and the Bayesian network's draws."""
+    """Draw the functions of the snapshots, their errors, and the Bayesian network's draws."""
     truth = GRID[:, 0].exp()
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)

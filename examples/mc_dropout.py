@@ -89,7 +89,7 @@ def run(data: Images, epochs: int, seed: int = 0, fast: bool = False, progress: 
 
 
 def say(prediction: ClassPrediction, scores: ClassScores, y: np.ndarray) -> None:
-    """How good the predictions are, and what their uncertainty is worth."""
+    """Print the scores of the predictions and of their uncertainty."""
     wrong, entropy = prediction.labels.numpy() != y, prediction.entropy.numpy()
     print(f"predicted rightly                    {scores.accuracy:8.2%} of {scores.rows:,}")
     if scores.error_auroc is not None:

@@ -78,7 +78,7 @@ class Curves:
     test: list[float] = field(default_factory=list)
 
     def __call__(self, now: Progress) -> None:
-        """What happened since the last epoch."""
+        """Add the curves of the last epoch."""
         self.epochs.append(now.step * BATCH / self.rows)
         self.training.append(-float(now.losses.mean()) / self.rows)
         bound = now.posterior.log_evidence(self.x_test, samples=1, progress=False)

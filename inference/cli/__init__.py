@@ -1,7 +1,7 @@
-"""The command line: its words become calls of the public functions.
+"""Command line: flags become calls of the public functions.
 
 May use everything; only ``__main__`` uses it. Start with ``commands``; ``registry`` finds models, guides, data and
-readers by entry points, and ``runs`` is the folder that ``kiln fit`` writes.
+readers by entry points, and ``runs`` is the folder that ``kiln fit`` writes, with its reports.
 """
 
 from inference.cli.commands import main

@@ -1,4 +1,4 @@
-"""The command line: ``kiln fit | report | predict | diagnose | list``."""
+"""Command line: ``kiln fit | report | predict | diagnose | list``."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line: status 0, 1 with one line on standard error where the input is wrong, or 2 for usage."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="arviz")
-    warnings.filterwarnings("ignore", message="the fit was interrupted")  # it is said in a line of its own
+    warnings.filterwarnings("ignore", message="the fit was interrupted")  # kiln prints a line of its own
     try:
         app(args=list(argv) if argv is not None else None, prog_name="kiln", standalone_mode=True)
     except SystemExit as end:

@@ -1,4 +1,4 @@
-"""What ``kiln predict`` writes: one table of what is predicted of each row, or all draws as a Zarr store."""
+"""Files that ``kiln predict`` writes: a table with one line per predicted row, or all draws as a Zarr store."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check_ending(out: Path, options: FileOptions) -> None:
 
 
 def is_store(out: Path) -> bool:
-    """Whether ``out`` is written batch by batch."""
+    """Return True if ``out`` is written batch by batch."""
     return out.suffix == STORE
 
 

@@ -21,22 +21,22 @@ __all__ = ["build_guide", "build_model", "find", "is_own_code", "names", "read_r
 
 @cache
 def _entries(group: str) -> EntryPoints:
-    """What is registered as ``kiln.<group>``, for which the metadata of all packages has to be read."""
+    """Return the entry points of ``kiln.<group>``; cached, as it reads the metadata of all packages."""
     return entry_points(group=f"kiln.{group}")
 
 
 def names(group: str) -> list[str]:
-    """What is registered as ``kiln.<group>``: ``models``, ``guides``, ``data``, ``readers``, ``options``."""
+    """Return the names registered as ``kiln.<group>``: ``models``, ``guides``, ``data``, ``readers``, ``options``."""
     return sorted({entry.name for entry in _entries(group)})
 
 
 def is_own_code(group: str, reference: str) -> bool:
-    """Whether the reference leads to code that is neither registered by an installed package nor Pyro's autoguide."""
+    """Return True if the reference names code that no installed package registers and that is no autoguide of Pyro."""
     return reference not in names(group) and not re.fullmatch(r"pyro\.infer\.autoguide:Auto\w+", reference)
 
 
 def find(group: str, reference: str) -> Any:
-    """The registered object of that name, or the object at ``module:attribute``, looked up from here first.
+    """Return the registered object of that name, or the one at ``module:attribute``, from the current folder first.
 
     Raises
     ------
@@ -78,7 +78,7 @@ def _attribute(reference: str, kind: str) -> Any:
 
 
 def suggested_options(model: str, x: Any, y: Any) -> dict[str, Any]:
-    """The keyword arguments that a named model suggests for this training data; none for the user's own."""
+    """Return the keyword arguments that a registered model suggests for this training data; none for the user's own."""
     if model not in names("options"):
         return {}
     options: dict[str, Any] = find("options", model)(x, y)
@@ -86,7 +86,7 @@ def suggested_options(model: str, x: Any, y: Any) -> dict[str, Any]:
 
 
 def build_model(reference: str, options: dict[str, Any], seed: int) -> Any:
-    """A model function with its keyword arguments, or a network made with them, whose weights start at ``seed``."""
+    """Return a model function with its keyword arguments, or a network built from them, initialised from ``seed``."""
     model = find("models", reference)
     if not (isinstance(model, type) and issubclass(model, nn.Module)):
         return partial(model, **options) if options else model
@@ -98,7 +98,7 @@ def build_model(reference: str, options: dict[str, Any], seed: int) -> Any:
 
 
 def build_guide(reference: str, model: Callable[..., Any]) -> Any:
-    """A registered guide or an autoguide class, built from ``model``; a guide function is taken as it is."""
+    """Build a registered guide or an autoguide class for ``model``; return a guide function as it is."""
     guide = find("guides", reference)
     is_builder = reference in names("guides") or (isinstance(guide, type) and issubclass(guide, nn.Module))
     if not is_builder:
@@ -110,7 +110,7 @@ def build_guide(reference: str, model: Callable[..., Any]) -> Any:
 
 
 def read_table(source: str, target: str | None = None, columns: list[str] | None = None) -> Any:
-    """A registered data set by name, or a file by its ending.
+    """Read a registered data set by name, or a file by its ending.
 
     Raises
     ------
@@ -136,7 +136,7 @@ def read_table(source: str, target: str | None = None, columns: list[str] | None
 
 
 def read_rows(source: str, target: str, columns: list[str]) -> Any:
-    """Rows to predict, (N, D) in the order of ``columns``: those of a table, or the path of an .npy or .zarr as it is.
+    """Return the rows to predict, (N, D) in the order of ``columns``, or the path of an .npy or .zarr as it is.
 
     Raises
     ------

@@ -80,7 +80,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Run:
-    """What ``kiln fit`` was asked, enough to load the posterior and its data again."""
+    """Arguments of ``kiln fit`` that are needed to load the posterior and its data again."""
 
     model: str
     guide: str
@@ -134,16 +134,16 @@ class Run:
                 )
 
     def bind(self) -> Any:
-        """The model with its options."""
+        """Return the model with its options."""
         return registry.build_model(self.model, self.options, self.seed)
 
     def posterior(self, folder: Path, *data: np.ndarray) -> Posterior:
-        """The saved posterior, with the data where it is given."""
+        """Return the saved posterior, with the data if given."""
         model = self.bind()
         return load(folder, model, registry.build_guide(self.guide, model), *data)
 
     def split(self) -> Split:
-        """The training and test rows again, from where the data was.
+        """Read the data again, and return the training and test rows.
 
         Raises
         ------
@@ -156,7 +156,7 @@ class Run:
         return split_rows(table, self.holdout, self.seed)
 
     def labels(self) -> Labels:
-        """Names for the report."""
+        """Return the names that the report shows."""
         name, target, model = (printable(text) for text in (Path(self.data).name, self.target, self.model))
         return Labels(f"{target} by {model}", f"{name}, target {target}", [printable(c) for c in self.columns], target)
 
@@ -172,7 +172,7 @@ def _remember(name: str) -> None:
 
 
 def _marker(name: str) -> Path | None:
-    """The file that stands for a ``run.json`` of exactly this content, in a folder that only the user can write to."""
+    """Return the file that marks a ``run.json`` with this hash, in a folder that only the user can write to."""
     known = cache_folder("runs")
     return None if known is None else known / name
 
@@ -211,7 +211,7 @@ def data_for(model: Any, rows: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarra
 
 
 def check_writable(folder: Path) -> None:
-    """Try to write in ``folder``, so that no fit is lost at its end; what this makes, it takes away again."""
+    """Check that ``folder`` can be written, so that no fit is lost at its end; the check leaves nothing behind."""
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -236,14 +236,14 @@ def least_squares_rmse(split: Split) -> float:
 
 
 def evaluate(posterior: Posterior, split: Split) -> HeldOut | HeldOutRows | None:
-    """The evaluation on the rows that were held out; None where there are none."""
+    """Return the evaluation on the rows that were held out, or None if there are none."""
     return posterior.evaluate(*data_for(posterior.bound_model.model, split.test)) if len(split.test[0]) else None
 
 
 def write_run_report(
     posterior: Posterior, run: Run, split: Split, path: Path, held_out: HeldOut | HeldOutRows | None
 ) -> Path:
-    """The report of a posterior of ``run``, with least squares beside the RMSE of a regression."""
+    """Write the report of a posterior of ``run``, with least squares beside the RMSE of a regression."""
     measured = held_out is not None and isinstance(held_out.scores, Scores)
     baselines = {"least squares": least_squares_rmse(split)} if measured else {}
     groups = (split.train if held_out is None else split.test)[1] if posterior.is_autoencoder else None
@@ -283,7 +283,7 @@ def compare_runs(folders: Sequence[Path], out: Path, own_code: bool = False) -> 
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The last part of each path, or all of it where two have the same."""
+    """Return the last part of each path, or the whole path if two have the same last part."""
     places = [folder.resolve() for folder in folders]
     twice = next((str(f) for f, place in zip(folders, places, strict=True) if places.count(place) > 1), None)
     if twice is not None:

@@ -44,11 +44,16 @@ X, Y = houses()[["size", "age"]].to_numpy(), houses()["price"].to_numpy()
 SEEN = []
 
 
-def no_fit(model, guide, x, y, **options):
-    """Keeps the rows that ``fit`` would be given, and gives a posterior that is none of theirs."""
+def seen_problem(model, guide, data, options):
+    """Keeps the rows that would be fitted."""
+    x, y = data
     assert np.isfinite(x).all()
     assert np.isfinite(y).all()
     SEEN.append((x, y))
+
+
+def no_fit(problem, options):
+    """Gives a posterior of other rows."""
     return fit(linear_regression, mean_field_normal(linear_regression), X, Y, steps=1, engine="eager", progress=False)
 
 
@@ -115,7 +120,8 @@ def fit_table(name, content, place):
     Path(name).write_bytes(content)
     before = files_in(place)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "fit_posterior", no_fit)
+        patch.setattr(commands, "FitProblem", SimpleNamespace(of=seen_problem))
+        patch.setattr(commands, "run_fit", no_fit)
         done = kiln("fit", "linear_regression", "--data", name, "--target", "price", *fast(Path("new")))
     written = {path: content for path, content in files_in(place).items() if path not in before}
     if done.status != 0:

@@ -25,7 +25,7 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Calibration:
-    """The ranks of the truths among the draws of fits to simulated data, and what they say.
+    """Ranks of the truths among the draws of fits to simulated data, and tests of their uniformity.
 
     Attributes
     ----------
@@ -138,7 +138,7 @@ def calibrate(  # noqa: PLR0913 - public: every option by its name
     progress: bool = True,
     **options: Any,
 ) -> Calibration:
-    """Fit data that the model made, many times, and see where the truths fall among the draws.
+    """Fit many data sets simulated from the model, and test the ranks of the truths among the draws.
 
     z* ~ p(z), y* ~ p(y | z*), q fitted to y*, z₁ … z_L ~ q. If q is the
     posterior, the rank of each scalar of z* among its L draws is uniform on

@@ -1,4 +1,4 @@
-"""A log of a fit that any program reads: one JSON object a line."""
+"""Log of a fit that any program can read: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["JsonLines"]
 
 
 class JsonLines:
-    """A callback that writes a line of JSON: ``step``, ``loss``, ``elbo``, ``kl``, ``seconds``.
+    """Callback that writes a line of JSON: ``step``, ``loss``, ``elbo``, ``kl``, ``seconds``.
 
     Losses are means over the steps since the line before, in nats; ``kl`` is
     null where the fit has none. With restarts a line has ``start`` too, from 1.
@@ -28,7 +28,7 @@ class JsonLines:
     Parameters
     ----------
     path
-        A new file; its folder is made if it is not there.
+        A new file; its folder is created if it is missing.
     every
         Steps between two lines.
     params

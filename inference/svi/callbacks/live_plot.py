@@ -126,7 +126,7 @@ def display_for(path: Path | None) -> Display:
 
 
 class LivePlot:
-    """A callback that draws the ELBO by step, and its two parts, while the fit runs.
+    """Callback that draws the ELBO by step, and its two parts, while the fit runs.
 
     In a notebook the figure changes in place; elsewhere it is rewritten at
     ``path``, or without one shown as a line of blocks in the terminal. Drawing

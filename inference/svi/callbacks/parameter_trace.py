@@ -1,4 +1,4 @@
-"""The path of the parameters through a fit."""
+"""Path of the parameters through a fit."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class _Path:
 
 
 class ParameterTrace:
-    """A callback that keeps θ along the way: ``trace["loc"]``, (T, *shape), at ``trace.steps``, (T,).
+    """Callback that keeps θ along the way: ``trace["loc"]``, (T, *shape), at ``trace.steps``, (T,).
 
     Only copies of θ are made while the fit runs; values in the user's space are
     computed when they are read. With restarts the path is that of the restart
@@ -126,7 +126,7 @@ class ParameterTrace:
 
     @property
     def steps(self) -> np.ndarray:
-        """The steps at which θ was kept, (T,)."""
+        """Steps at which θ was kept, (T,)."""
         return np.array(self._best.whole()[0])
 
     @property
@@ -136,7 +136,7 @@ class ParameterTrace:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the parameters."""
+        """Names of the parameters."""
         return self._best.layout.names
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -144,7 +144,7 @@ class ParameterTrace:
         return np.stack([path.layout.constrained(flat_params, [name])[name].numpy() for flat_params in path.whole()[1]])
 
     def plot(self, names: Sequence[str] | None = None) -> Figure:
-        """A panel a parameter, by step, in the user's space: up to 30 of its numbers, evenly chosen, as lines."""
+        """Plot each parameter by step in a panel, in the user's space, up to 30 of its numbers, evenly chosen."""
         shown = self._best.layout.known([names] if isinstance(names, str) else names or self.names)[:_PANELS]
         columns = min(_COLUMNS, len(shown))
         with rc_context(STYLE):

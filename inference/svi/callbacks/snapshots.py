@@ -16,11 +16,11 @@ from inference.utils.validation import positive_integer
 
 __all__ = ["Snapshots"]
 
-_MOST, _BYTES = 256, 2**26  # of snapshots that wait for the disk
+_MOST, _BYTES = 256, 2**26  # most snapshots, and bytes of them, that wait for the disk
 
 
 class Snapshots:
-    """A callback that saves the posterior as it is, as ``step_000100`` and so on in ``folder``.
+    """Callback that saves the posterior as it is, as ``step_000100`` and so on in ``folder``.
 
     Each is what :meth:`~inference.Posterior.save` writes, and is there whole or
     not at all; a thread beside the fit writes them, and all are there when

@@ -1,4 +1,4 @@
-"""The curves of a fit for TensorBoard."""
+"""Curves of a fit for TensorBoard."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Point:
 
 
 class TensorBoard:
-    """A callback that writes the scalars ``elbo``, ``loss`` and ``kl`` for ``tensorboard --logdir folder``.
+    """Callback that writes the scalars ``elbo``, ``loss`` and ``kl`` for ``tensorboard --logdir folder``.
 
     They are means over the steps since the ones before, in nats; ``kl`` is left
     out where the fit has none. Each fit adds an event file of its own; with
@@ -53,7 +53,7 @@ class TensorBoard:
     Raises
     ------
     ImportError
-        If tensorboard is not installed, when this is made.
+        If tensorboard is not installed; raised by the constructor.
     OSError
         Before the fit starts, if ``folder`` cannot be written.
 
@@ -118,7 +118,7 @@ class TensorBoard:
 
 
 def _torch_board(module: str) -> Any:
-    """A module of torch that needs the package tensorboard."""
+    """Import a module of torch that needs the package tensorboard."""
     try:
         return import_module(module)
     except ImportError as error:

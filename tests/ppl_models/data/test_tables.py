@@ -156,20 +156,20 @@ def test_a_header_without_rows_is_refused(tmp_path, read, name, columns):
     assert refusal(read, path, columns=columns) == "FILE has no rows: give at least one row under the header"
 
 
-@pytest.mark.parametrize("content", [b"a,y\n\xff\xfe,1\n", b"a,y\n1,2\n1,2,3\n", b'a,y\n1,2\n"1'])
-def test_a_damaged_csv_is_refused_with_advice(tmp_path, content):
-    path = tmp_path / "t.csv"
+@pytest.mark.parametrize(
+    ("read", "name", "content"),
+    [
+        (read_csv, "t.csv", b"a,y\n\xff\xfe,1\n"),
+        (read_csv, "t.csv", b"a,y\n1,2\n1,2,3\n"),
+        (read_csv, "t.csv", b'a,y\n1,2\n"1'),
+        (read_parquet, "t.parquet", b""),
+        (read_parquet, "t.parquet", b"not a Parquet file at all"),
+    ],
+)
+def test_a_damaged_file_is_refused_with_advice(tmp_path, read, name, content):
+    path = tmp_path / name
     path.write_bytes(content)
-    said = refusal(read_csv, path)
-    assert said.startswith("FILE cannot be read as a table: ")
-    assert re.search("give|save|write", said)
-
-
-@pytest.mark.parametrize("content", [b"", b"not a Parquet file at all"])
-def test_a_damaged_parquet_file_is_refused_with_advice(tmp_path, content):
-    path = tmp_path / "t.parquet"
-    path.write_bytes(content)
-    said = refusal(read_parquet, path)
+    said = refusal(read, path)
     assert said.startswith("FILE cannot be read as a table: ")
     assert re.search("give|save|write", said)
 

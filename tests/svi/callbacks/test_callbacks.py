@@ -325,7 +325,8 @@ def test_a_real_notebook(tmp_path):
         import torch, warnings
         warnings.simplefilter("ignore")
         from guides import mean_field_normal
-        from inference import LivePlot, fit, live_plot
+        from inference import LivePlot, fit
+        from inference.svi.callbacks import live_plot
         from ppl_models import linear_regression as line
         live_plot._LEAST, live_plot._SHARE = 0.0, 0.1
         x = torch.linspace(-1, 1, 40).reshape(-1, 1)
