@@ -23,8 +23,7 @@ from inference.model.elbo import Model
 from inference.model.improper_priors import DrawableFlats
 from inference.model.sites import Site, base_distribution, observed_nodes, scalars
 from inference.storage.atomic_files import make_folder
-from inference.storage.json_document import TEXT, WHOLE, digest, either, list_of, read_json, record, write_json
-from inference.storage.schema import check
+from inference.storage.json_document import TEXT, WHOLE, check, digest, either, list_of, read_json, record, write_json
 from inference.svi.fitting import fit
 from inference.svi.options import FitOptions
 from inference.utils.errors import printable
