@@ -29,7 +29,7 @@ class LowerTriangularAffine(Transform):
         self._parts = (loc, scale, unit)
 
     def detached(self) -> LowerTriangularAffine:
-        """The same map, cut off from the gradient of μ, σ and U."""
+        """Return this map, cut off from the gradient of μ, σ and U."""
         return LowerTriangularAffine(*(part.detach() for part in self._parts))
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:

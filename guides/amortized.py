@@ -72,7 +72,7 @@ class Local:
 
     @property
     def size(self) -> int:
-        """How many numbers of the encoder it takes."""
+        """Return the number of the encoder's outputs that it takes."""
         return self.shape.numel()
 
 

@@ -104,7 +104,7 @@ class FlowDistribution(dist.TransformedDistribution):
     """
 
     def fixed(self) -> _Fixed:
-        """The same density with its parameters cut off from their gradient."""
+        """Return this density with its parameters cut off from their gradient."""
         return _Fixed(self)
 
 

@@ -1,4 +1,4 @@
-"""Where a guide starts: the two options that every builder here takes."""
+"""Initial values of a guide: the two options that every builder here takes."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ __all__ = ["LinearModel", "run_in_units"]
 
 @dataclass(frozen=True)
 class LinearModel:
-    """What one run showed: the priors of the sites v, (D,) together, and the M observations with their Normals.
+    """Result of one run: the priors of the sites v, (D,) together, and the M observations with their Normals.
 
     ``loc``, ``scale`` and ``value`` are (M,), all observed sites one after the other.
     """
@@ -30,7 +30,7 @@ class LinearModel:
 
     @property
     def parts(self) -> dict[str, slice]:
-        """Where in e each site lies, in the order of the model."""
+        """Return the slice of e for each site, in the order of the model."""
         ends = accumulate((prior.mean.numel() for prior in self.priors.values()), initial=0)
         return {name: slice(*ends) for name, ends in zip(self.priors, pairwise(ends), strict=True)}
 

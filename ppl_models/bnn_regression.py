@@ -60,7 +60,7 @@ def bnn_regression(
 
 
 def suggested_options(x: Any, y: Any) -> dict[str, Any]:
-    """What the command line binds: learned noise, the fan-in prior, and the scales of the training rows.
+    """Return the options for the command line: learned noise, the fan-in prior, and the scales of the training rows.
 
     One hidden layer with a unit for every ten rows an input, between 5 and 50:
     a mean-field guide pays for each weight that the data leave open.

@@ -79,7 +79,7 @@ class DropoutCNN(DropoutNetwork):
 
     @staticmethod
     def suggested_options(x: Any, y: Any) -> dict[str, Any]:
-        """What the command line binds: the side of square images, the classes, and the brightest pixel."""
+        """Return the options for the command line: the side of square images, the classes, and the brightest pixel."""
         side = isqrt(np.shape(x)[1])
         if side**2 != np.shape(x)[1]:
             raise ValueError(f"dropout_cnn is for square images, but a row has {np.shape(x)[1]} columns")
@@ -124,7 +124,7 @@ class DropoutRegression(DropoutNetwork):
 
     @staticmethod
     def suggested_options(x: Any, y: Any) -> dict[str, Any]:
-        """What the command line binds: the training rows' columns and scales, weights N(0, 1), a fifth dropped."""
+        """Return the options for the command line: columns and scales of the rows, N(0, 1) weights, a fifth dropped."""
         return {"inputs": np.shape(x)[1], "p": 0.2, "length_scale": 1.0, "scaling": Scaling.of(x, y).as_dict()}
 
 

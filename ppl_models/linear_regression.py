@@ -56,5 +56,5 @@ def linear_regression(
 
 
 def suggested_options(x: Any, y: Any) -> dict[str, Any]:
-    """What the command line binds: learned noise, and the scales of the training rows."""
+    """Return the options for the command line: learned noise, and the scales of the training rows."""
     return {"noise": "learned", "scaling": Scaling.of(x, y).as_dict()}

@@ -1,4 +1,4 @@
-"""What regression networks share: weights and biases as sites, layers with an activation, and a Normal likelihood."""
+"""Regression networks: weights and biases as sites, layers with an activation, and a Normal likelihood."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ __all__ = ["argument_names", "as_tensors", "check_new_shapes", "refuse_uneven", 
 
 
 def argument_names(model: Callable[..., Any], count: int) -> list[str]:
-    """What the model calls its first ``count`` arguments, for messages and for the report."""
+    """Return the model's names of its first ``count`` arguments, for messages and the report."""
     try:
         signature = inspect.signature(getattr(model, "forward", model))
     except (TypeError, ValueError):
@@ -47,11 +47,17 @@ def as_tensors(
         Naming the argument: not numeric, empty, masked, NaN or infinite, too large
         for ``dtype``, or with another number of rows than the first argument.
     """
-    out = tuple(
-        _as_tensor(value, name, device, dtype, shared, first_row) for value, name in zip(data, names, strict=True)
-    )
+    out = []
+    for value, name in zip(data, names, strict=True):
+        if not is_array(value):
+            out.append(value)
+            continue
+        tensor = plain_tensor(value, name, dtype, shared, first_row)
+        if tensor.dim() > 0 and tensor.numel() == 0:
+            raise ValueError(f"{name} is empty (shape {tuple(tensor.shape)}): give at least one row and one column")
+        out.append(tensor.to(device).contiguous())
     refuse_uneven([(name, len(value)) for name, value in zip(names, out, strict=True) if _has_rows(value)])
-    return out
+    return tuple(out)
 
 
 def refuse_uneven(rows: Sequence[tuple[str, int]]) -> None:
@@ -76,15 +82,6 @@ def shape_of(value: Any) -> tuple[int, ...] | None:
 
 def _has_rows(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0
-
-
-def _as_tensor(value: Any, name: str, device: torch.device, dtype: torch.dtype, shared: bool, first_row: int) -> Any:
-    if not is_array(value):
-        return value
-    tensor = plain_tensor(value, name, dtype, shared, first_row)
-    if tensor.dim() > 0 and tensor.numel() == 0:
-        raise ValueError(f"{name} is empty (shape {tuple(tensor.shape)}): give at least one row and one column")
-    return tensor.to(device).contiguous()
 
 
 def check_new_shapes(data: Sequence[Any], names: Sequence[str], trained: Sequence[tuple[int, ...] | None]) -> None:

@@ -19,7 +19,7 @@ _CONVERT = "convert it to numbers, for example by .astype(float)"
 
 
 def is_array(value: Any) -> bool:
-    """Whether ``value`` is a tensor, an array, a frame, or a list."""
+    """Return True if ``value`` is a tensor, an array, a frame, or a list."""
     return isinstance(value, Tensor | np.ndarray | list) or hasattr(value, "__array__")
 
 
@@ -76,18 +76,13 @@ def _read(value: Any, name: str) -> np.ndarray:
     except Exception as error:
         problem = next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
         raise ValueError(f"{name} cannot be read as an array: {problem}; give rows of numbers, all as long") from error
-    if array.dtype.kind == "O" and array.ndim == 2 and hasattr(value, "items"):
-        return _columns(value, name)
-    return array
-
-
-def _columns(frame: Any, name: str) -> np.ndarray:
-    """A frame whose columns have types of their own, each read by itself."""
-    columns = []
-    for label, column in frame.items():
-        array = np.asarray(column)
-        _refuse_no_numbers(array, f"column {label!r} of {name}")
-        columns.append(array)
+    if array.dtype.kind != "O" or array.ndim != 2 or not hasattr(value, "items"):
+        return array
+    columns = []  # of a frame, with types of their own
+    for label, values in value.items():
+        column = np.asarray(values)
+        _refuse_no_numbers(column, f"column {label!r} of {name}")
+        columns.append(column)
     return np.stack(columns, axis=1)
 
 
@@ -133,12 +128,9 @@ def _narrowed(array: np.ndarray, name: str) -> np.ndarray:
 
 def _refuse_no_numbers(array: np.ndarray, name: str) -> None:
     if array.dtype.kind not in "fiubc":
-        raise ValueError(f"{name} has dtype {array.dtype}, found {_example(array)!r}: {_CONVERT}")
-
-
-def _example(array: np.ndarray) -> Any:
-    values = array.reshape(-1).tolist()
-    return next((v for v in values if not isinstance(v, numbers.Number)), values[0] if values else "nothing")
+        values = array.reshape(-1).tolist()
+        example = next((v for v in values if not isinstance(v, numbers.Number)), values[0] if values else "nothing")
+        raise ValueError(f"{name} has dtype {array.dtype}, found {example!r}: {_CONVERT}")
 
 
 def _refuse_unsigned(name: str) -> None:
@@ -146,7 +138,7 @@ def _refuse_unsigned(name: str) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite: those whose sum is are, and a sum is many times as fast."""
+    """Return True if all numbers are finite; a finite sum, which is many times as fast, shows it."""
     parts = tensor.reshape(-1).split(_CHECKED)
     return all(math.isfinite(float(part.sum())) or bool(torch.isfinite(part).all()) for part in parts)
 
@@ -165,7 +157,7 @@ def _refuse_non_finite(given: Tensor, converted: Tensor, name: str, first_row: i
 
 
 def _place(bad: np.ndarray, first_row: int = 0) -> str:
-    """Where the first of those marked is."""
+    """Return row and column of the first one that is marked."""
     if not bad.ndim:
         return "the value"
     first = np.argwhere(bad)[0]
@@ -173,7 +165,7 @@ def _place(bad: np.ndarray, first_row: int = 0) -> str:
 
 
 def sha256_of(*arrays: np.ndarray) -> str:
-    """SHA-256 over shapes, types and values."""
+    """Return the SHA-256 of shapes, types and values."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(repr((array.shape, str(array.dtype))).encode() + np.ascontiguousarray(array).tobytes())

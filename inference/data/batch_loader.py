@@ -52,7 +52,8 @@ class BatchLoader:
         first = self._read()
         self._ahead = self._own.mark() == before
         self.batch_size = len(next(value for value in first if isinstance(value, Tensor))[0])
-        self.first = as_tensors(_at(first, 0), names[: len(first)], device, dtype)
+        rows = [value[0] if isinstance(value, Tensor) else value for value in first]
+        self.first = as_tensors(rows, names[: len(rows)], device, dtype)
         batch = sum(value[0].nbytes for value in first if isinstance(value, Tensor))
         self.most = min(_MOST, max(1, _HELD_BYTES // max(1, batch)))
         self._held, self._begin, self._end = [first], 0, _rows(first)
@@ -131,7 +132,9 @@ def _slabs(pieces: Iterator[tuple[Any, ...]], size: int | None) -> Iterator[Slab
         size = size or _rows(piece)
         if rest is not None:
             missing = size - _rows(rest)
-            rest, piece = _joined(rest, _cut(piece, 0, missing)), _cut(piece, missing, None)
+            pairs = zip(rest, _cut(piece, 0, missing), strict=True)
+            rest = tuple(torch.cat([a, b]) if isinstance(a, Tensor) else a for a, b in pairs)
+            piece = _cut(piece, missing, None)
             if _rows(rest) < size:
                 continue
             yield _stacked(rest, size)
@@ -149,16 +152,8 @@ def _cut(piece: tuple[Any, ...], begin: int, end: int | None) -> tuple[Any, ...]
     return tuple(value[begin:end] if isinstance(value, Tensor) else value for value in piece)
 
 
-def _joined(one: tuple[Any, ...], other: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(torch.cat([a, b]) if isinstance(a, Tensor) else a for a, b in zip(one, other, strict=True))
-
-
 def _stacked(piece: tuple[Any, ...], size: int) -> Slab:
     return tuple(value.unflatten(0, (-1, size)) if isinstance(value, Tensor) else value for value in piece)
-
-
-def _at(slab: Slab, number: int) -> tuple[Any, ...]:
-    return tuple(value[number] if isinstance(value, Tensor) else value for value in slab)
 
 
 class Prefetcher(Generic[T]):
@@ -215,7 +210,7 @@ class Prefetcher(Generic[T]):
             getattr(self._items, "close", lambda: None)()
 
     def _put(self, item: T) -> bool:
-        """Whether more is wanted, once it is."""
+        """Append an item, wait for room, and return True unless closed."""
         with self._changed:
             self._read.append(item)
             self._held += self._size(item)

@@ -1,4 +1,4 @@
-"""Data larger than memory, declared: where their rows come from."""
+"""Sources of data larger than memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["BatchedDataset", "batches", "is_parquet", "on_disk", "parquet_blocks
 
 @dataclass(frozen=True)
 class BatchedDataset:
-    """Where the rows of a fit come from, a batch at a time; made by :func:`batches`."""
+    """Sources of the rows of a fit, read a batch at a time; made by :func:`batches`."""
 
     sources: tuple[Any, ...]
     num_data: int | None = None
@@ -118,7 +118,7 @@ def batches(
 
 
 def on_disk(data: tuple[Any, ...]) -> bool:
-    """Whether some of the arguments are arrays that are not in memory."""
+    """Return True if some of the arguments are arrays on disk."""
     return any(is_on_disk(value) for value in data)
 
 
@@ -132,7 +132,10 @@ def _is_setting(source: Any) -> bool:
 
 def _array_blocks(sources: tuple[Any, ...], names: list[str]) -> Blocks:
     pairs = zip(sources, names, strict=False)
-    parts = [value if _is_setting(value) else rows_of(_as_array(value), name) for value, name in pairs]
+    parts = []
+    for value, name in pairs:
+        is_plain = not hasattr(value, "shape") and not isinstance(value, str | Path)
+        parts.append(value if _is_setting(value) else rows_of(np.asarray(value) if is_plain else value, name))
     rows = [part for part in parts if isinstance(part, Rows)]
     if not rows:
         raise ValueError("none of the arguments has rows")
@@ -149,12 +152,8 @@ def _array_blocks(sources: tuple[Any, ...], names: list[str]) -> Blocks:
     return Blocks(sizes, read, width)
 
 
-def _as_array(value: Any) -> Any:
-    return value if hasattr(value, "shape") or isinstance(value, str | Path) else np.asarray(value)
-
-
 def _converting(names: list[str], dtype: torch.dtype) -> Convert:
-    """What makes tensors of one piece of the rows, whose first has the number that it is told."""
+    """Return a function that converts a piece of the rows to tensors, given the number of its first row."""
 
     def convert(values: tuple[Any, ...], first_row: int) -> tuple[Any, ...]:
         pairs = zip(values, names, strict=False)
@@ -167,7 +166,7 @@ def _converting(names: list[str], dtype: torch.dtype) -> Convert:
 
 
 def is_parquet(source: Any) -> bool:
-    """Whether ``source`` is the path of a Parquet file, or of a folder that has some."""
+    """Return True if ``source`` is the path of a Parquet file, or of a folder that has some."""
     if not isinstance(source, str | Path):
         return False
     path = Path(source)

@@ -48,7 +48,7 @@ def fresh(draw: Callable[[], Any]) -> GeneratedDataset:
 
 
 class GeneratedBatches:
-    """What ``source`` gives: ``first`` as an example, then new data at every run of a guide and its model.
+    """Data of a ``source``: ``first`` as an example, then new data at every run of a guide and its model.
 
     ``by_torch`` says whether two draws from the same state of torch's random
     numbers alone are the same, so that nothing else is behind them.
@@ -80,12 +80,19 @@ class GeneratedBatches:
 
     def next(self) -> tuple[Any, ...]:
         """New data."""
-        drawn = tuple(self._tensor(value) for value in self._drawn())
+        drawn: list[Any] = []
+        for value in self._drawn():
+            if not isinstance(value, Tensor):
+                drawn += as_tensors([value], ["fresh data"], self._device, self._dtype)
+            elif value.is_floating_point():
+                drawn.append(value.to(self._device, self._dtype))
+            else:
+                drawn.append(value.to(self._device))
         shapes = [shape_of(value) for value in drawn]
         if shapes != self._shapes:
             raise ValueError(f"fresh data had shapes {self._shapes} first, now {shapes}: draw as many rows each time")
-        self._now = drawn
-        return drawn
+        self._now = tuple(drawn)
+        return self._now
 
     @property
     def now(self) -> tuple[Any, ...]:
@@ -95,11 +102,6 @@ class GeneratedBatches:
     def _drawn(self) -> tuple[Any, ...]:
         drawn = self.draw()
         return tuple(drawn) if isinstance(drawn, tuple | list) else (drawn,)
-
-    def _tensor(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return as_tensors([value], ["fresh data"], self._device, self._dtype)[0]
-        return value.to(self._device, self._dtype) if value.is_floating_point() else value.to(self._device)
 
 
 def _on_new(feed: GeneratedBatches, guide: Callable[..., Any], *_: Any) -> Any:

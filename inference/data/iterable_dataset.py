@@ -55,7 +55,8 @@ class IterableRows:
                     count = _length(batch)
                     kept = max(0, count - skipped)
                     if kept:
-                        yield _last(batch, kept), given + count - kept
+                        last = (v[len(v) - kept :] if hasattr(v, "shape") and v.shape else v for v in batch)
+                        yield tuple(last), given + count - kept
                     given, skipped = given + count, skipped - (count - kept)
                 if not given:
                     raise ValueError("the source gave no batch in an epoch: give one that can be begun again")
@@ -88,7 +89,7 @@ class _RowBuffer:
         self.batches: list[tuple[Any, ...]] = []
 
     def takes(self, batch: tuple[Any, ...], first_row: int) -> bool:
-        """Whether a batch can go with those that are here."""
+        """Return True if a batch can be joined to those that are here."""
         if not self.batches:
             return True
         before = self.batches[-1]
@@ -105,7 +106,7 @@ class _RowBuffer:
 
     @property
     def is_due(self) -> bool:
-        """Whether to wait for no further batch."""
+        """Return True if the batches should be handed on now."""
         waited = time.perf_counter() - self._begun
         simple = all(_is_plain(value) or isinstance(value, _SETTINGS) for value in self.batches[0])
         return self._bytes >= _GROUP_BYTES or waited > _GROUP_SECONDS or not simple
@@ -126,7 +127,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_like(value: Any, other: Any) -> bool:
-    """Whether two values of an argument can be joined, rows after rows; or are the same setting."""
+    """Return True if two values of an argument can be joined by rows, or are the same setting."""
     if _is_plain(value) and type(value) is type(other):
         return value.dtype == other.dtype and value.shape[1:] == other.shape[1:]
     return isinstance(value, _SETTINGS) and type(value) is type(other) and value == other
@@ -186,7 +187,3 @@ def _length(batch: tuple[Any, ...]) -> int:
     if len(set(sizes)) != 1:
         raise ValueError(f"a batch has arrays of {sizes or 'no'} rows: give as many of each, such as (x, y)")
     return int(sizes[0])
-
-
-def _last(batch: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-    return tuple(value[len(value) - count :] if hasattr(value, "shape") and value.shape else value for value in batch)

@@ -42,7 +42,7 @@ class Rows:
 
 
 def is_on_disk(value: Any) -> bool:
-    """Whether ``value`` is an array that is not in memory: memory-mapped, or of Zarr or HDF5."""
+    """Return True if ``value`` is an array on disk: memory-mapped, or of Zarr or HDF5."""
     return isinstance(value, np.memmap) or _is_chunked(value)
 
 
@@ -61,7 +61,15 @@ def rows_of(source: Any, name: str) -> Rows:
         If it has no rows, is no array of numbers, or is a file of another kind.
     """
     if isinstance(source, str | Path):
-        found = _of_path(Path(source))
+        path = Path(source)
+        if path.suffix == ".npy":
+            found = _of_npy(path)
+        elif path.suffix == ".zarr":
+            import zarr
+
+            found = _of_array(zarr.open_array(path, mode="r"), path.name)
+        else:
+            raise ValueError(f"{path} is not an .npy, .zarr or .parquet: give one of these, or an array")
     elif isinstance(source, np.memmap) and (file := _file_of(source)) is not None:
         found = _of_file(*file, source.dtype, source.shape, name)
     elif isinstance(source, np.ndarray | Tensor) or _is_chunked(source):
@@ -84,16 +92,6 @@ def _of_array(array: Any, name: str) -> Rows:
     dtype = np.asarray(array[:0]).dtype
     chunks = array.chunks[0] if _is_chunked(array) and array.chunks else None
     return Rows(name, int(array.shape[0]), tuple(array.shape[1:]), dtype, lambda begin, end: array[begin:end], chunks)
-
-
-def _of_path(path: Path) -> Rows:
-    if path.suffix == ".npy":
-        return _of_npy(path)
-    if path.suffix == ".zarr":
-        import zarr
-
-        return _of_array(zarr.open_array(path, mode="r"), path.name)
-    raise ValueError(f"{path} is not an .npy, .zarr or .parquet: give one of these, or an array")
 
 
 def _of_npy(path: Path) -> Rows:
@@ -185,12 +183,18 @@ class RowSource:
         ValueError
             If none has rows, or if they have different numbers of them.
         """
-        values = tuple(_with_rows(value, name, dtype) for value, name in zip(data, names, strict=True))
+        values = list(data)
+        for i, (value, name) in enumerate(zip(data, names, strict=True)):
+            if isinstance(value, str | Path) or is_on_disk(value):
+                values[i] = rows_of(value, name)
+            elif is_array(value):
+                array = value if isinstance(value, np.ndarray) else plain_tensor(value, name, dtype, shared=True).cpu()
+                values[i] = rows_of(array, name) if array.ndim else value
         rows = [(name, value.count) for name, value in zip(names, values, strict=True) if isinstance(value, Rows)]
         refuse_uneven(rows)
         if not rows:
             raise ValueError("out= is for many rows, and there are none: give predict an array with one row or more")
-        return cls(values, tuple(names), rows[0][1])
+        return cls(tuple(values), tuple(names), rows[0][1])
 
     def part(self, rows: slice) -> tuple[Any, ...]:
         """These rows of each array, read; what has no rows as it is."""
@@ -203,7 +207,7 @@ class RowSource:
             yield rows, self.part(rows)
 
     def fingerprint(self, size: int, checked: Checked) -> dict[str, Any]:
-        """What tells the data from other data, read and ``checked`` once from start to end: types, shapes, SHA-256."""
+        """Read and check the data once, and return type, shape and SHA-256 of each argument."""
         digests = [hashlib.sha256() for _ in self.values]
         args: tuple[Any, ...] = ()
         for rows, part in self.parts(size):
@@ -215,15 +219,6 @@ class RowSource:
             name: _mark(value, self.count if isinstance(given, Rows) else None, digest.hexdigest())
             for name, value, given, digest in zip(self.names, args, self.values, digests, strict=False)
         }
-
-
-def _with_rows(value: Any, name: str, dtype: torch.dtype) -> Any:
-    if isinstance(value, str | Path) or is_on_disk(value):
-        return rows_of(value, name)
-    if not is_array(value):
-        return value
-    array = value if isinstance(value, np.ndarray) else plain_tensor(value, name, dtype, shared=True).cpu()
-    return rows_of(array, name) if array.ndim else value
 
 
 def _mark(value: Any, rows: int | None, digest: str) -> Any:

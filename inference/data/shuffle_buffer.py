@@ -64,24 +64,21 @@ class ShuffleBuffer:
     def rows(self, start: int) -> Iterator[tuple[Any, ...]]:
         """The rows from number ``start`` of this order on, pool by pool, for ever."""
         epoch, skipped = divmod(start, self.blocks.rows)
-        while True:
-            yield from self._epoch(epoch, skipped)
-            epoch, skipped = epoch + 1, 0
-
-    def _epoch(self, epoch: int, skipped: int) -> Iterator[tuple[Any, ...]]:
-        order = np.arange(len(self.blocks.sizes))
-        if self.shuffle:
-            order = np.random.default_rng([self.seed, epoch]).permutation(order)
-        sizes = self.blocks.sizes[order]
-        ends = np.cumsum(sizes)
         most = max(1, BUFFER_BYTES // self.blocks.row_bytes)
-        begin = 0
-        while begin < len(order):
-            before = int(ends[begin] - sizes[begin])
-            end = max(begin + 1, int(np.searchsorted(ends, before + most, side="right")))
-            if ends[end - 1] > skipped:
-                yield self._pool(order[begin:end], (epoch, begin), max(0, skipped - before))
-            begin = end
+        while True:
+            order = np.arange(len(self.blocks.sizes))
+            if self.shuffle:
+                order = np.random.default_rng([self.seed, epoch]).permutation(order)
+            sizes = self.blocks.sizes[order]
+            ends = np.cumsum(sizes)
+            begin = 0
+            while begin < len(order):
+                before = int(ends[begin] - sizes[begin])
+                end = max(begin + 1, int(np.searchsorted(ends, before + most, side="right")))
+                if ends[end - 1] > skipped:
+                    yield self._pool(order[begin:end], (epoch, begin), max(0, skipped - before))
+                begin = end
+            epoch, skipped = epoch + 1, 0
 
     def _pool(self, numbers: np.ndarray, key: tuple[int, int], skipped: int) -> tuple[Any, ...]:
         whole: Sequence[Any] = self._read(numbers)

@@ -263,7 +263,7 @@ def _described(value: Any) -> str:
 
 
 def name_of(function: Model) -> str:
-    """What to call a model or a guide, under any ``functools.partial``."""
+    """Return the name of a model or a guide, under any ``functools.partial``."""
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__name__", type(function).__name__)

@@ -1,4 +1,4 @@
-"""What a model takes from around it, and a compiled step has fixed: closures, globals, arguments, attributes."""
+"""Values that a model captures and a compiled step has fixed: closures, globals, arguments, attributes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,10 @@ def _visit(value: Any, name: str, marks: dict[str, Any], seen: set[int], depth: 
         return
     if isinstance(value, Tensor):
         if not value.requires_grad:
-            marks[name] = _numbers(value) if by_value else (id(value), value._version)
+            if by_value:
+                marks[name] = str(value.dtype), tuple(value.shape), _digest(value.detach().cpu().numpy())
+            else:
+                marks[name] = id(value), value._version
         return
     if isinstance(value, np.ndarray):
         marks[name] = _digest(value)
@@ -53,10 +56,6 @@ def _visit(value: Any, name: str, marks: dict[str, Any], seen: set[int], depth: 
     seen.add(id(value))
     for part, inner in _parts(value):
         _visit(inner, f"{name}.{part}", marks, seen, depth - 1, by_value)
-
-
-def _numbers(value: Tensor) -> tuple[Any, ...]:
-    return str(value.dtype), tuple(value.shape), _digest(value.detach().cpu().numpy())
 
 
 def _digest(value: np.ndarray) -> str:
@@ -69,7 +68,10 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, types.MethodType):
         return [("self", value.__self__), ("func", value.__func__)]
     if isinstance(value, types.FunctionType):
-        return _of_function(value)
+        if not is_foreign(value):
+            return captured(value)
+        wrapped = getattr(value, "__wrapped__", None)
+        return [("wrapped", wrapped)] if wrapped is not None else []
     if isinstance(value, Mapping):
         return [(str(k), v) for k, v in value.items()]
     if isinstance(value, list | tuple | set | frozenset):
@@ -82,15 +84,8 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
     return [(k, v) for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("__")]
 
 
-def _of_function(function: types.FunctionType) -> list[tuple[str, Any]]:
-    if is_foreign(function):
-        wrapped = getattr(function, "__wrapped__", None)
-        return [("wrapped", wrapped)] if wrapped is not None else []
-    return captured(function)
-
-
 def captured(function: types.FunctionType) -> list[tuple[str, Any]]:
-    """What a function takes from its closure, its module and its defaults, by name."""
+    """Return the values in a function's closure, module and defaults, by name."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
     closure = [(name, cell.cell_contents) for name, cell in cells if _is_filled(cell)]
     names = sorted(_names(function.__code__))
@@ -113,5 +108,5 @@ def _is_filled(cell: types.CellType) -> bool:
 
 
 def is_foreign(thing: Any) -> bool:
-    """Whether it is of a library below, whose inside is nothing that a user changes."""
+    """Return True if a thing belongs to a library, whose inside a user does not change."""
     return str(getattr(thing, "__module__", "") or "").partition(".")[0] in _FOREIGN

@@ -111,7 +111,7 @@ def _closed_forms(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> dic
 
 
 def _are_same(one: Any, other: Any) -> bool:
-    """Whether two distributions are the same by numbers that nobody learns, up to the rows that they are for."""
+    """Return True if two distributions have equal parameters that are not learned, up to the rows that they are for."""
     while isinstance(one, Independent) and isinstance(other, Independent):
         one, other = one.base_dist, other.base_dist
     if type(one) is not type(other):

@@ -54,7 +54,9 @@ def log_density(guide: Model, args: tuple[Any, ...], points: Mapping[str, Tensor
         If the guide draws numbers of its own from which z comes, so that q(z) is an integral.
     """
     if isinstance(guide, AutoContinuous):
-        return _of_vector(guide, args, points)
+        parts, changes = zip(*(_unconstrained(points[n], s) for n, s in _latents(guide)), strict=True)
+        found: Tensor = guide.get_posterior(*args).log_prob(torch.cat([part.flatten(1) for part in parts], -1))
+        return found + torch.stack(changes).sum(0)
     if isinstance(guide, AutoNormal):
         return _of_normals(guide, points)
     if isinstance(guide, AutoGuideList):
@@ -75,12 +77,6 @@ def draws_at_once(guide: Model, args: tuple[Any, ...], count: int) -> dict[str, 
     else:
         return None
     return {name: biject_to(site["fn"].support)(drawn[name]) for name, site in _latents(guide)}
-
-
-def _of_vector(guide: AutoContinuous, args: tuple[Any, ...], points: Mapping[str, Tensor]) -> Tensor:
-    parts, changes = zip(*(_unconstrained(points[n], s) for n, s in _latents(guide)), strict=True)
-    found: Tensor = guide.get_posterior(*args).log_prob(torch.cat([part.flatten(1) for part in parts], -1))
-    return found + torch.stack(changes).sum(0)
 
 
 def _of_normals(guide: AutoNormal, points: Mapping[str, Tensor]) -> Tensor:

@@ -118,7 +118,7 @@ class LogJoint:
 
     def __post_init__(self) -> None:
         self.bound_model = replace(self.bound_model, dtype=torch.float64)
-        self.args = tuple(_double(value) for value in self.args)
+        self.args = tuple(v.double() if isinstance(v, Tensor) and v.is_floating_point() else v for v in self.args)
         self._flat = self.bound_model.params.flatten().double()
         self.places = LatentLayout.of(self.bound_model.guide)
 
@@ -214,7 +214,3 @@ def _rows(grad: Tensor, at: Tensor) -> Tensor:
 def _finite(value: Tensor) -> float:
     number = value.item()
     return number if math.isfinite(number) else -math.inf
-
-
-def _double(value: Any) -> Any:
-    return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value

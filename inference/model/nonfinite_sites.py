@@ -1,4 +1,4 @@
-"""Where a number stopped being finite: the site, the parameter, and the values behind it."""
+"""Site, parameter and values at which a number stopped being finite."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def refuse_non_finite(model_trace: poutine.Trace, guide_trace: poutine.Trace, wh
 
 
 def first_failure(losses: Tensor, good_after: Callable[[int], bool]) -> int:
-    """How many of the steps with these ``losses``, (T,), came before the first bad one.
+    """Return the number of steps with these ``losses``, (T,), before the first bad one.
 
     A step is bad if its loss is not finite, or θ after it: then its gradient
     was not. ``good_after(n)`` takes n of the steps again and says whether θ is
@@ -55,7 +55,7 @@ def failure(
     pairs: Iterable[tuple[poutine.Trace, poutine.Trace]],
     step: int,
 ) -> NonFinite:
-    """What went wrong in a step from θ = ``flat_params`` to ``after``, which drew these traces of model and guide."""
+    """Return the error of a step from θ = ``flat_params`` to ``after``, which drew these traces of model and guide."""
     where = f"at step {step}"
     for pair in pairs:
         site = _of_sites(*pair)

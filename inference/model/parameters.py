@@ -125,9 +125,17 @@ class Params:
         """
         store = pyro.get_param_store()
         outside = [(leaf.data, leaf.grad) for leaf in self.leaves]
-        with store.scope(self._store_state()):
+        state = {
+            "params": dict(zip(self.names, self.leaves, strict=True)),
+            "constraints": dict(zip(self.names, self.constraints, strict=True)),
+        }
+        with store.scope(state):
             try:
-                self._attach(self.views(flat_params), self.views(grad) if grad is not None else None)
+                grads = [None] * len(self.leaves) if grad is None else self.views(grad)
+                for leaf, data, gradient in zip(self.leaves, self.views(flat_params), grads, strict=True):
+                    leaf.grad = None
+                    leaf.data = data
+                    leaf.grad = gradient
                 yield
                 self._refuse_newcomers(store.keys())
             finally:
@@ -135,19 +143,6 @@ class Params:
                     leaf.grad = None
                     leaf.data = data
                     leaf.grad = gradient
-
-    def _attach(self, data: list[Tensor], grads: list[Tensor] | None) -> None:
-        for i, leaf in enumerate(self.leaves):
-            leaf.grad = None
-            leaf.data = data[i]
-            if grads is not None:
-                leaf.grad = grads[i]
-
-    def _store_state(self) -> Any:
-        return {
-            "params": dict(zip(self.names, self.leaves, strict=True)),
-            "constraints": dict(zip(self.names, self.constraints, strict=True)),
-        }
 
     def _refuse_newcomers(self, found: Any) -> None:
         unknown = sorted(set(found) - set(self.names))

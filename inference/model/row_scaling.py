@@ -19,7 +19,7 @@ __all__ = ["row_scale"]
 
 
 def row_scale(bound_model: BoundModel, args: tuple[Any, ...], rows: int) -> SubsampleScale:
-    """What makes the batch ``args`` stand for all ``rows`` in model and guide.
+    """Return the scale that makes the batch ``args`` stand for all ``rows`` in model and guide.
 
     Raises
     ------

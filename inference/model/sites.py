@@ -1,4 +1,4 @@
-"""What a trace says of its random variables: which are latent, which observed, and their shapes."""
+"""Random variables of a trace: which are latent, which observed, and their shapes."""
 
 from __future__ import annotations
 
@@ -75,9 +75,11 @@ class Site:
     def _refuse(self, values: Tensor, row: int) -> NoReturn:
         bad = values[row] if values.dim() else values
         found = f"{bad.item():g}" if bad.numel() == 1 else f"numbers from {bad.min().item():g} to {bad.max().item():g}"
+        support = _of_elements(self.support)
+        words = "0 or 1" if support is constraints.boolean else str(support)
         raise ValueError(
             f"site {self.name!r} observes {found} at row {row}, which is outside the support of {self.kind}, "
-            f"{_words(self.support)}: correct the data, or the model's likelihood"
+            f"{words}: correct the data, or the model's likelihood"
         )
 
 
@@ -133,7 +135,7 @@ def refuse_broadcast(name: str, site: dict[str, Any]) -> None:
 
 
 def site_is_draw(site: dict[str, Any]) -> bool:
-    """Whether a number is drawn at this site: it is not observed, not the choice of rows, not a fixed value."""
+    """Return True if a number is drawn at this site: not observed, no choice of rows, no fixed value."""
     sampled = site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
     return sampled and type(base_distribution(site["fn"])).__name__ != "Delta"
 
@@ -171,7 +173,7 @@ def score_sites(guide_trace: poutine.Trace) -> tuple[str, ...]:
 
 
 def is_point_guide(guide_trace: poutine.Trace) -> bool:
-    """Whether the guide puts all its mass on one value."""
+    """Return True if the guide is a point estimate (Delta)."""
     sites = [site for site in guide_trace.nodes.values() if site["type"] == "sample"]
     drawn = [site["fn"] for site in sites if not site_is_subsample(site)]
     return all(type(base_distribution(fn)).__name__ == "Delta" for fn in drawn)
@@ -214,11 +216,6 @@ def _of_elements(support: Any) -> Any:
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     return support
-
-
-def _words(support: Any) -> str:
-    support = _of_elements(support)
-    return "0 or 1" if support is constraints.boolean else str(support)
 
 
 def refuse_weighted_rows(model_trace: poutine.Trace, name: str) -> None:

@@ -75,16 +75,14 @@ class _Subset(_Subsample):
 
     def sample(self, sample_shape: torch.Size = _NO_SHAPE) -> Tensor:
         """Rows drawn without replacement, shape (B,)."""
-        chosen = self._chosen(sample_shape)
+        if self.subsample_size >= self.size or torch.device(self.device).type != "cpu":
+            chosen = super().sample(sample_shape)
+        else:
+            chosen = _subset(self.size, self.subsample_size)
         if self.part is None:
             return chosen
         places = torch.arange(self.part.start, self.part.stop, device=chosen.device)
         return chosen.index_select(0, places)
-
-    def _chosen(self, sample_shape: torch.Size) -> Tensor:
-        if self.subsample_size >= self.size or torch.device(self.device).type != "cpu":
-            return super().sample(sample_shape)
-        return _subset(self.size, self.subsample_size)
 
 
 _Subset.__name__ = _Subsample.__name__  # Pyro tells such sites by the name of their class
@@ -148,7 +146,7 @@ class SubsampleScale(Messenger):
         return {name for name, sizes in self.sizes.items() if len(sizes) > 1}
 
     def is_of_rows(self, site: Any) -> bool:
-        """Whether a site lies inside a plate over the rows."""
+        """Return True if a site lies inside a plate over the rows."""
         return any(len(self.sizes.get(frame.name, ())) > 1 for frame in site["cond_indep_stack"])
 
     def _pyro_sample(self, msg: Any) -> None:

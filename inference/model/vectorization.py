@@ -59,12 +59,12 @@ def remembering(one_by_one: set[Hashable]) -> Iterator[None]:
 
 
 def draws_together(args: tuple[Any, ...]) -> int:
-    """How many draws to run together on all rows of this data, so that memory stays bounded."""
+    """Return the number of draws to run together on all rows of this data in bounded memory."""
     return max(1, _pairs(args) // (row_count(args) or 1))
 
 
 def rows_together(args: tuple[Any, ...], draws: int) -> int:
-    """How many rows to run together at all draws, bounded in memory, so that what no draw changes is done once."""
+    """Return the number of rows to run together at all draws in bounded memory."""
     return max(1, _pairs(args) // draws)
 
 
@@ -75,7 +75,7 @@ def _pairs(args: tuple[Any, ...]) -> int:
 
 
 def affordable(rows: int, parameters: int, most: int) -> tuple[int, int]:
-    """How many rows, and how many draws up to ``most``, a model of so many parameters predicts in some ten seconds.
+    """Return the rows, and the draws up to ``most``, that a model of so many parameters predicts in ten seconds.
 
     Fewer draws first, down to 50, then fewer rows.
 
@@ -157,7 +157,7 @@ def together(run: Run, latents: Latents, draws: int, at_once: int) -> list[Any]:
 
 
 class BlockSize(NamedTuple):
-    """How many ``rows`` to finish before the next, and how many ``draws`` to run on them together."""
+    """Number of ``rows`` to finish before the next ones, and of ``draws`` to run on them together."""
 
     rows: int
     draws: int

@@ -32,7 +32,7 @@ class NonFinite(ValueError):
 
 
 def problem_of(error: Exception) -> str:
-    """What a model raised, without the shapes of the trace that Pyro adds."""
+    """Return the message of a model's error, without the trace shapes that Pyro adds."""
     return re.split(r"\s*Trace Shapes:", str(error))[0].strip() or type(error).__name__
 
 

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def jobs_at_once(n_jobs: int | None) -> int:
-    """How many processes ``n_jobs`` means, None being those of ``joblib.parallel_config``, or one.
+    """Return the number of processes for ``n_jobs``; None takes ``joblib.parallel_config``'s, or one.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a fit owns in place of the process-wide state: random numbers and defaults."""
+"""Random numbers and defaults of one fit, apart from the state of the process."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RandomStream:
         _restore(self.state)
 
     def mark(self) -> tuple[Any, ...]:
-        """What is the same for two streams that go on alike."""
+        """Return a key that two streams share if they draw the same numbers from here on."""
         name, keys, *rest = self.state["numpy"]
         return self.state["torch"].numpy().tobytes(), name, keys.tobytes(), *rest, self.state["python"]
 

@@ -1,4 +1,4 @@
-"""Where data files lie: in the user's folders, or fetched once from their public mirror."""
+"""Data files: found in the user's folders, or fetched once from their public mirror."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SECONDS, _PIECE, _MOST = 30, 2**16, 2**26  # the largest file of them all has 1
 
 
 def data_folder(name: str, needed: str) -> Path:
-    """Where ``needed`` lies: in ``$KILN_DATA/name``, else in ``~/.cache/kiln/name``.
+    """Return the folder of ``needed``: ``$KILN_DATA/name``, else in ``~/.cache/kiln/name``.
 
     Raises
     ------
