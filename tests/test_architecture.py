@@ -161,26 +161,23 @@ WITHOUT_TEST_FILE = """
     diagnostics.loss_surface diagnostics.uniformity_tests diagnostics.verdict engine.batched.constant_provenance
     engine.batched.grouping engine.batched.lane engine.batched.runner engine.batched.stacked_step
     engine.batched.trace_cache engine.compiler.cpp_codegen engine.compiler.cpp_prelude engine.compiler.cuda_graph
-    engine.compiler.executable engine.compiler.inductor engine.eager engine.iterates engine.process_group
-    engine.step_plan engine.svi_problem engine.tracing.batched_matmul engine.tracing.batching_rules
-    engine.tracing.dispatch engine.tracing.graph_text engine.tracing.tracer export.graph_recording
-    export.operator_names export.runtime.graph export.runtime.layers export.runtime.prediction
-    export.runtime.random_operators export.verification model.bound_model model.captured_values
-    model.double_precision model.guide_density model.improper_priors model.latent_layout model.log_joint
-    model.nonfinite_sites model.parameters model.row_scaling model.sites optim.adaptive optim.convergence
-    optim.functional optim.guide_moments optim.initialization.guide_placement optim.initialization.mode_search
-    optim.optimizers optim.schedules optim.whitening posterior predictive.approximation predictive.autoencoder
-    predictive.batched_log_weights predictive.fit_record predictive.fitted predictive.latent_sampler
-    predictive.posterior_predictive predictive.sampling predictive.scoring predictive.stored_prediction
+    engine.compiler.executable engine.compiler.inductor engine.eager engine.process_group engine.step_plan
+    engine.svi_problem engine.tracing.batching_rules engine.tracing.traced_graph engine.tracing.tracer
+    export.graph_recording export.operator_names export.runtime.graph export.runtime.layers export.runtime.prediction
+    export.runtime.random_operators export.verification model.bound_model model.captured_values model.double_precision
+    model.guide_density model.improper_priors model.latent_layout model.log_joint model.nonfinite_sites
+    model.parameters model.row_scaling model.sites optim.adaptive optim.convergence optim.functional
+    optim.initialization.guide_placement optim.initialization.mode_search optim.optimizers optim.whitening posterior
+    predictive.approximation predictive.autoencoder predictive.sampling predictive.stored_prediction
     predictive.zarr_store reporting.autoencoder_section reporting.figures.autoencoder_images
     reporting.figures.calibration_plots reporting.figures.comparison_plots reporting.figures.image_grids
     reporting.figures.importance_plots reporting.figures.posterior_plots reporting.figures.rank_plots
     reporting.figures.style reporting.held_out_section reporting.html_page reporting.loo_section reporting.section
     storage.atomic_files storage.cache_folder storage.fit_fingerprint storage.json_document storage.schema
-    svi.attempt svi.calibration.simulation svi.callbacks.json_lines svi.callbacks.live_plot
-    svi.callbacks.parameter_trace svi.callbacks.snapshots svi.callbacks.tensorboard svi.fitting svi.restarts
-    svi.training_loop utils.arviz_compat utils.background_writer utils.errors utils.hashing utils.parallel
-    utils.pytree utils.signals utils.text utils.validation utils.versions
+    svi.calibration.simulation svi.callbacks.json_lines svi.callbacks.live_plot svi.callbacks.parameter_trace
+    svi.callbacks.snapshots svi.callbacks.tensorboard svi.fitting svi.restarts svi.training_loop utils.arviz_compat
+    utils.background_writer utils.errors utils.hashing utils.parallel utils.pytree utils.signals utils.text
+    utils.validation utils.versions
 """
 
 
