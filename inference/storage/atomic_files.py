@@ -32,7 +32,7 @@ ADVICE = "take it from a backup, or make it again"
 
 
 def make_folder(folder: Path) -> None:
-    """Make ``folder`` if it is not there.
+    """Make ``folder`` if it does not exist.
 
     Raises
     ------
@@ -49,9 +49,9 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name to write to; the file takes the place of ``path`` once all of it is on the disk.
+    """Give a temporary name to write to; the file replaces ``path`` once all of it is on the disk.
 
-    If anything fails, or the process ends, ``path`` is what it was.
+    If anything fails, or the process ends, ``path`` stays what it was.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def _sync(path: Path) -> None:
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems know no such thing
+        if error.errno != errno.EINVAL:  # some network file systems have no fsync
             raise
     finally:
         os.close(handle)
@@ -114,8 +114,14 @@ def read_bytes(path: Path, most: int, size: int | None = None) -> bytes:
         with open(handle, "rb") as file:
             status = os.fstat(handle)
             _refuse_irregular(path, status)
-            _refuse_size(path, status.st_size, most, size)
-            return _whole(path, file, status.st_size)
+            found = status.st_size
+            if size is not None and found != size:
+                raise ValueError(
+                    f"{path} is damaged: it has {found:,} bytes, not the {size:,} that were written; {ADVICE}"
+                )
+            if found > most:
+                raise ValueError(f"{path} has {found:,} bytes, and at most {most:,} are read: {ADVICE}")
+            return _whole(path, file, found)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(f"{path} is not there") from error
     except OSError as error:
@@ -127,13 +133,6 @@ def _refuse_irregular(path: Path, status: os.stat_result) -> None:
         raise ValueError(f"{path} is a link, which is not followed: put the file itself there")
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is no regular file: {ADVICE}")
-
-
-def _refuse_size(path: Path, found: int, most: int, size: int | None) -> None:
-    if size is not None and found != size:
-        raise ValueError(f"{path} is damaged: it has {found:,} bytes, not the {size:,} that were written; {ADVICE}")
-    if found > most:
-        raise ValueError(f"{path} has {found:,} bytes, and at most {most:,} are read: {ADVICE}")
 
 
 def _whole(path: Path, file: io.BufferedReader, size: int) -> bytes:
@@ -151,26 +150,25 @@ _UNMAPPED = 65534  # what root is in a user's namespace
 
 
 def cache_folder(name: str) -> Path | None:
-    """``$XDG_CACHE_HOME/kiln/name`` (``~/.cache`` by default); None where others could change what is in it."""
+    """Return ``$XDG_CACHE_HOME/kiln/name`` (``~/.cache`` by default); None if others could change its content."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = base / "kiln" / name
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
         return None
-    private = is_private(folder) and all(map(_is_safe_above, folder.resolve().parents))
-    return folder if private and os.access(folder, os.W_OK) else None
-
-
-def _is_safe_above(path: Path) -> bool:
-    """Whether nobody but the user and root can put something else in the place of what is below."""
-    found = path.stat()
-    others = found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and found.st_gid != os.getgid())
-    return found.st_uid in (0, os.getuid(), _UNMAPPED) and (not others or bool(found.st_mode & stat.S_ISVTX))
+    if not is_private(folder) or not os.access(folder, os.W_OK):
+        return None
+    for above in folder.resolve().parents:  # nobody but the user and root may put something else in its place
+        found = above.stat()
+        others = found.st_mode & stat.S_IWOTH or (found.st_mode & stat.S_IWGRP and found.st_gid != os.getgid())
+        if found.st_uid not in (0, os.getuid(), _UNMAPPED) or (others and not found.st_mode & stat.S_ISVTX):
+            return None
+    return folder
 
 
 def is_private(path: Path) -> bool:
-    """Whether ``path`` is there, no link, and only the user can write to it."""
+    """Return True if ``path`` exists, is not a link, and can be written by the user alone."""
     try:
         found = path.lstat()
     except OSError:
@@ -187,7 +185,7 @@ def keep_newest(folder: Path, count: int) -> None:
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """What is in ``folder``, the last written first; another process may take an entry away meanwhile."""
+    """Return the entries of ``folder``, the last written first; another process may remove one meanwhile."""
 
     def age(path: Path) -> float:
         try:

@@ -93,15 +93,11 @@ class Checkpoint:
         self._depth -= 1
         if not self._depth:
             self._lock.release()
-            self._leave_nothing_empty()
-
-    def _leave_nothing_empty(self) -> None:
-        """Remove the folders that this made, where nothing was written to them."""
-        with suppress(OSError):
-            if self._made and os.listdir(self.folder) == [LOCK]:
-                (self.folder / LOCK).unlink()
-                for place in self._made:
-                    place.rmdir()
+            with suppress(OSError):  # of the folders that this made, none stays that has nothing in it
+                if self._made and os.listdir(self.folder) == [LOCK]:
+                    (self.folder / LOCK).unlink()
+                    for place in self._made:
+                        place.rmdir()
 
     def begin(self, identity: Fingerprint, resume: bool, free: Collection[str] = ()) -> dict[str, Any] | None:
         """What is to be gone on with, None where there is nothing yet; marks that are ``free`` may differ.
@@ -116,9 +112,10 @@ class Checkpoint:
         self._last = time.monotonic()
         if not has_checkpoint(self.folder):
             return None
-        if not resume and self._has_failed():
-            return None
         if not resume:
+            with suppress(ValueError):  # a new fit may replace the last state of one that could not go on
+                if read_checkpoint(self.folder)["state"]["failed"]:
+                    return None
             raise ValueError(
                 f"{self.folder} has a checkpoint of a fit: pass resume=True (or --resume) to go on with it, "
                 f"give another folder, or remove {STEM}.json there"
@@ -132,13 +129,6 @@ class Checkpoint:
             )
         state: dict[str, Any] = found["state"]
         return state
-
-    def _has_failed(self) -> bool:
-        """Whether what is there is the last state of a fit that could not go on, which a new one may replace."""
-        try:
-            return bool(read_checkpoint(self.folder)["state"]["failed"])
-        except ValueError:
-            return False
 
     def until(self, step: int) -> int | None:
         """The next step to keep, where steps are counted."""

@@ -1,4 +1,8 @@
-"""What a fit is of, in marks that another process finds again: names, source, settings, data."""
+"""Fingerprints of a model, a guide, options and data, which another process computes again.
+
+They tell if a checkpoint, or a prediction that is half written, belongs to the
+same fit, and if not, what differs.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +30,12 @@ Fingerprint = dict[str, Any]
 
 
 def fingerprint_of(value: Any, name: str) -> Fingerprint:
-    """Name → mark of what ``value``, a model, a guide or an option of a fit, is made of.
+    """Return marks, by name, of the parts of ``value``: a model, a guide or an option of a fit.
 
-    Functions and classes have the SHA-256 of their source, and what they take
-    from closures, globals and attributes its value, as far as that is a number,
-    text, tensor or array, or again a function; parameters, which a fit changes,
-    have their shape.
+    The mark of a function or a class is the SHA-256 of its source. Numbers,
+    texts, tensors, arrays and functions that it takes from closures, globals
+    and attributes have a mark each. That of a parameter, which a fit changes,
+    is its shape.
 
     >>> from functools import partial
     >>> from ppl_models import linear_regression
@@ -45,35 +49,33 @@ def fingerprint_of(value: Any, name: str) -> Fingerprint:
 
 
 def fingerprint_of_data(names: list[str], args: tuple[Any, ...]) -> Fingerprint:
-    """The marks of a fit's arguments: shape, type and SHA-256 of the values of each tensor."""
+    """Return the marks of a fit's arguments: shape, type and SHA-256 of the values of each tensor."""
     pairs = zip(names, args, strict=True)
     return {name: _of_tensor(value) if isinstance(value, Tensor) else _plain(value) for name, value in pairs}
 
 
 def describe_differences(there: Fingerprint, here: Fingerprint) -> list[str]:
-    """What differs, in words, by name."""
-    names = [name for name in {**there, **here} if there.get(name, _MISSING) != here.get(name, _MISSING)]
-    return [_difference(name, there.get(name, _MISSING), here.get(name, _MISSING)) for name in names]
+    """Return a description of each difference, by name."""
+    found = []
+    for name in {**there, **here}:
+        marks = there.get(name, _MISSING), here.get(name, _MISSING)
+        if marks[0] != marks[1]:
+            old, new = map(_shown, marks)
+            found.append(f"{name} has changed" if old == new else f"{name} is {old} there and {new} here")
+    return found
 
 
 _MISSING, _HASH = "missing", "sha256 "
 
 
-def _difference(name: str, there: Any, here: Any) -> str:
-    shown = [_shown(mark) for mark in (there, here)]
-    if shown[0] == shown[1]:
-        return f"{name} has changed"
-    return f"{name} is {shown[0]} there and {shown[1]} here"
-
-
 def _shown(mark: Any) -> str:
-    """A mark without the hash that tells a reader nothing."""
+    """Return a mark without the hash, which tells a reader nothing."""
     text = str(mark).partition(_HASH)[0].strip() or "source"
     return text if len(text) < 80 else f"{text[:77]}…"
 
 
 def _visit(value: Any, name: str, found: Fingerprint, seen: set[int], depth: int, settings: bool) -> None:
-    """Add the marks of ``value``; ``settings`` says that containers and objects belong to what was asked for."""
+    """Add the marks of ``value``; with ``settings`` its containers and attributes are options that the user passed."""
     if isinstance(value, bool | int | float | str | bytes | complex | type(None) | torch.dtype | torch.device):
         found[name] = _plain(value)
     elif isinstance(value, Tensor):
@@ -87,7 +89,7 @@ def _visit(value: Any, name: str, found: Fingerprint, seen: set[int], depth: int
 
 
 def _parts(value: Any, name: str, found: Fingerprint, settings: bool) -> list[tuple[str, Any, bool]]:
-    """What is inside ``value``, each with its name and whether it is a setting; marks its source on the way."""
+    """Return the parts of ``value``, each with its name and a flag for settings; add the mark of its source."""
     if isinstance(value, functools.partial):
         given = [*((str(i), part) for i, part in enumerate(value.args)), *value.keywords.items()]
         return [("", value.func, settings), *((part, inner, True) for part, inner in given)]
@@ -106,38 +108,28 @@ def _parts(value: Any, name: str, found: Fingerprint, settings: bool) -> list[tu
 
 def _of_code(value: types.FunctionType | type, name: str, found: Fingerprint) -> list[tuple[str, Any, bool]]:
     if is_foreign(value):
-        found[name] = f"{_stable_module(value)}.{value.__qualname__}"
+        # Of our own code the name of the package alone: a checkpoint outlives the module in which something lies.
+        top = value.__module__.partition(".")[0]
+        found[name] = f"{top if top == 'inference' else value.__module__}.{value.__qualname__}"
         inside = getattr(value, "__wrapped__", None)
         return [] if inside is None else [("wrapped", inside, False)]
     found[f"{name}.source"] = _source(value)
     if isinstance(value, type):
         return []
-    changed = _rebound(value)
+    # Names outside that the function itself sets, such as a counter of its calls, differ from run to run.
+    sets = ("STORE_GLOBAL", "STORE_DEREF")
+    changed = {step.argval for step in dis.get_instructions(value) if step.opname in sets}
     return [(part, inner, False) for part, inner in captured(value) if part not in changed]
 
 
-def _stable_module(value: Any) -> str:
-    """The module of foreign code; of our own the top package alone, as a checkpoint outlives where a module lies."""
-    top = value.__module__.partition(".")[0]
-    return top if top == "inference" else value.__module__
-
-
 def _of_object(value: Any) -> list[tuple[str, Any, bool]]:
-    shown = vars(value).items() if _has_vars(value) else ()
+    has_vars = hasattr(value, "__dict__") and (isinstance(value, nn.Module) or not is_foreign(type(value)))
+    shown = vars(value).items() if has_vars else ()
     own = [(part, inner, True) for part, inner in shown if part[:1] != "_" and part != "training"]
     if isinstance(value, nn.Module):
         inner = [*value.named_parameters(recurse=False), *value.named_children()]
         own = [*own, *((part, child, True) for part, child in inner)]
     return [("class", type(value), False), *own]
-
-
-def _has_vars(value: Any) -> bool:
-    return hasattr(value, "__dict__") and (isinstance(value, nn.Module) or not is_foreign(type(value)))
-
-
-def _rebound(function: types.FunctionType) -> set[str]:
-    """The names outside that the function itself sets, such as a counter of its calls."""
-    return {step.argval for step in dis.get_instructions(function) if step.opname in ("STORE_GLOBAL", "STORE_DEREF")}
 
 
 def _source(thing: Any) -> str:

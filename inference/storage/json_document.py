@@ -72,7 +72,7 @@ def write_json(path: Path, content: Mapping[str, Any], schema: int) -> None:
 
 
 def read_json(path: Path, schema: int, required: Collection[str] = ()) -> dict[str, Any]:
-    """What :func:`write_json` was given.
+    """Return the content that :func:`write_json` was given.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def read_json(path: Path, schema: int, required: Collection[str] = ()) -> dict[s
 
 
 def parsed(path: Path, raw: bytes) -> dict[str, Any]:
-    """The object in JSON that ``path`` holds, without what other readers of JSON let through.
+    """Return the JSON object that ``path`` holds, parsed more strictly than by :mod:`json` alone.
 
     Raises
     ------
@@ -125,13 +125,13 @@ def parsed(path: Path, raw: bytes) -> dict[str, Any]:
 
 
 def refuse_damage(path: Path, found: str, written: Any) -> None:
-    """Raise a ValueError where a checksum is not the one that was written."""
+    """Raise a ValueError if a checksum is not the one that was written."""
     if found != written:
         raise ValueError(f"{path} is damaged (its checksum does not fit its content): {ADVICE}")
 
 
 def digest(content: Any) -> str:
-    """SHA-256 of the values, however the text is laid out."""
+    """Return the SHA-256 of the values, which does not depend on the layout of the text."""
     plain = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(plain.encode()).hexdigest()
 
@@ -201,7 +201,11 @@ def either(*allowed: Any) -> Schema:
     def kind(value: Any) -> Complaint:
         complaints = []
         for option in allowed:
-            complaint = option(value) if callable(option) else _same(value, option)
+            if callable(option):
+                complaint = option(value)
+            else:
+                same = type(value) is type(option) and value == option
+                complaint = None if same else ("", repr(option))
             if complaint is None:
                 return None
             complaints.append(complaint)
@@ -209,10 +213,6 @@ def either(*allowed: Any) -> Schema:
         return deepest if deepest[0] else ("", " or ".join(wanted for _, wanted in complaints))
 
     return kind
-
-
-def _same(value: Any, wanted: Any) -> Complaint:
-    return None if type(value) is type(wanted) and value == wanted else ("", repr(wanted))
 
 
 def list_of(part: Schema) -> Schema:

@@ -102,7 +102,15 @@ def placeholders(arguments: list[dict[str, Any]], folder: Path) -> tuple[Any, ..
             f"{folder} was fitted on {size:,} bytes of data, and stand-ins are made for at most {MOST_BYTES:,}: "
             "pass the data to load()"
         )
-    return tuple(_placeholder(entry, folder) for entry in arguments)
+    found = []
+    for entry in arguments:
+        if "object" in entry:
+            raise ValueError(
+                f"{folder} was fitted with {entry['name']!r} a {entry['object']!r}, which is not saved: "
+                "pass the data to load()"
+            )
+        found.append(torch.zeros(entry["shape"], dtype=_dtype(entry)) if "shape" in entry else entry["value"])
+    return tuple(found)
 
 
 def _size(arguments: list[dict[str, Any]]) -> int:
@@ -115,16 +123,6 @@ def _of_few_rows(entry: dict[str, Any], arguments: list[dict[str, Any]]) -> dict
     if not entry.get("shape") or entry["shape"][0] != rows:
         return entry
     return {**entry, "shape": [min(rows, FEW_ROWS), *entry["shape"][1:]]}
-
-
-def _placeholder(entry: dict[str, Any], folder: Path) -> Any:
-    if "shape" in entry:
-        return torch.zeros(entry["shape"], dtype=_dtype(entry))
-    if "value" in entry:
-        return entry["value"]
-    raise ValueError(
-        f"{folder} was fitted with {entry['name']!r} a {entry['object']!r}, which is not saved: pass the data to load()"
-    )
 
 
 def _dtype(entry: dict[str, Any]) -> torch.dtype:

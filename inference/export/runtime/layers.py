@@ -213,9 +213,5 @@ def _each(function: Any) -> Any:
     return lambda x: np.asarray(vectorised(x), dtype=np.float64)
 
 
-def _log_gamma(x: float) -> float:
-    return math.lgamma(x) if x > 0 or x % 1 else math.inf
-
-
 erf = _each(math.erf)
-lgamma = _each(_log_gamma)
+lgamma = _each(lambda x: math.lgamma(x) if x > 0 or x % 1 else math.inf)

@@ -112,10 +112,6 @@ def _sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
 
 
-def _log_sigmoid(x: Array) -> tuple[Array, None]:
-    return np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x))), None
-
-
 def _clamp(x: Array, low: Any = None, high: Any = None) -> Array:
     x = x if low is None else np.maximum(x, low)
     return x if high is None else np.minimum(x, high)
@@ -125,14 +121,6 @@ def _affine(bias: Array, x: Array, y: Array, beta: float = 1, alpha: float = 1) 
     product = np.matmul(x, y)
     product = product if alpha == 1 else alpha * product
     return bias + product if beta == 1 else beta * bias + product
-
-
-def _slice(x: Array, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Array:
-    return x[(*[slice(None)] * (dim % x.ndim), slice(start, end, step))]
-
-
-def _select(x: Array, dim: int, index: int) -> Array:
-    return x[(*[slice(None)] * (dim % x.ndim), index)]
 
 
 def _squeeze(x: Array, dim: Any) -> Array:
@@ -174,12 +162,8 @@ def _put(x: Array, indices: list[Any], values: Array, accumulate: bool = False) 
 
 def _scatter(x: Array, dim: int, index: Array, values: Any) -> Array:
     x = x.copy()
-    np.put_along_axis(x, index, values if np.ndim(values) == 0 else _part(values, index), dim)
+    np.put_along_axis(x, index, values if np.ndim(values) == 0 else values[tuple(map(slice, index.shape))], dim)
     return x
-
-
-def _part(values: Array, index: Array) -> Array:
-    return values[tuple(slice(0, n) for n in index.shape)]
 
 
 def _batch_norm(
@@ -211,10 +195,6 @@ def _add(sign: int) -> Callable[..., Array]:
     return add
 
 
-def _same(x: Array, *_: object) -> Array:
-    return x
-
-
 def _new(value: float) -> Callable[..., Array]:
     return lambda x, size, dtype=None: np.full(size, value, dtype or x.dtype)
 
@@ -225,7 +205,9 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     **{name: getattr(np, name) for name in ("square", "reciprocal", "sin", "cos", "tan", "sinh", "cosh", "tanh")},
     **{name: getattr(np, name) for name in ("floor", "ceil", "trunc", "sign", "isnan", "isinf", "logical_not")},
     **{name: getattr(np, f"arc{name[1:]}") for name in ("asin", "acos", "atan", "asinh", "acosh", "atanh", "atan2")},
-    **dict.fromkeys(("detach", "alias", "_to_copy", "lift_fresh", "contiguous", "_conj", "_unsafe_masked"), _same),
+    **dict.fromkeys(
+        ("detach", "alias", "_to_copy", "lift_fresh", "contiguous", "_conj", "_unsafe_masked"), lambda x, *_: x
+    ),
     "neg": np.negative, "bitwise_not": np.invert, "rsqrt": lambda x: 1 / np.sqrt(x), "round": np.round,
     "erf": erf, "erfc": lambda x: 1 - erf(x), "lgamma": lgamma, "sigmoid": _sigmoid,
     "logit": lambda x, eps=None: np.log((p := x if eps is None else np.clip(x, eps, 1 - eps)) / (1 - p)),
@@ -235,7 +217,8 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "gelu": _gelu, "silu": lambda x: x * _sigmoid(x), "softplus": lambda x, b=1, t=20: softplus(x, b, t),
     "mish": lambda x: x * np.tanh(softplus(x, 1, 20)), "hardtanh": lambda x, low=-1, high=1: np.clip(x, low, high),
     "hardsigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1), "hardswish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
-    "log_sigmoid_forward": _log_sigmoid, "threshold": lambda x, low, value: np.where(x > low, x, value),
+    "log_sigmoid_forward": lambda x, *_: (np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x))), None),
+    "threshold": lambda x, low, value: np.where(x > low, x, value),
     "_prelu_kernel": lambda x, slope: np.where(x > 0, x, slope * x), "nan_to_num": np.nan_to_num,
     # two numbers to one
     **{name: getattr(np, name) for name in ("maximum", "minimum", "fmod", "remainder", "logaddexp", "floor_divide")},
@@ -274,7 +257,11 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(("view", "_unsafe_view", "reshape", "_reshape_alias"), lambda x, size, *_: x.reshape(size)),
     "expand": _expand, "permute": np.transpose, "transpose": np.swapaxes, "t": np.transpose,
     "unsqueeze": np.expand_dims, "squeeze": np.squeeze, "squeeze.dim": _squeeze, "squeeze.dims": _squeeze,
-    "slice": _slice, "select": _select, "cat": np.concatenate, "stack": np.stack,
+    "slice": lambda x, dim=0, start=None, end=None, step=1: x[
+        (*[slice(None)] * (dim % x.ndim), slice(start, end, step))
+    ],
+    "select": lambda x, dim, index: x[(*[slice(None)] * (dim % x.ndim), index)],
+    "cat": np.concatenate, "stack": np.stack,
     "split": _split, "unsafe_split": _split, "split_with_sizes": _split,
     "unbind": lambda x, dim=0: list(np.moveaxis(x, dim, 0)),
     "getitem": lambda parts, i: parts[i], "index": _index, "_unsafe_index": _index, "index_put": _put,
@@ -298,10 +285,6 @@ def _shape(x: Any) -> Any:
     return tuple(x) if isinstance(x, list) else x.shape
 
 
-def _normal(g: Any, mean: Any, std: Any) -> Array:
-    return mean + std * g.standard_normal(np.broadcast_shapes(np.shape(mean), np.shape(std)))
-
-
 def _dirichlet(g: Any, alpha: Array) -> Array:
     parts = g.standard_gamma(alpha)
     return parts / parts.sum(-1, keepdims=True)
@@ -316,7 +299,8 @@ def _multinomial(g: Any, probs: Array, count: int, replacement: bool = False) ->
 
 
 RANDOM: dict[str, Callable[..., Any]] = {
-    "normal": _normal, "normal_": lambda g, x, mean=0, std=1: mean + std * g.standard_normal(_shape(x)),
+    "normal": lambda g, mean, std: mean + std * g.standard_normal(np.broadcast_shapes(np.shape(mean), np.shape(std))),
+    "normal_": lambda g, x, mean=0, std=1: mean + std * g.standard_normal(_shape(x)),
     "randn": lambda g, size, *_: g.standard_normal(tuple(size)), "rand": lambda g, size, *_: g.random(tuple(size)),
     "randn_like": lambda g, x, *_: g.standard_normal(_shape(x)), "rand_like": lambda g, x, *_: g.random(_shape(x)),
     "uniform_": lambda g, x, low=0, high=1: g.uniform(low, high, _shape(x)),

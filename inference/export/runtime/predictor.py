@@ -38,7 +38,8 @@ class Predictor:
     def __init__(self, manifest: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         try:
             self._read(manifest, arrays)
-            self._check_one_row()
+            one = [np.ones([1 if size is None else size for size in shape], kind) for _, shape, kind in self._inputs]
+            self.run(one, 1, [0, 0], self._outputs)
         except (KeyError, TypeError, AttributeError, IndexError, OverflowError, MemoryError) as error:
             raise ValueError(f"the manifest lacks or garbles {error}: the file is damaged") from error
 
@@ -64,10 +65,6 @@ class Predictor:
         self._graph = Graph(graph, arrays, len(self._inputs) + len(self._each))
         self._at_once = max(1, _NUMBERS // max(1, manifest["numbers_a_row"])) if manifest["rows_apart"] else None
 
-    def _check_one_row(self) -> None:
-        one = [np.ones([1 if size is None else size for size in shape], kind) for _, shape, kind in self._inputs]
-        self.run(one, 1, [0, 0], self._outputs)
-
     def predict(self, *x: Any, seed: int = 0, batch_size: int | None = None) -> Prediction | ClassPrediction:
         """What is known of y at new rows: mean, variance, draws, or the probabilities of classes.
 
@@ -89,8 +86,12 @@ class Predictor:
         seed = _whole(seed, "seed", 0)
 
         def parts(*wanted: str) -> list[Array]:
-            cuts = [(begin, min(begin + size, rows)) for begin in range(0, rows, size)]
-            found = [self.run(self._cut(inputs, *cut), cut[1] - cut[0], [seed, cut[0]], wanted) for cut in cuts]
+            found = []
+            for begin in range(0, rows, size):
+                end = min(begin + size, rows)
+                pairs = zip(inputs, self._inputs, strict=True)
+                cut = [value[begin:end] if shape else value for value, (_, shape, _) in pairs]
+                found.append(self.run(cut, end - begin, [seed, begin], wanted))
             return [np.concatenate(part, 1) if len(part) > 1 else part[0] for part in zip(*found, strict=True)]
 
         def sample() -> Array:
@@ -110,10 +111,6 @@ class Predictor:
     def __repr__(self) -> str:
         given = ", ".join(f"{name} {_words(shape)} {kind}" for name, shape, kind in self._inputs) or "nothing"
         return f"<Predictor of {self._site!r} by {self.manifest.get('model')!r} from {given}: {self._draws} draws>"
-
-    def _cut(self, inputs: list[Array], begin: int, end: int) -> list[Array]:
-        pairs = zip(inputs, self._inputs, strict=True)
-        return [value[begin:end] if shape else value for value, (_, shape, _) in pairs]
 
     def run(
         self,
