@@ -31,7 +31,7 @@ LEVELS = 16
 _LEAST_GRID = 5
 
 
-def plot_loss_contour(
+def plot_loss_contour(  # noqa: PLR0913 - public: every option by its name
     posterior: Approximation,
     over: Sequence[Any] | None = None,
     *,
