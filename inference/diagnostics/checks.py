@@ -1,10 +1,16 @@
-"""Checks of a fit as data: numbers, limits, what was found in words, and a verdict."""
+"""Checks of a fit as data: numbers, limits, what was found in words, and a verdict.
+
+A new check is written here and nowhere else: its :class:`CheckKind`, which holds all
+words of it, and the function that computes it, called by :func:`diagnose`. The
+verdict, the report and the command line follow.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
 import numpy as np
 
@@ -12,7 +18,18 @@ from inference.diagnostics.importance_sampling import Moments, Shift, khat_thres
 from inference.optim.adaptive import RHAT, StopReason
 from inference.optim.convergence import Convergence, convergence
 
-__all__ = ["OFF", "Check", "Diagnosis", "Evidence", "NoWeights", "diagnose", "weight_checks"]
+__all__ = [
+    "NO_WEIGHTS",
+    "OFF",
+    "Check",
+    "CheckKind",
+    "Diagnosis",
+    "Evidence",
+    "NoWeights",
+    "Topic",
+    "diagnose",
+    "weight_checks",
+]
 
 OFF = 0.07  # of a mean, in posterior sds, and of a ratio of sds from 1; see diagnose
 _LEAST = 100  # draws of the posterior that the weights must be worth, for what they correct to be known
@@ -24,6 +41,104 @@ _CORRECT = (
 )
 
 
+class Topic(Enum):
+    """The part of a report that shows a check: the steps, the importance weights, or the moments of the guide."""
+
+    STEPS = auto()
+    WEIGHTS = auto()
+    MOMENTS = auto()
+
+
+@dataclass(frozen=True)
+class CheckKind:
+    """Name and words of a check, which the report and the command line show.
+
+    ``number`` and ``limit`` are format strings of the value and its limit,
+    ``meaning`` says what is measured and why, and ``failure`` says what a failed
+    check means to a reader who knows no statistics.
+    """
+
+    name: str
+    topic: Topic
+    number: str = "{:.3g}"
+    limit: str = "{:.3g}"
+    meaning: str = ""
+    failure: str = ""
+
+
+_ELBO = CheckKind(
+    "ELBO",
+    Topic.STEPS,
+    number="gain {:,.2f} nats",
+    limit="at most {:,.2f}",
+    meaning=("The ELBO is the score that fitting pushes up: while it still rises, a better answer is some steps away."),
+    failure="The search had not finished: its score was still rising when it ended.",
+)
+_RHAT_OF_STEPS = CheckKind(
+    "R-hat of the steps",
+    Topic.STEPS,
+    number="{:.3f}",
+    limit="below {:.2g}",
+    meaning=(
+        "At the end of a search the steps should wander about one place: R-hat compares stretches of them "
+        "with one another, and is 1 where they agree."
+    ),
+    failure="The search had not finished: its last steps had not come to rest in one place.",
+)
+NO_WEIGHTS = CheckKind(
+    "weights",
+    Topic.WEIGHTS,
+    number="none",
+    limit="none",
+    meaning=(
+        "Importance weights compare the guide with the posterior draw by draw: without them only predictions "
+        "can be checked, on rows that were held out."
+    ),
+)
+_KHAT = CheckKind(
+    "Pareto k-hat",
+    Topic.WEIGHTS,
+    number="{:.2f}",
+    limit="below {:.2f}",
+    meaning=(
+        "How badly the guide misses the places where the posterior lies: the smaller the better, and above "
+        "the limit what is corrected by weights means little."
+    ),
+    failure="The approximation has the wrong shape: it misses part of what the data allow.",
+)
+_SAMPLE_SIZE = CheckKind(
+    "effective sample size",
+    Topic.WEIGHTS,
+    number="{:,.0f} draws",
+    limit="at least {:,.0f}",
+    meaning=(
+        "How many draws of the posterior the guide's draws are worth: with too few there is nothing to compare with."
+    ),
+    failure="The approximation and the true posterior overlap too little to be compared.",
+)
+_MEANS = CheckKind(
+    "means",
+    Topic.MOMENTS,
+    number="{:.2f} sd",
+    limit="at most {:.2f}, two standard errors included",
+    meaning=(
+        "The best estimate of each unknown against a corrected one, in units of its own uncertainty; the worst counts."
+    ),
+    failure="Best estimates may be off by a notable part of their uncertainty.",
+)
+_SPREADS = CheckKind(
+    "standard deviations",
+    Topic.MOMENTS,
+    number="ratio {:.2f}",
+    limit="1 ± {:.2f}, two standard errors included",
+    meaning=(
+        "The stated uncertainty of each unknown over a corrected one: 1 is right, less is too sure, more is "
+        "not sure enough; the worst counts."
+    ),
+    failure="Stated uncertainties may be notably too small or too large.",
+)
+
+
 @dataclass(frozen=True)
 class Check:
     """One question about a fit: the ``value`` found, the ``limit`` it is held against, and whether it ``passed``.
@@ -31,12 +146,17 @@ class Check:
     ``found`` says so in words, ``advice`` what to try where it failed.
     """
 
-    name: str
+    kind: CheckKind
     value: float
     limit: float
     passed: bool
     found: str
     advice: str
+
+    @property
+    def name(self) -> str:
+        """Name of the check."""
+        return self.kind.name
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,9 +256,9 @@ def diagnose(
     state = convergence(losses)
     settled = [_check_elbo(state, len(losses))]
     if stop is not None and stop.rhat is not None:
-        settled.append(Check("R-hat of the steps", stop.rhat, RHAT, stop.settled, stop.rest, _LONGER))
+        settled.append(Check(_RHAT_OF_STEPS, stop.rhat, RHAT, stop.settled, stop.rest, _LONGER))
     if isinstance(log_weights, NoWeights):
-        none = Check("weights", math.nan, math.nan, False, log_weights.reason, log_weights.advice)
+        none = Check(NO_WEIGHTS, math.nan, math.nan, False, log_weights.reason, log_weights.advice)
         return Diagnosis((none, *settled), state)
     seen = _Weights.of(log_weights, values)
     checks = (*settled, *seen.checks())
@@ -179,13 +299,13 @@ class _Weights:
         where = "below" if covers else "above"
         words = "the guide covers the posterior" if covers else "the guide misses part of the posterior"
         found = f"Pareto k-hat is {self.khat:.2f}, {where} {self.limit:.2f}: {words}"
-        khat = Check("Pareto k-hat", self.khat, self.limit, covers, found, _RICHER)
+        khat = Check(_KHAT, self.khat, self.limit, covers, found, _RICHER)
         if not khat.passed:
             return (khat,)
         found = f"the weights of {self.size:,} draws are worth {self.ess:,.0f} of the posterior's"
         if self.ess < _LEAST:
             found += f", too few to compare with, which takes {_LEAST}"
-        worth = Check("effective sample size", self.ess, _LEAST, self.ess >= _LEAST, found, _RICHER)
+        worth = Check(_SAMPLE_SIZE, self.ess, _LEAST, self.ess >= _LEAST, found, _RICHER)
         if not worth.passed or self.shift is None:
             return khat, worth
         return khat, worth, *_check_moments(self.shift)
@@ -194,10 +314,10 @@ class _Weights:
 def _check_elbo(state: Convergence, steps: int) -> Check:
     if math.isnan(state.gain):
         words = f"{steps} steps are too few to see whether the ELBO has settled"
-        return Check("ELBO", math.nan, state.threshold, False, words, "take at least 200 steps")
+        return Check(_ELBO, math.nan, state.threshold, False, words, "take at least 200 steps")
     gain = f"{state.gain:.2g} ± {state.gain_se:.1g} nats over the last quarter of the steps"
     words = f"the ELBO had settled, gaining {gain}" if state.converged else f"the ELBO was still rising, by {gain}"
-    return Check("ELBO", state.gain, max(state.threshold, 2 * state.gain_se), state.converged, words, _LONGER)
+    return Check(_ELBO, state.gain, max(state.threshold, 2 * state.gain_se), state.converged, words, _LONGER)
 
 
 def _check_moments(moved: Shift) -> tuple[Check, Check]:
@@ -212,6 +332,6 @@ def _check_moments(moved: Shift) -> tuple[Check, Check]:
             f"the standard deviation of {moved.ratio_at} is {moved.ratio:.2f} ± {moved.ratio_se:.2f} of the posterior's"
         )
     return (
-        Check("means", moved.mean, OFF, means, words, _CORRECT),
-        Check("standard deviations", moved.ratio, OFF, spreads, of_spreads, _CORRECT),
+        Check(_MEANS, moved.mean, OFF, means, words, _CORRECT),
+        Check(_SPREADS, moved.ratio, OFF, spreads, of_spreads, _CORRECT),
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from inference.diagnostics.checks import Diagnosis, Evidence
+from inference.diagnostics.checks import Diagnosis, Evidence, Topic
 from inference.diagnostics.importance_sampling import Moments
 from inference.diagnostics.verdict import Explained, explain
 from inference.reporting.figures import importance_plots
@@ -15,9 +15,6 @@ from inference.reporting.section import Section
 
 __all__ = ["trust_sections"]
 
-_OF_MOMENTS = ("means", "standard deviations")
-_OF_STEPS = ("ELBO", "R-hat of the steps")
-
 
 def trust_sections(diagnosis: Diagnosis, losses: np.ndarray, kl: np.ndarray) -> Iterator[Section]:
     """A heading with the count of what passed, then steps, weights and moments, each with its checks and its figure."""
@@ -25,13 +22,12 @@ def trust_sections(diagnosis: Diagnosis, losses: np.ndarray, kl: np.ndarray) -> 
     counts = ((word, sum(check.word == word for check in checks)) for word in ("passed", "failed", "cannot be checked"))
     reading = ", ".join(f"{count} {word}" for word, count in counts if count)
     yield Section("Can this fit be trusted?", f"Of {len(checks)} checks: {reading}.")
-    yield _steps(losses, kl, [check for check in checks if check.name in _OF_STEPS])
-    others = [check for check in checks if check.name not in _OF_STEPS + _OF_MOMENTS]
-    if others:
-        yield _weights(diagnosis.evidence, diagnosis.khat_threshold, others)
-    moved = [check for check in checks if check.name in _OF_MOMENTS]
-    if moved and diagnosis.evidence is not None and diagnosis.evidence.moments is not None:
-        yield _moments(diagnosis.evidence.moments, moved)
+    by_topic = {topic: [check for check in checks if check.topic is topic] for topic in Topic}
+    yield _steps(losses, kl, by_topic[Topic.STEPS])
+    if by_topic[Topic.WEIGHTS]:
+        yield _weights(diagnosis.evidence, diagnosis.khat_threshold, by_topic[Topic.WEIGHTS])
+    if by_topic[Topic.MOMENTS] and diagnosis.evidence is not None and diagnosis.evidence.moments is not None:
+        yield _moments(diagnosis.evidence.moments, by_topic[Topic.MOMENTS])
 
 
 def _steps(losses: np.ndarray, kl: np.ndarray, checks: Sequence[Explained]) -> Section:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from inference.diagnostics.checks import Check, NoWeights, diagnose
+from inference.diagnostics.checks import Check, CheckKind, NoWeights, Topic, diagnose
 from inference.diagnostics.importance_sampling import Moments, moments, smoothed_weights
 from inference.diagnostics.verdict import explain, verdict
 from inference.optim.adaptive import StopReason
@@ -72,7 +72,7 @@ def test_every_check_of_a_diagnosis_is_explained():
     assert {check.word for check in checks[:6]} == {"passed"}
     assert checks[6].word == "cannot be checked"
     assert (checks[2].number, checks[2].limit) == (f"{found().khat:.2f}", f"below {found().khat_threshold:.2f}")
-    assert explain(Check("new", 2.0, 1.0, False, "it is 2", "try")).found == "It is 2."
+    assert explain(Check(CheckKind("new", Topic.STEPS), 2.0, 1.0, False, "it is 2", "try")).found == "It is 2."
 
 
 @pytest.mark.parametrize(("diagnosis", "pictures"), [(found(), 3), (found(0.3), 2), (diagnose(NONE, FLAT[:50]), 1)])
