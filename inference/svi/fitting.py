@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +12,14 @@ import torch
 from torch.optim import Optimizer
 
 from inference.data.batch_loader import BatchLoader
-from inference.data.generated_dataset import GeneratedBatches
-from inference.engine.process_group import ProcessGroup, gathered, spoken
+from inference.engine.process_group import gathered
 from inference.model.elbo import Model
 from inference.optim.initialization.strategies import InitStrategy
 from inference.optim.schedules import LearningRate, TemperingSchedule
 from inference.posterior import Posterior
 from inference.storage.checkpoint import Checkpoint
-from inference.storage.fit_fingerprint import Fingerprint, describe_differences, fingerprint_of, fingerprint_of_data
 from inference.svi.callbacks.base import Callback, opened
-from inference.svi.options import FitOptions, FitProblem, StepRule
+from inference.svi.options import FitOptions, FitProblem, require_same_fit
 from inference.svi.restarts import Restarts
 
 __all__ = ["fit", "run_fit"]
@@ -217,48 +215,11 @@ def run_fit(problem: FitProblem, options: FitOptions) -> Posterior:
         if isinstance(problem.data, BatchLoader):
             stack.callback(problem.data.close)
         if group is not None:
-            _require_same_fit(problem, options, group)
+            require_same_fit(group, problem, options)
             if not group.leads:
                 options = replace(options, callbacks=(), progress=False)
         restarts = Restarts(problem, options, group)
-        resumed = restarts.resume(stack, lambda: _fingerprint(problem, options))
+        resumed = restarts.resume(stack)
         stack.enter_context(opened(options.callbacks, resumed))
         best, losses = restarts.best()
     return best.posterior(restarts.seconds, losses)
-
-
-def _fingerprint(problem: FitProblem, options: FitOptions) -> Fingerprint:
-    """Return what a fit has to share with one that it resumes, by the names that checkpoints hold."""
-    report = {**options.report(), **problem.report()}
-    values: dict[str, Any] = {"optimizer": options.base_optimizer, "lr": options.step_size, "anneal": options.tempering}
-    values["init"] = dict(options.init) if isinstance(options.init, Mapping) else options.init
-    schedules = {name: value for name, value in values.items() if name != "optimizer" and callable(value)}
-    found = {**fingerprint_of(problem.model, "model"), **fingerprint_of(problem.guide, "guide")}
-    if isinstance(problem.data, GeneratedBatches):
-        found |= fingerprint_of(problem.data.draw, "fresh data")
-    else:
-        found |= fingerprint_of_data(problem.argument_names, problem.args)
-    for name, value in values.items():
-        if name not in schedules:
-            found |= fingerprint_of(value, name)
-    for name, schedule in schedules.items():
-        found |= {f"{name} at step {step}": schedule(step) for step in (0, options.steps // 2, options.steps - 1)}
-    found |= {"finds": options.step_rule is not StepRule.FIXED, "stops": options.stop_early}
-    found |= {"restarts": options.restarts, "seed": options.seed}
-    found |= {name: value for name, value in report.items() if name not in values}
-    return {**found, "dtype": str(problem.dtype), "device": problem.device.type}
-
-
-def _require_same_fit(problem: FitProblem, options: FitOptions, group: ProcessGroup) -> None:
-    """Check that all processes fit the same problem under the same options."""
-    mine = _fingerprint(problem, options)
-    differ = describe_differences(group.first(lambda: mine), mine)
-    words = group.told(f"process {group.rank} (here) and process 0 (there): {'; '.join(differ)}" if differ else None)
-    if words is not None:
-        advice = "call fit with the same model, options and whole data in each, of which it takes its part"
-        raise spoken(ValueError(f"the processes were asked for different fits, {words}: {advice}"), 0)
-    if options.checkpoint_folder is not None:
-        group.hint = (
-            f"the checkpoint in {options.checkpoint_folder.folder} is kept: start all of them again, or another "
-            "number, with resume=True (--resume), and the fit goes on"
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum, auto
 from functools import cached_property, partial
@@ -16,6 +16,7 @@ from inference.data.arguments import argument_names, as_tensors
 from inference.data.batch_loader import BatchLoader
 from inference.data.batched_dataset import BatchedDataset, batches, on_disk
 from inference.data.generated_dataset import GeneratedBatches, GeneratedDataset
+from inference.engine.process_group import ProcessGroup, spoken
 from inference.engine.svi_problem import DataSource, InMemory
 from inference.model.bound_model import device_for
 from inference.model.elbo import Model
@@ -23,10 +24,11 @@ from inference.optim.initialization.strategies import InitStrategy, as_init_stra
 from inference.optim.optimizers import optimizer_class
 from inference.optim.schedules import LearningRate, TemperingSchedule, as_schedule, as_tempering_schedule
 from inference.storage.checkpoint import Checkpoint
+from inference.storage.fit_fingerprint import Fingerprint, describe_differences, fingerprint_of, fingerprint_of_data
 from inference.svi.callbacks.base import Callback, as_callbacks
 from inference.utils.validation import as_dtype, flag, one_of, positive_integer, positive_number, seed_number
 
-__all__ = ["FitOptions", "FitProblem", "StepRule"]
+__all__ = ["FitOptions", "FitProblem", "StepRule", "fingerprint_of_fit", "require_same_fit"]
 
 _USUAL_LR = 0.01
 _LONG = 1_000  # steps from which a fit is worth the search of its start
@@ -277,6 +279,49 @@ class FitProblem:
         if isinstance(self.data, BatchLoader):
             return {"batch_size": self.data.batch_size, "num_data": self.data.num_data}
         return {}
+
+
+def fingerprint_of_fit(problem: FitProblem, options: FitOptions) -> Fingerprint:
+    """Return what a fit has to share with one that it resumes, by the names that checkpoints hold."""
+    report = {**options.report(), **problem.report()}
+    values: dict[str, Any] = {"optimizer": options.base_optimizer, "lr": options.step_size, "anneal": options.tempering}
+    values["init"] = dict(options.init) if isinstance(options.init, Mapping) else options.init
+    schedules = {name: value for name, value in values.items() if name != "optimizer" and callable(value)}
+    found = {**fingerprint_of(problem.model, "model"), **fingerprint_of(problem.guide, "guide")}
+    if isinstance(problem.data, GeneratedBatches):
+        found |= fingerprint_of(problem.data.draw, "fresh data")
+    else:
+        found |= fingerprint_of_data(problem.argument_names, problem.args)
+    for name, value in values.items():
+        if name not in schedules:
+            found |= fingerprint_of(value, name)
+    for name, schedule in schedules.items():
+        found |= {f"{name} at step {step}": schedule(step) for step in (0, options.steps // 2, options.steps - 1)}
+    found |= {"finds": options.step_rule is not StepRule.FIXED, "stops": options.stop_early}
+    found |= {"restarts": options.restarts, "seed": options.seed}
+    found |= {name: value for name, value in report.items() if name not in values}
+    return {**found, "dtype": str(problem.dtype), "device": problem.device.type}
+
+
+def require_same_fit(group: ProcessGroup, problem: FitProblem, options: FitOptions) -> None:
+    """Check that all processes fit the same problem under the same options.
+
+    Raises
+    ------
+    ValueError
+        If they do not, in all of them, with what differs.
+    """
+    mine = fingerprint_of_fit(problem, options)
+    differ = describe_differences(group.first(lambda: mine), mine)
+    words = group.told(f"process {group.rank} (here) and process 0 (there): {'; '.join(differ)}" if differ else None)
+    if words is not None:
+        advice = "call fit with the same model, options and whole data in each, of which it takes its part"
+        raise spoken(ValueError(f"the processes were asked for different fits, {words}: {advice}"), 0)
+    if options.checkpoint_folder is not None:
+        group.hint = (
+            f"the checkpoint in {options.checkpoint_folder.folder} is kept: start all of them again, or another "
+            "number, with resume=True (--resume), and the fit goes on"
+        )
 
 
 def _name(option: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -19,8 +19,7 @@ from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.model.bound_model import BoundModel
 from inference.optim.initialization.laplace import InitialNormal, NoInitialNormal
 from inference.optim.initialization.strategies import initialize
-from inference.storage.fit_fingerprint import Fingerprint
-from inference.svi.options import FitOptions, FitProblem, StepRule
+from inference.svi.options import FitOptions, FitProblem, StepRule, fingerprint_of_fit
 from inference.svi.restart_runner import RestartRunner
 from inference.svi.state import FitState, Restart, RestartResult, RestartResults, RestartState
 from inference.utils.errors import NonFinite
@@ -64,7 +63,7 @@ class Restarts:
         generated = id(self.problem.data) if isinstance(self.problem.data, GeneratedBatches) else None
         return id(self.problem.model), id(self.problem.guide), self._batch_size, generated
 
-    def resume(self, stack: ExitStack, fingerprint: Callable[[], Fingerprint]) -> tuple[int, int] | None:
+    def resume(self, stack: ExitStack) -> tuple[int, int] | None:
         """Look for a fit to resume; return the number of its restart, from 1, and the step, if there is one.
 
         The checkpoint is held until the end of ``stack``.
@@ -81,7 +80,9 @@ class Restarts:
 
         def found() -> dict[str, Any] | None:
             stack.enter_context(kept)
-            return kept.begin(fingerprint(), options.resume, ("steps",) if is_constant else ())
+            return kept.begin(
+                fingerprint_of_fit(self.problem, options), options.resume, ("steps",) if is_constant else ()
+            )
 
         saved = found() if self.group is None else self.group.first(found)
         if saved is None:
