@@ -24,17 +24,8 @@ def full_rank_normal(
     ----------
     model
         Any Pyro model; its sites are found when the guide first runs.
-    init_loc
-        Where μ starts: ``{site: value}`` in the model's own space, or one of
-        Pyro's ``init_to_*`` functions. Sites left out start at their prior's
-        median, those of a flat prior at the middle of their support.
-    init_scale
-        Where every standard deviation starts, in unconstrained units.
-
-    Raises
-    ------
-    ValueError
-        If ``init_scale`` is not a number above 0.
+    init_loc, init_scale
+        Where μ and every standard deviation start, the second above 0: see :mod:`guides.initialization`.
 
     References
     ----------
@@ -67,10 +58,8 @@ def low_rank_normal(
         Any Pyro model; its sites are found when the guide first runs.
     rank
         Columns of F; √D, rounded, if left out.
-    init_loc
-        Where μ starts, as for :func:`full_rank_normal`.
-    init_scale
-        Where every standard deviation starts, roughly, in unconstrained units.
+    init_loc, init_scale
+        Where μ and, roughly, every standard deviation start, see :mod:`guides.initialization`.
 
     Raises
     ------

@@ -36,17 +36,8 @@ def funnel_flow(model: Callable[..., Any], *, init_loc: InitLoc = None, init_sca
     ----------
     model
         Any Pyro model; its sites are found when the guide first runs.
-    init_loc
-        Where μ starts: ``{site: value}`` in the model's own space, or one of
-        Pyro's ``init_to_*`` functions. Sites left out start at their prior's
-        median, those of a flat prior at the middle of their support.
-    init_scale
-        Where every σ starts, in unconstrained units.
-
-    Raises
-    ------
-    ValueError
-        If ``init_scale`` is not a number above 0.
+    init_loc, init_scale
+        Where μ and every σ start, the second above 0: see :mod:`guides.initialization`.
 
     References
     ----------

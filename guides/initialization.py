@@ -1,4 +1,10 @@
-"""Initial values of a guide: the two options that every builder here takes."""
+"""Initial values of a guide: the options that its builders share.
+
+``init_loc`` is where its location μ starts: ``{site: value}`` in the model's own space, or one of Pyro's
+``init_to_*`` functions. Sites left out start at their prior's median, those of a flat prior at the middle of
+their support. ``init_scale`` is where every scale σ starts, in unconstrained units; a builder raises a ValueError
+if it is not a number above 0.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +22,7 @@ InitLoc = Mapping[str, Any] | Callable[..., Tensor] | None
 
 
 def init_loc_fn(init_loc: InitLoc) -> Callable[..., Tensor]:
-    """Pyro's per-site start for what a user passes as ``init_loc``.
-
-    ``{site: value}`` is in the model's own space; sites left out start at their
-    prior's median, those of a flat prior at the middle of their support.
-    """
+    """Pyro's per-site start for what a user passes as ``init_loc``."""
     if init_loc is not None and not isinstance(init_loc, Mapping):
         return init_loc
     given = {name: torch.as_tensor(value) for name, value in (init_loc or {}).items()}

@@ -35,12 +35,8 @@ def planar_flow(
         Any Pyro model; its sites are found when the guide first runs.
     layers
         K.
-    init_loc
-        Where μ starts: ``{site: value}`` in the model's own space, or one of
-        Pyro's ``init_to_*`` functions. Sites left out start at their prior's
-        median, those of a flat prior at the middle of their support.
-    init_scale
-        Where every σ starts, in unconstrained units.
+    init_loc, init_scale
+        Where μ and every σ start, see :mod:`guides.initialization`.
 
     Raises
     ------

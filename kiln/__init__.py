@@ -4,6 +4,8 @@ Every public name is reached from here: ``kiln.fit``, ``kiln.guides.full_rank_no
 ``kiln.data.mnist``. Nothing is imported before it is used, so ``import kiln`` takes milliseconds.
 """
 
+# ruff: noqa: F403, F405 - the names of the star import are those of the list below, which a test compares
+
 from __future__ import annotations
 
 import importlib.util
@@ -11,38 +13,7 @@ import os.path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from inference import (
-        Calibration,
-        Checkpoint,
-        ClassPrediction,
-        Diagnosis,
-        FitsFailed,
-        GradientCheck,
-        JsonLines,
-        Labels,
-        LivePlot,
-        NonFinite,
-        ParameterTrace,
-        Posterior,
-        Prediction,
-        Progress,
-        Snapshots,
-        StoredClassPrediction,
-        StoredPrediction,
-        TensorBoard,
-        batches,
-        calibrate,
-        check_gradients,
-        compare_report,
-        cosine_decay,
-        every,
-        fit,
-        fit_many,
-        fresh,
-        load,
-        open_prediction,
-        plot_loss_contour,
-    )
+    from inference import *
     from kiln import data, guides, models
 
     __version__: str

@@ -4,42 +4,9 @@
 :class:`DropoutRegression`; the other models are functions.
 """
 
-from ppl_models import (
-    VAE,
-    DropoutCNN,
-    DropoutNetwork,
-    DropoutRegression,
-    Energy,
-    ExactPosterior,
-    Scaling,
-    bnn_regression,
-    dropout_networks,
-    exact_linear_regression,
-    linear_regression,
-    mlp_regression,
-    u1,
-    u2,
-    u3,
-    u4,
-    vae,
-)
+import ppl_models
+from ppl_models import *  # noqa: F403
+from ppl_models import dropout_networks, vae
 
-__all__ = [
-    "VAE",
-    "DropoutCNN",
-    "DropoutNetwork",
-    "DropoutRegression",
-    "Energy",
-    "ExactPosterior",
-    "Scaling",
-    "bnn_regression",
-    "dropout_networks",
-    "exact_linear_regression",
-    "linear_regression",
-    "mlp_regression",
-    "u1",
-    "u2",
-    "u3",
-    "u4",
-    "vae",
-]
+__all__ = ["dropout_networks", "vae"]
+__all__ += ppl_models.__all__

@@ -158,16 +158,7 @@ class CompiledEngine:
             self._bind(state)
 
     def advance(self, state: CompiledState, steps: int, iterates: IterateRecorder | None = None) -> Tensor:
-        """Take ``steps`` steps in place and return what :func:`~inference.model.elbo.loss` was in each, (steps, 2).
-
-        On the way θ is kept at the steps that ``iterates`` wants.
-
-        Raises
-        ------
-        NonFinite
-            At the first loss or gradient that is not finite, naming the step, the
-            site and the parameter; the state is put back to where this call began.
-        """
+        """Take steps as :meth:`inference.engine.engine.Engine.advance` says; ``iterates`` has all that it wants."""
         if self.problem.loader is not None:
             self.problem.loader.hold(state.step, steps)
         start = state.copy()

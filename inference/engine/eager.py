@@ -100,16 +100,7 @@ class EagerEngine:
         return EagerState(flat_params, stream, flat_params.grad, optimizer)
 
     def advance(self, state: EagerState, steps: int, iterates: IterateRecorder | None = None) -> Tensor:
-        """Take ``steps`` steps in place and return what :func:`~inference.model.elbo.loss` was in each, (steps, 2).
-
-        Of ``iterates`` there is one, at the end.
-
-        Raises
-        ------
-        NonFinite
-            At the first loss or gradient that is not finite, naming the step, the
-            site and the parameter; the state is put back to where this call began.
-        """
+        """Take steps as :meth:`inference.engine.engine.Engine.advance` says; ``iterates`` has θ at the end alone."""
         if self.problem.loader is not None:
             self.problem.loader.hold(state.step, steps)
         before = _Snapshot.of(state)

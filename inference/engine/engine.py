@@ -59,7 +59,16 @@ class Engine(Protocol):
     problem: SVIProblem
 
     def advance(self, state: Any, steps: int, iterates: IterateRecorder | None = None) -> Tensor:
-        """Take steps in place and return their losses, (steps, 2); θ is kept where ``iterates`` wants it."""
+        """Take ``steps`` steps in place and return what :func:`~inference.model.elbo.loss` was in each, (steps, 2).
+
+        On the way θ is kept at the steps that ``iterates`` wants.
+
+        Raises
+        ------
+        NonFinite
+            At the first loss or gradient that is not finite, naming the step, the
+            site and the parameter; the state is put back to where this call began.
+        """
 
     def result(self, state: Any) -> Tensor:
         """Return θ that the steps so far have found."""

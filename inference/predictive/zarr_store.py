@@ -22,23 +22,9 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 from zarr.codecs import Crc32cCodec
 
+from inference.storage import json_document as document
 from inference.storage.atomic_files import ADVICE, read_bytes, replacing
 from inference.storage.fit_fingerprint import Fingerprint, describe_differences
-from inference.storage.json_document import (
-    ANY,
-    MOST_BYTES,
-    NUMBER,
-    TEXT,
-    WHOLE,
-    check,
-    digest,
-    either,
-    list_of,
-    mapping_of,
-    parsed,
-    record,
-    refuse_damage,
-)
 from inference.utils.warnings import warn
 
 __all__ = ["SAMPLES", "SUMMARY", "Field", "PredictionStore"]
@@ -46,18 +32,18 @@ __all__ = ["SAMPLES", "SUMMARY", "Field", "PredictionStore"]
 SCHEMA, SEAL, ABOUT, BATCHES, LOCK = 1, "sha256", "kiln", "batches", ".kiln.lock"
 SAMPLES, SUMMARY = "predictions", "summary"  # the groups of arrays
 _CHUNK = 2**20  # bytes, of some draws of a batch of rows
-_KIND = record(
-    schema=WHOLE,
-    kind=either("values", "classes"),
-    keep=either("draws", "summary"),
-    site=TEXT,
-    draws=WHOLE,
-    rows=WHOLE,
-    batch_rows=WHOLE,
-    batch_draws=WHOLE,
-    quantiles=list_of(NUMBER),
-    identity=mapping_of(ANY),
-    versions=mapping_of(TEXT),
+_KIND = document.record(
+    schema=document.WHOLE,
+    kind=document.either("values", "classes"),
+    keep=document.either("draws", "summary"),
+    site=document.TEXT,
+    draws=document.WHOLE,
+    rows=document.WHOLE,
+    batch_rows=document.WHOLE,
+    batch_draws=document.WHOLE,
+    quantiles=document.list_of(document.NUMBER),
+    identity=document.mapping_of(document.ANY),
+    versions=document.mapping_of(document.TEXT),
 )
 
 
@@ -89,7 +75,7 @@ class PredictionStore:
         """
         plain = {"schema": SCHEMA, **about}
         with replacing(path) as partial:
-            sealed = {ABOUT: {**plain, SEAL: digest(plain)}}
+            sealed = {ABOUT: {**plain, SEAL: document.digest(plain)}}
             root = zarr.create_group(partial, attributes=sealed)
             for name, field in fields.items():
                 _create_array(root, name, field, about["rows"], about["batch_rows"])
@@ -109,17 +95,17 @@ class PredictionStore:
             If it is something else, or damaged.
         """
         try:
-            content = parsed(path, read_bytes(path / "zarr.json", MOST_BYTES))
+            content = document.parsed(path, read_bytes(path / "zarr.json", document.MOST_BYTES))
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{path} is no prediction: give the out= of predict") from error
         about = (content.get("attributes") or {}).get(ABOUT)
         if not isinstance(about, dict):
             raise ValueError(f"{path} was not written by predict: give the out= of one")
         seal = about.pop(SEAL, None)
-        refuse_damage(path, digest(about), seal)
+        document.refuse_damage(path, document.digest(about), seal)
         if about.get("schema") != SCHEMA:
             raise ValueError(f"{path} has schema {about.get('schema')!r:.40}, and {SCHEMA} is read: make it again")
-        check(path, about, _KIND)
+        document.check(path, about, _KIND)
         if not all(about[name] for name in ("draws", "rows", "batch_rows", "batch_draws")):
             raise ValueError(f"{path} has a prediction of nothing: {ADVICE}")
         return cls(path, about, zarr.open_group(path, mode="r+" if writable else "r"))

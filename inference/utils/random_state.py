@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,27 +93,26 @@ class RandomStream:
             _restore(outside)
         return cls(found)
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self) -> AbstractContextManager[None]:
         """Draw from this stream until the block ends."""
-        outside = _capture()
-        _restore(self.state)
-        try:
-            yield
-        finally:
-            self.state = _capture()
-            _restore(outside)
+        return self._in_place(_capture, _restore)
+
+    def drawing(self) -> AbstractContextManager[None]:
+        """As :meth:`active`, forty times as quick, for code that draws by torch alone."""
+        return self._in_place(_capture_torch, _restore_torch)
 
     @contextmanager
-    def drawing(self) -> Iterator[None]:
-        """As :meth:`active`, forty times as quick, for code that draws by torch alone."""
-        outside = _capture_torch()
-        _restore_torch(self.state)
+    def _in_place(
+        self, capture: Callable[[], dict[str, Any]], restore: Callable[[dict[str, Any]], None]
+    ) -> Iterator[None]:
+        """Put this stream in the place of those generators of the process that the two functions are of."""
+        outside = capture()
+        restore(self.state)
         try:
             yield
         finally:
-            self.state = {**self.state, **_capture_torch()}
-            _restore_torch(outside)
+            self.state = {**self.state, **capture()}
+            restore(outside)
 
 
 def _capture() -> dict[str, Any]:

@@ -11,16 +11,7 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal, init_to_value
 from torch import nn
 from torch.distributions import constraints
 
-from guides import (
-    amortized_encoder,
-    bernoulli_dropout,
-    full_rank_normal,
-    funnel_flow,
-    low_rank_normal,
-    mean_field_normal,
-    planar_flow,
-    spline_flow,
-)
+import guides
 from inference import check_gradients, fit
 from ppl_models import (
     VAE,
@@ -49,12 +40,12 @@ CONTINUOUS = {
 }
 GUIDES = {
     "AutoDelta": AutoDelta,
-    "mean_field": mean_field_normal,
-    "full_rank": full_rank_normal,
-    "low_rank": partial(low_rank_normal, rank=2),
-    "planar": partial(planar_flow, layers=3),
-    "funnel": funnel_flow,
-    "spline": partial(spline_flow, layers=2, bins=4, hidden=[4]),
+    "mean_field": guides.mean_field_normal,
+    "full_rank": guides.full_rank_normal,
+    "low_rank": partial(guides.low_rank_normal, rank=2),
+    "planar": partial(guides.planar_flow, layers=3),
+    "funnel": guides.funnel_flow,
+    "spline": partial(guides.spline_flow, layers=2, bins=4, hidden=[4]),
 }
 
 
@@ -64,7 +55,7 @@ def made(build, *data):
 
 
 def dropout(model, **options):
-    return model, bernoulli_dropout(model, **options)
+    return model, guides.bernoulli_dropout(model, **options)
 
 
 def net():
@@ -73,7 +64,7 @@ def net():
 
 def vae(**options):
     model = VAE(6, latent=2, hidden=[4], **options)
-    return model, amortized_encoder(model)
+    return model, guides.amortized_encoder(model)
 
 
 NETWORKS = {
@@ -178,10 +169,10 @@ def test_a_parameter_that_the_loss_does_not_use_passes():
 
 
 def test_a_fault_in_the_operator_of_the_planar_flow_is_found(monkeypatch):
-    whole = check_gradients(u1, planar_flow(u1, layers=3))
+    whole = check_gradients(u1, guides.planar_flow(u1, layers=3))
     backward = torch.ops.kiln.tanh_recurrence_backward
     monkeypatch.setattr("guides.tanh_recurrence._backward", lambda g, h, m: -backward(g, h, m))
-    broken = check_gradients(u1, planar_flow(u1, layers=3))
+    broken = check_gradients(u1, guides.planar_flow(u1, layers=3))
     assert whole.passed
     assert not broken.passed
     assert any("transform" in name for name in broken.failed)
@@ -195,7 +186,7 @@ def test_beside_a_kink_a_shorter_step_is_taken():
 
 
 def test_it_can_be_asked_at_a_fitted_posterior():
-    guide = mean_field_normal(linear_regression)
+    guide = guides.mean_field_normal(linear_regression)
     posterior = fit(linear_regression, guide, X, Y, steps=300, progress=False)
     assert check_gradients(linear_regression, guide, X, Y, at=posterior.params).passed
     with pytest.raises(ValueError, match="at has"):
@@ -249,7 +240,7 @@ def test_constants_in_single_precision_do_not_stand_in_the_way():
         with pyro.plate("data", len(x)):
             pyro.sample("y", dist.Normal(x @ WEIGHTS + (z * WEIGHTS).sum(), 1.0), obs=y)
 
-    check = check_gradients(model, mean_field_normal(model, init_loc={"z": 1.0}), X, Y)
+    check = check_gradients(model, guides.mean_field_normal(model, init_loc={"z": 1.0}), X, Y)
     assert check.worst.error < 1e-8
 
 

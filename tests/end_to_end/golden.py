@@ -25,17 +25,8 @@ import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoMultivariateNormal, AutoNormal
 
+import guides
 import inference as kiln
-from guides import (
-    amortized_encoder,
-    bernoulli_dropout,
-    full_rank_normal,
-    funnel_flow,
-    low_rank_normal,
-    mean_field_normal,
-    planar_flow,
-    spline_flow,
-)
 from ppl_models import VAE, DropoutRegression, bnn_regression, linear_regression, mlp_regression, u1
 
 fit = partial(kiln.fit, progress=False)
@@ -64,11 +55,11 @@ def rows(count: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
 X, Y = rows()
 LINE = partial(linear_regression, noise=0.1)
 GUIDES: dict[str, Callable[..., Any]] = {
-    "mean_field": mean_field_normal,
-    "full_rank": full_rank_normal,
-    "low_rank": low_rank_normal,
-    "planar": partial(planar_flow, layers=2),
-    "spline": partial(spline_flow, layers=1, hidden=(8,)),
+    "mean_field": guides.mean_field_normal,
+    "full_rank": guides.full_rank_normal,
+    "low_rank": guides.low_rank_normal,
+    "planar": partial(guides.planar_flow, layers=2),
+    "spline": partial(guides.spline_flow, layers=1, hidden=(8,)),
     "laplace": AutoLaplaceApproximation,
     "point": AutoDelta,
 }
@@ -111,7 +102,7 @@ def fits_of_guides(engine: str) -> Iterator[tuple[str, Any]]:
 def automatic() -> Iterator[tuple[str, Any]]:
     """Fits that choose steps and end themselves."""
     for engine in ("eager", "compiled"):
-        posterior = fit(LINE, full_rank_normal(LINE), X, Y, steps=1500, engine=engine)
+        posterior = fit(LINE, guides.full_rank_normal(LINE), X, Y, steps=1500, engine=engine)
         yield f"full rank {engine}", parameters(posterior)
         yield f"full rank {engine} stop", posterior.stop_reason
         if engine == "compiled":
@@ -125,25 +116,27 @@ def automatic() -> Iterator[tuple[str, Any]]:
             yield "prior", digest(*posterior.prior(20).values())
             yield "likelihood", digest(*posterior.log_likelihood(draws=20).values())
     network = partial(bnn_regression, hidden=(4,))
-    posterior = fit(network, mean_field_normal(network), X, Y, steps=1200, engine="compiled")
+    posterior = fit(network, guides.mean_field_normal(network), X, Y, steps=1200, engine="compiled")
     yield "network", parameters(posterior)
     yield "network scores", repr(posterior.evaluate(X, Y, draws=50).scores)
-    posterior = fit(eight_schools, funnel_flow(eight_schools), steps=1000, engine="compiled")
+    posterior = fit(eight_schools, guides.funnel_flow(eight_schools), steps=1000, engine="compiled")
     yield "funnel flow", parameters(posterior)
     yield "funnel k-hat", repr(posterior.diagnose(draws=500).khat)
-    posterior = fit(u1, planar_flow(u1, layers=4), steps=300, anneal=100, lr=0.01, particles=8, engine="compiled")
+    posterior = fit(
+        u1, guides.planar_flow(u1, layers=4), steps=300, anneal=100, lr=0.01, particles=8, engine="compiled"
+    )
     yield "annealed", parameters(posterior)
     for init in ("mode", "prior", {"bias": 1.0}):
         options = {"lr": 0.01, "steps": 50, "engine": "eager"}
         yield (
             f"init {init}",
-            parameters(fit(linear_regression, mean_field_normal(linear_regression), X, Y, init=init, **options)),
+            parameters(fit(linear_regression, guides.mean_field_normal(linear_regression), X, Y, init=init, **options)),
         )
 
 
 def options() -> Iterator[tuple[str, Any]]:
     """Mini-batches, restarts, optimisers, schedules, data that are read or generated, in both engines."""
-    guide = mean_field_normal(linear_regression)
+    guide = guides.mean_field_normal(linear_regression)
     for engine in ("eager", "compiled"):
         one = partial(fit, linear_regression, guide, engine=engine, steps=100)
         yield f"mini-batch {engine}", parameters(one(X, Y, lr=0.02, batch_size=20))
@@ -157,19 +150,19 @@ def options() -> Iterator[tuple[str, Any]]:
         yield f"batches {engine}", parameters(read)
         yield f"batches weights {engine}", digest(read.log_weights(20))
         yield f"generated {engine}", parameters(one(kiln.fresh(lambda: rows(20)), lr=0.02))
-    yield "branch", parameters(fit(branch, mean_field_normal(branch), X, Y, steps=50, lr=0.02))
+    yield "branch", parameters(fit(branch, guides.mean_field_normal(branch), X, Y, steps=50, lr=0.02))
 
 
 def networks() -> Iterator[tuple[str, Any]]:
     """Dropout and an autoencoder, whose guides have noise or latents of rows."""
     torch.manual_seed(0)
     model = DropoutRegression(2, hidden=8)
-    posterior = fit(model, bernoulli_dropout(model), X, Y, steps=80, batch_size=20, lr=0.01, engine="compiled")
+    posterior = fit(model, guides.bernoulli_dropout(model), X, Y, steps=80, batch_size=20, lr=0.01, engine="compiled")
     yield "dropout", parameters(posterior)
     yield "dropout per row", digest(posterior.predict(X[:5], draws=10, per_row=True).draws)
     pixels = (torch.rand(40, 16, generator=torch.Generator().manual_seed(1)) > 0.5).float()
     vae = VAE(16, latent=2, hidden=(8,))
-    posterior = fit(vae, amortized_encoder(vae), pixels, steps=60, batch_size=20, lr=0.01, engine="compiled")
+    posterior = fit(vae, guides.amortized_encoder(vae), pixels, steps=60, batch_size=20, lr=0.01, engine="compiled")
     yield "autoencoder", parameters(posterior)
     yield "evidence", digest(posterior.evaluate(pixels[:10], draws=20).scores.log_evidence)
     mlp = partial(mlp_regression, hidden=(4,))
@@ -178,16 +171,16 @@ def networks() -> Iterator[tuple[str, Any]]:
 
 def many() -> Iterator[tuple[str, Any]]:
     """Many fits in one program, and calibration."""
-    guide = mean_field_normal(linear_regression)
+    guide = guides.mean_field_normal(linear_regression)
     wanted = [partial(kiln.fit, linear_regression, guide, X, Y, seed=i) for i in range(3)]
     for engine in ("eager", "compiled"):
         found = kiln.fit_many(wanted, steps=150, lr=0.02, engine=engine, progress=False)
         yield f"many {engine}", [parameters(posterior) for posterior in found]
     found = kiln.fit_many(
-        [partial(kiln.fit, LINE, mean_field_normal(LINE), X, Y * k) for k in (1, 2)], steps=1200, progress=False
+        [partial(kiln.fit, LINE, guides.mean_field_normal(LINE), X, Y * k) for k in (1, 2)], steps=1200, progress=False
     )
     yield "many automatic", [parameters(posterior) for posterior in found]
-    calibration = kiln.calibrate(LINE, mean_field_normal, X, Y, fits=4, draws=9, steps=100, progress=False)
+    calibration = kiln.calibrate(LINE, guides.mean_field_normal, X, Y, fits=4, draws=9, steps=100, progress=False)
     yield "calibration", digest(calibration.ranks)
 
 
@@ -209,7 +202,7 @@ def kept(write: bool) -> Iterator[tuple[str, Any]]:
         fit, own_line, AutoMultivariateNormal(own_line), X, Y, engine="eager", checkpoint=KEPT / "checkpoint-automatic"
     )
     yield "resumed automatic", parameters(automatic(steps=1200, resume=not write))
-    guide = mean_field_normal(linear_regression)
+    guide = guides.mean_field_normal(linear_regression)
     if write:
         posterior = fit(linear_regression, guide, X, Y, steps=100, lr=0.02, engine="eager")
         posterior.save(KEPT / "posterior")

@@ -15,19 +15,9 @@ from torch import fx
 from inference.engine.compiler import cache as programs
 from inference.engine.compiler import cpp_build, cpp_codegen, inductor
 from inference.storage.atomic_files import cache_folder, newest_first
+from tests.helpers.graphs import accumulating_module
 
 aten = torch.ops.aten
-
-
-def module():
-    """State ← state + row · w; loss = Σ state²."""
-    graph = fx.Graph()
-    state, row, w = (graph.placeholder(name) for name in ("state", "row", "w"))
-    product = graph.call_function(aten.mm.default, (row, w))
-    graph.call_function(aten.add_.Tensor, (state, product))
-    square = graph.call_function(aten.mul.Tensor, (state, state))
-    graph.output((graph.call_function(aten.sum.default, (square,)),))
-    return fx.GraphModule({}, graph)
 
 
 def inputs():
@@ -44,7 +34,7 @@ def cache(empty_cache):
 def compiled(own_cache):
     """What ``run`` left in the cache of all tests."""
     run()
-    return cache_folder("programs") / programs._key(module(), inputs(), [1], 1)
+    return cache_folder("programs") / programs._key(accumulating_module(), inputs(), [1], 1)
 
 
 @pytest.fixture
@@ -65,7 +55,7 @@ def builds(monkeypatch):
 def run(steps=5, threads=1):
     given = inputs()
     rows = torch.randn(steps, 2, 4, generator=torch.Generator().manual_seed(1))
-    losses = programs.executable(module(), given, [1], threads).run([rows])
+    losses = programs.executable(accumulating_module(), given, [1], threads).run([rows])
     expected = (rows @ given[2]).cumsum(0)
     torch.testing.assert_close(losses, (expected**2).sum((1, 2)))
     torch.testing.assert_close(given[0], expected[-1])
@@ -80,7 +70,7 @@ def test_a_second_call_loads_what_the_first_compiled(cache, builds):
 
 def test_another_graph_shape_or_thread_count_is_another_program(cache, builds):
     run()
-    programs.executable(module(), [torch.zeros(3, 3), torch.zeros(3, 4), torch.zeros(4, 3)], [1])
+    programs.executable(accumulating_module(), [torch.zeros(3, 3), torch.zeros(3, 4), torch.zeros(4, 3)], [1])
     assert len(builds) == 2
     run(threads=2)
     assert len(builds) == 3
@@ -96,7 +86,7 @@ def test_a_spoiled_entry_is_not_run_but_built_again(entry, builds, harm, tmp_pat
     elif harm == "number":  # a bit of a place in memory
         plan.write_text(re.sub(r'"start": (\d+)', r'"start": 1\1', plan.read_text(), count=1))
     elif harm == "another":  # whole, but of another program
-        programs.executable(module(), [torch.zeros(3, 3), torch.zeros(3, 4), torch.zeros(4, 3)], [1])
+        programs.executable(accumulating_module(), [torch.zeros(3, 3), torch.zeros(3, 4), torch.zeros(4, 3)], [1])
         builds.pop()
         (other,) = (path for path in entry.parent.iterdir() if path != entry)
         shutil.rmtree(entry)
@@ -154,7 +144,7 @@ def test_a_failed_build_leaves_nothing_behind(cache, monkeypatch):
 def test_old_entries_make_room(cache, monkeypatch):
     monkeypatch.setattr(programs, "_KEPT", 1)
     run()
-    programs.executable(module(), [torch.zeros(3, 3), torch.zeros(3, 4), torch.zeros(4, 3)], [1])
+    programs.executable(accumulating_module(), [torch.zeros(3, 3), torch.zeros(3, 4), torch.zeros(4, 3)], [1])
     assert len(list(cache.iterdir())) == 1
 
 
@@ -314,7 +304,7 @@ def test_no_more_threads_than_asked_work_on_it_and_the_process_keeps_its_own(cac
     try:
         monkeypatch.setattr(torch, "set_num_threads", lambda count: (asked.append(count), real(count)))
         given = inputs()
-        programs.executable(module(), given, [1], 1).run([torch.stack([given[1]] * 3)])
+        programs.executable(accumulating_module(), given, [1], 1).run([torch.stack([given[1]] * 3)])
         assert asked == [1, 2]
         assert torch.get_num_threads() == 2
     finally:

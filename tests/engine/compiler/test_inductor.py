@@ -4,23 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import fx
 
 import inference
 from inference.engine.compiler import cpp_codegen, inductor
-
-aten = torch.ops.aten
-
-
-def module():
-    """State ← state + row · w; loss = Σ state²."""
-    graph = fx.Graph()
-    state, row, w = (graph.placeholder(name) for name in ("state", "row", "w"))
-    product = graph.call_function(aten.mm.default, (row, w))
-    graph.call_function(aten.add_.Tensor, (state, product))
-    square = graph.call_function(aten.mul.Tensor, (state, state))
-    graph.output((graph.call_function(aten.sum.default, (square,)),))
-    return fx.GraphModule({}, graph)
+from tests.helpers.graphs import accumulating_module
 
 
 def inputs():
@@ -43,7 +30,7 @@ def test_canary_the_private_entry_points_are_where_they_were():
     assert callable(GraphLowering.codegen)
     with config.patch({"fx_graph_cache": False, "cpp.vec_isa_ok": True, "fallback_random": True}):
         assert config.fallback_random
-    lowered = inductor.lower(module(), inputs())
+    lowered = inductor.lower(accumulating_module(), inputs())
     assert [call.operator for call in lowered.calls if call.operator] == ["aten.addmm.out"]
     assert all('extern "C"' in kernel for kernel in lowered.kernels)
     text, parts = cpp_codegen.source(lowered, [(1, 32)])
@@ -66,6 +53,6 @@ def test_a_graph_that_the_compiler_refuses_is_named(monkeypatch):
 
     monkeypatch.setattr("torch._inductor.compile", refuses)
     with pytest.raises(inductor.NotCompilable, match="TorchInductor: KeyError: 'no such backend'"):
-        inductor.fuse(module(), inputs())
+        inductor.fuse(accumulating_module(), inputs())
     with pytest.raises(inductor.NotCompilable, match="TorchInductor: KeyError: 'no such backend'"):
-        inductor.lower(module(), inputs())
+        inductor.lower(accumulating_module(), inputs())

@@ -11,14 +11,7 @@ from pyro import poutine
 from pyro.distributions import constraints
 from pyro.infer import autoguide
 
-from guides import (
-    full_rank_normal,
-    funnel_flow,
-    low_rank_normal,
-    mean_field_normal,
-    planar_flow,
-    spline_flow,
-)
+from guides import full_rank_normal, funnel_flow, low_rank_normal, mean_field_normal, planar_flow, spline_flow
 from inference import fit
 from inference.model.bound_model import BoundModel
 from inference.model.log_joint import LatentLayout
