@@ -159,13 +159,13 @@ def test_user_input_is_never_checked_by_assert_and_pickle_is_never_loaded(path):
 WITHOUT_TEST_FILE = """
     data.array_conversion data.row_arrays data.shuffle_buffer diagnostics.loss_surface diagnostics.uniformity_tests
     diagnostics.verdict engine.batched.grouping engine.batched.runner engine.batched.stacked_step
-    engine.batched.trace_cache engine.compiler.cpp_codegen engine.compiler.executable engine.eager
-    engine.process_group engine.step_plan engine.svi_problem engine.tracing.batching_rules engine.tracing.traced_graph
-    engine.tracing.tracer export.graph_recording export.runtime.graph export.runtime.layers export.runtime.prediction
-    export.verification model.bound_model model.captured_values model.guide_density model.improper_priors
-    model.log_joint model.nonfinite_sites model.parameters model.row_scaling model.sites optim.adaptive
-    optim.convergence optim.functional optim.initialization.guide_placement optim.initialization.mode_search
-    optim.optimizers optim.whitening posterior predictive.autoencoder predictive.sampling predictive.stored_prediction
+    engine.batched.trace_cache engine.compiler.executable engine.eager engine.process_group engine.step_plan
+    engine.svi_problem engine.tracing.batching_rules engine.tracing.traced_graph engine.tracing.tracer
+    export.graph_recording export.runtime.graph export.runtime.layers export.runtime.prediction export.verification
+    model.bound_model model.captured_values model.guide_density model.improper_priors model.log_joint
+    model.nonfinite_sites model.parameters model.row_scaling model.sites optim.adaptive optim.convergence
+    optim.functional optim.initialization.guide_placement optim.initialization.mode_search optim.optimizers
+    optim.whitening posterior predictive.autoencoder predictive.sampling predictive.stored_prediction
     predictive.zarr_store reporting.autoencoder_section reporting.figures.calibration_plots
     reporting.figures.comparison_plots reporting.figures.image_grids reporting.figures.importance_plots
     reporting.figures.posterior_plots reporting.figures.style reporting.held_out_section reporting.section
