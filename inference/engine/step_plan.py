@@ -12,7 +12,7 @@ from inference.engine.svi_problem import SVIProblem
 from inference.model.protocols import HasScaleTril, supports
 from inference.optim.averaged_adam import AveragedAdam
 from inference.optim.initialization.guide_placement import place_guide, start_at
-from inference.optim.initialization.laplace import InitialNormal, NoInitialNormal
+from inference.optim.initialization.initial_normal import InitialNormal, NoInitialNormal
 from inference.optim.prodigy import Prodigy
 from inference.optim.whitening import PathMoments, whitening
 

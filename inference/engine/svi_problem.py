@@ -15,9 +15,8 @@ from inference.data.batch_loader import BatchLoader
 from inference.data.generated_dataset import GeneratedBatches
 from inference.engine.data_parallel import DataParallel, fixed_plates
 from inference.engine.process_group import ProcessGroup
-from inference.model.bound_model import BoundModel, set_training
+from inference.model.bound_model import BoundModel, row_scale, set_training
 from inference.model.elbo import Model, traces
-from inference.model.row_scaling import row_scale
 from inference.model.subsampling import Subsampling
 from inference.optim.adaptive import AdaptiveOptimizer
 from inference.optim.schedules import LearningRate, TemperingSchedule

@@ -13,7 +13,7 @@ from torch.distributions import transform_to
 
 from inference.model.bound_model import BoundModel
 from inference.model.log_joint import LatentLayout
-from inference.optim.initialization.laplace import InitialNormal
+from inference.optim.initialization.initial_normal import InitialNormal
 from inference.utils.random_state import RandomStream
 
 __all__ = ["PathMoments", "Whitening", "whitening"]

@@ -16,7 +16,7 @@ from inference.storage import tensor_archive
 from inference.storage.atomic_files import ADVICE, make_folder
 from inference.storage.fit_fingerprint import Fingerprint, describe_differences
 from inference.storage.json_document import ANY, TEXT, check, mapping_of, record
-from inference.utils.pytree import flatten, unflatten
+from inference.storage.tensor_archive import flatten, unflatten
 from inference.utils.validation import positive_integer
 from inference.utils.versions import versions
 from inference.utils.warnings import warn

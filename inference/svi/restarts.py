@@ -17,7 +17,7 @@ from inference.engine.process_group import ProcessGroup
 from inference.engine.step_plan import StepPlan, automatic
 from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.model.bound_model import BoundModel
-from inference.optim.initialization.laplace import InitialNormal, NoInitialNormal
+from inference.optim.initialization.initial_normal import InitialNormal, NoInitialNormal
 from inference.optim.initialization.strategies import initialize
 from inference.storage.fit_fingerprint import Fingerprint
 from inference.svi.options import FitOptions, FitProblem, StepRule

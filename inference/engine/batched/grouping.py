@@ -30,7 +30,7 @@ from inference.engine.svi_problem import SVIProblem
 from inference.engine.svi_step import RATES, state_inputs, step_rates
 from inference.engine.tracing.traced_graph import GraphInput, InputKind
 from inference.engine.tracing.tracer import Untraceable
-from inference.optim.functional import Update
+from inference.optim.optimizers import Update
 from inference.utils.random_state import RandomStream
 from inference.utils.warnings import warn
 

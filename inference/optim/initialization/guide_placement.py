@@ -18,7 +18,7 @@ from inference.model.bound_model import BoundModel, name_of
 from inference.model.elbo import Model
 from inference.model.log_joint import LatentLayout
 from inference.model.protocols import HasScaleTril, supports
-from inference.optim.initialization.laplace import InitialNormal
+from inference.optim.initialization.initial_normal import InitialNormal
 
 __all__ = ["located", "place_guide", "start_at"]
 

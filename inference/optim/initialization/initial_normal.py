@@ -1,4 +1,4 @@
-"""Normals from the curvature of the log joint: Laplace's approximation at a mode, and at other points."""
+"""Normals to start a guide at: Laplace's approximation at a mode, and Pathfinder's along the paths to it."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ __all__ = [
     "laplace",
     "laplace_at",
     "normal_at",
+    "pathfinder",
 ]
 
 DENSE = 300  # latents with a full covariance
@@ -31,6 +32,7 @@ RISING = 2.0  # nats that the next step would gain where a path ended: it is not
 _NEWTON, _PRODUCTS = 12, 1500  # steps at most, and Hessian-vector products that they may cost
 _PROBES = 30
 _FLAT = 1e-3  # nats that it would gain at a mode, where Newton's steps are not taken
+_THINNED, _ROUGH, _FINE = 10, 5, 3  # iterates of a path that are looked at, draws for each, and how many are kept
 
 
 @dataclass(frozen=True)
@@ -136,3 +138,24 @@ def normal_at(
     entropy = (noise.square().sum(-1) / 2).mean() + log_det + density.size / 2 * math.log(2 * math.pi)
     values = [density.value(u) for u in start.draw(noise)]
     return replace(start, elbo=sum(values) / len(values) + entropy.item())
+
+
+def pathfinder(density: LogJoint, paths: list[list[Iterate]], noise: Tensor) -> list[InitialNormal]:
+    """Normals at the iterates with the best ELBO, by the covariance of L-BFGS, and at the best by |H|⁻¹ too.
+
+    References
+    ----------
+    Zhang, Carpenter, Gelman, Vehtari (2022), Pathfinder: parallel quasi-Newton variational inference.
+    """
+    points = [path[i * len(path) // _THINNED] for path in paths for i in range(min(_THINNED, len(path)))]
+    eye = torch.eye(density.size, dtype=torch.float64, device=noise.device)
+    rough = [(normal_at(density, p.u, p.covariance(eye), noise[:_ROUGH], False, p.value), p) for p in points]
+    rough.sort(key=lambda pair: -pair[0].elbo)
+    finite = [pair for pair in rough[:_FINE] if math.isfinite(pair[0].elbo)]
+    found = [(normal_at(density, p.u, p.covariance(eye), noise, False, p.value), p) for _, p in finite]
+    if found:
+        point = max(found, key=lambda pair: pair[0].elbo)[1]
+        found.append(
+            (normal_at(density, point.u, absolute_covariance(density, point.u), noise, False, point.value), point)
+        )
+    return [start for start, _ in found]
