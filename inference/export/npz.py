@@ -25,7 +25,7 @@ from inference.export.runtime.operators import RANDOM
 from inference.export.runtime.predictor import LATENT, MANIFEST, SCHEMA, Predictor
 from inference.model.vectorization import VMAP_ERRORS, may_be_of_vmap
 from inference.storage.atomic_files import replacing
-from inference.utils.versions import versions
+from inference.storage.json_document import versions
 
 __all__ = ["module_source", "write_predictor"]
 

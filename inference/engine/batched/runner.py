@@ -32,8 +32,8 @@ from inference.model.elbo import loss
 from inference.model.nonfinite_sites import failure
 from inference.optim.optimizers import Update
 from inference.utils.errors import NonFinite
+from inference.utils.processes import interruptible
 from inference.utils.random_state import RandomStream, environment
-from inference.utils.signals import interruptible
 
 __all__ = ["CHUNK", "GLOBALS", "Lane", "batch_width", "run_batch"]
 

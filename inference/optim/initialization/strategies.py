@@ -15,7 +15,6 @@ from torch.distributions import biject_to
 
 from inference.model.bound_model import BoundModel, name_of
 from inference.model.log_joint import LogJoint
-from inference.optim.initialization.guide_placement import located, place_guide
 from inference.optim.initialization.initial_normal import (
     DENSE,
     DRAWS,
@@ -25,7 +24,9 @@ from inference.optim.initialization.initial_normal import (
     absolute_covariance,
     laplace,
     laplace_at,
+    located,
     pathfinder,
+    place_guide,
 )
 from inference.optim.initialization.mode_search import Iterate, ascend
 from inference.utils.random_state import RandomStream

@@ -24,8 +24,7 @@ from guides import (
 from inference import fit
 from inference.model.bound_model import BoundModel
 from inference.model.log_joint import LatentLayout, LogJoint
-from inference.optim.initialization.guide_placement import place_guide
-from inference.optim.initialization.initial_normal import InitialNormal, NoInitialNormal, laplace_at
+from inference.optim.initialization.initial_normal import InitialNormal, NoInitialNormal, laplace_at, place_guide
 from inference.optim.initialization.strategies import find_initial_normal
 from inference.utils.random_state import RandomStream
 from ppl_models import exact_linear_regression, linear_regression
