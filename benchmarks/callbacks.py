@@ -34,7 +34,7 @@ from inference.model.bound_model import BoundModel
 from inference.posterior import Posterior
 from inference.predictive.approximation import FitRecord
 from inference.svi.callbacks.base import CallbackRunner, opened
-from inference.svi.training_loop import CheckpointWriter, run_steps
+from inference.svi.restart_runner import CheckpointWriter, run_steps
 from inference.utils.random_state import RandomStream
 from ppl_models import bnn_regression
 

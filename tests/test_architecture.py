@@ -89,7 +89,7 @@ def test_some_packages_are_used_in_some_places_only():
         for name, homes in {
             "jinja2": ["reporting"],
             "typer": ["cli"],
-            "joblib": ["utils/parallel.py"],
+            "joblib": ["utils/processes.py"],
             "matplotlib": ["reporting/figures", "svi/callbacks"],
         }.items():
             assert name not in tops(path) or allowed(path, *homes), f"{path} imports {name}"
@@ -157,22 +157,20 @@ def test_user_input_is_never_checked_by_assert_and_pickle_is_never_loaded(path):
 
 
 WITHOUT_TEST_FILE = """
-    data.array_conversion data.row_arrays data.shuffle_buffer diagnostics.loss_surface diagnostics.uniformity_tests
-    diagnostics.verdict engine.batched.grouping engine.batched.runner engine.batched.stacked_step
-    engine.batched.trace_cache engine.compiler.cpp_codegen engine.compiler.executable engine.eager
-    engine.process_group engine.step_plan engine.svi_problem engine.tracing.batching_rules engine.tracing.traced_graph
-    engine.tracing.tracer export.graph_recording export.runtime.graph export.runtime.layers export.runtime.prediction
-    export.verification model.bound_model model.captured_values model.guide_density model.improper_priors
-    model.log_joint model.nonfinite_sites model.parameters model.row_scaling model.sites optim.adaptive
-    optim.convergence optim.functional optim.initialization.guide_placement optim.initialization.mode_search
-    optim.optimizers optim.whitening posterior predictive.autoencoder predictive.sampling predictive.stored_prediction
-    predictive.zarr_store reporting.autoencoder_section reporting.figures.calibration_plots
-    reporting.figures.comparison_plots reporting.figures.image_grids reporting.figures.importance_plots
+    data.row_arrays data.shuffle_buffer diagnostics.loss_surface diagnostics.uniformity_tests diagnostics.verdict
+    engine.batched.grouping engine.batched.runner engine.batched.stacked_step engine.batched.trace_cache
+    engine.compiler.executable engine.eager engine.process_group engine.svi_problem engine.tracing.batching_rules
+    engine.tracing.traced_graph engine.tracing.tracer export.graph_recording export.runtime.graph
+    export.runtime.layers model.bound_model model.captured_values model.guide_density model.improper_priors
+    model.log_joint model.nonfinite_sites model.parameters model.sites optim.adaptive optim.convergence
+    optim.initialization.mode_search optim.optimizers optim.whitening posterior predictive.autoencoder
+    predictive.sampling predictive.stored_prediction predictive.zarr_store reporting.autoencoder_section
+    reporting.figures.comparison_plots reporting.figures.diagnostic_plots reporting.figures.image_grids
     reporting.figures.posterior_plots reporting.figures.style reporting.held_out_section reporting.section
     storage.atomic_files storage.fit_fingerprint storage.json_document svi.calibration.simulation
     svi.callbacks.json_lines svi.callbacks.live_plot svi.callbacks.parameter_trace svi.callbacks.snapshots
-    svi.callbacks.tensorboard svi.fitting svi.restarts svi.training_loop utils.arviz_compat utils.background_writer
-    utils.errors utils.parallel utils.pytree utils.signals utils.validation utils.versions
+    svi.callbacks.tensorboard svi.fitting svi.restarts utils.arviz_compat utils.background_writer utils.errors
+    utils.processes utils.validation
 """
 
 

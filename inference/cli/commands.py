@@ -33,7 +33,7 @@ from inference.cli.runs import (
     split_rows,
     write_run_report,
 )
-from inference.data.array_conversion import sha256_of
+from inference.data.arguments import sha256_of
 from inference.diagnostics.checks import Diagnosis
 from inference.engine.process_group import launched, speaks, who
 from inference.optim.schedules import cosine_decay

@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.model_selection import train_test_split
 
 from inference.cli import registry
-from inference.data.array_conversion import sha256_of
+from inference.data.arguments import sha256_of
 from inference.posterior import Posterior, load
 from inference.predictive.autoencoder import HeldOutRows
 from inference.predictive.scoring import HeldOut, Scores

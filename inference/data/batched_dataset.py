@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as datasets
 import torch
 
-from inference.data.arguments import refuse_uneven
-from inference.data.array_conversion import is_array, plain_tensor
+from inference.data.arguments import is_array, plain_tensor, refuse_uneven
 from inference.data.iterable_dataset import IterableRows, rows_in
 from inference.data.row_arrays import Rows, is_on_disk, rows_of
 from inference.data.shuffle_buffer import RUN_BYTES, Blocks, Convert, ShuffleBuffer

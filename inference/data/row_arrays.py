@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inference.data.arguments import refuse_uneven
-from inference.data.array_conversion import is_array, plain_tensor
+from inference.data.arguments import is_array, plain_tensor, refuse_uneven
 
 __all__ = ["RowSource", "Rows", "is_on_disk", "rows_of"]
 

@@ -26,7 +26,7 @@ from inference.engine.tracing.tracer import Untraceable
 from inference.model.captured_values import changed, outside_values
 from inference.model.elbo import traces
 from inference.model.nonfinite_sites import failure, first_failure
-from inference.optim.functional import Update, update_of
+from inference.optim.optimizers import Update, update_of
 from inference.utils.errors import NonFinite
 from inference.utils.random_state import RandomStream, environment
 

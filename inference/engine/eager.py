@@ -17,8 +17,7 @@ from inference.engine.svi_problem import SVIProblem
 from inference.model.captured_values import changed, outside_values
 from inference.model.elbo import loss, traces
 from inference.model.nonfinite_sites import failure, first_failure
-from inference.optim.functional import Updating
-from inference.optim.optimizers import make_optimizer, set_step_size
+from inference.optim.optimizers import Updating, make_optimizer, set_step_size
 from inference.utils.random_state import RandomStream
 
 __all__ = ["EagerEngine", "EagerState"]

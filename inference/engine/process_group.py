@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from inference.utils.pytree import flatten, unflatten
+from inference.storage.tensor_archive import flatten, unflatten
 
 __all__ = ["ProcessGroup", "gathered", "launched", "speaks", "spoken", "total", "who"]
 

@@ -20,7 +20,7 @@ from inference.engine.tracing.random_ops import RandomOp, pack
 from inference.engine.tracing.traced_graph import GraphInput, InputKind, add_input, graph_inputs, input_of
 from inference.engine.tracing.tracer import Substitution, Tracer, Untraceable
 from inference.model.elbo import loss
-from inference.optim.functional import Update
+from inference.optim.optimizers import Update
 from inference.utils.random_state import RandomStream
 
 __all__ = ["PARAMETERS", "RATES", "SVIStep", "batch_rows", "state_inputs", "step_rates", "trace_step"]

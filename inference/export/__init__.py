@@ -1,5 +1,5 @@
 """A fitted approximation in other formats: NumPy, ONNX, ArviZ.
 
 Uses ``engine.tracing``, ``predictive`` and ``export.runtime``; draws no figures. Start with ``npz``, which goes through
-``predictive_function``, ``graph_recording`` and ``verification`` in this order.
+``predictive_function`` and ``graph_recording``, and compares the result with torch.
 """

@@ -15,8 +15,8 @@ from inference.predictive.approximation import Approximation
 from inference.predictive.importance_weights import log_weights, why_no_weights
 from inference.predictive.posterior_predictive import PredictionOptions, log_likelihood, predict_data
 from inference.predictive.sampling import Draws, count_of
+from inference.storage.json_document import versions
 from inference.utils.arviz_compat import group_container
-from inference.utils.versions import versions
 
 __all__ = ["to_arviz"]
 

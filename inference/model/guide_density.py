@@ -11,7 +11,7 @@ from pyro.infer.autoguide import AutoContinuous, AutoGuide, AutoGuideList, AutoN
 from torch import Tensor
 from torch.distributions import Normal, biject_to
 
-from inference.data.array_conversion import plain_tensor
+from inference.data.arguments import plain_tensor
 from inference.model.bound_model import BoundModel
 from inference.model.elbo import Model
 from inference.model.sites import site_is_draw

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from inference.optim.functional import Update
+from inference.optim.optimizers import Update
 
 __all__ = ["RHAT", "AdaptiveOptimizer", "StopReason"]
 

@@ -13,7 +13,7 @@ from torch.distributions import transform_to
 
 from inference.model.bound_model import BoundModel
 from inference.model.log_joint import LatentLayout
-from inference.optim.initialization.laplace import InitialNormal
+from inference.optim.initialization.initial_normal import InitialNormal
 from inference.utils.random_state import RandomStream
 
 __all__ = ["PathMoments", "Whitening", "whitening"]
@@ -116,7 +116,7 @@ class Whitening:
 
 
 def whitening(bound_model: BoundModel, start: InitialNormal, theta: Tensor) -> Whitening:
-    """The map of a guide placed at ``theta`` by :func:`~inference.optim.initialization.guide_placement.place_guide`.
+    """The map of a guide placed at ``theta`` by :func:`~inference.optim.initialization.initial_normal.place_guide`.
 
     A location moves by Lφ, L the Cholesky factor of the start's covariance; an
     independent spread by σφ/√2, a full-rank factor by LΦ with Φ/√2 on its

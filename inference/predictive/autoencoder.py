@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.data.array_conversion import plain_tensor
+from inference.data.arguments import plain_tensor
 from inference.model.bound_model import name_of
 from inference.model.elbo import Model, traces
 from inference.model.protocols import SupportsDecode, SupportsEncode, supports

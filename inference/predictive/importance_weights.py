@@ -19,10 +19,9 @@ from inference.data.batch_loader import BatchLoader
 from inference.diagnostics import checks
 from inference.diagnostics.checks import Diagnosis, NoWeights
 from inference.diagnostics.importance_sampling import LeaveOneOut, khat_threshold, leave_one_out, smoothed_weights
-from inference.model.bound_model import BoundModel
+from inference.model.bound_model import BoundModel, row_scale
 from inference.model.elbo import log_density, log_weight, traces
 from inference.model.protocols import NoCommonDensity, supports
-from inference.model.row_scaling import row_scale
 from inference.model.sites import latent_values, refuse_weighted_rows, scalars
 from inference.model.subsampling import SubsampleScale
 from inference.model.vectorization import affordable, draws_together, map_over_draws, rows_together

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from inference.predictive.prediction import OF, ClassPrediction, Interval, Labelled, Prediction, Spread, tails
 from inference.predictive.zarr_store import SAMPLES, SUMMARY, Field, PredictionStore
+from inference.storage.json_document import versions
 from inference.utils.arviz_compat import group_container
 from inference.utils.validation import one_of
-from inference.utils.versions import versions
 
 __all__ = ["StoredClassPrediction", "StoredPrediction", "fields_of", "open_prediction"]
 

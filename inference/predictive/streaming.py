@@ -23,8 +23,8 @@ from inference.predictive.stored_prediction import StoredClassPrediction, Stored
 from inference.predictive.zarr_store import Field, PredictionStore
 from inference.storage.atomic_files import make_folder
 from inference.storage.fit_fingerprint import Fingerprint, fingerprint_of, fingerprint_of_data
+from inference.storage.json_document import versions
 from inference.utils.validation import flag, one_of, share
-from inference.utils.versions import versions
 
 __all__ = ["Output", "predict_to"]
 

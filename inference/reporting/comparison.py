@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from inference.data.arguments import row_count
-from inference.data.array_conversion import sha256_of
+from inference.data.arguments import row_count, sha256_of
 from inference.diagnostics.checks import Diagnosis
 from inference.diagnostics.verdict import verdict
 from inference.model.sites import scalars

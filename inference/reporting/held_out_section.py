@@ -10,8 +10,8 @@ from inference.diagnostics.importance_sampling import LeaveOneOut
 from inference.diagnostics.uniformity_tests import Shape, ecdf_p_value, thresholds
 from inference.predictive.prediction import Prediction
 from inference.predictive.scoring import ClassScores, HeldOut, Reliability, Scores
-from inference.reporting.figures import calibration_plots, posterior_plots
-from inference.reporting.figures.importance_plots import left_out_dots
+from inference.reporting.figures import diagnostic_plots, posterior_plots
+from inference.reporting.figures.diagnostic_plots import left_out_dots
 from inference.reporting.section import Labels, Section
 
 __all__ = ["held_out_sections", "loo_section"]
@@ -66,7 +66,7 @@ def _pit(pit: np.ndarray) -> Section:
         "How many draws of its prediction lie below each observation: where predictions are as sure as they should be, "
         f"the bars are even, within the grey band; here {seen}."
     )
-    picture = calibration_plots.pit_histogram(pit)
+    picture = diagnostic_plots.pit_histogram(pit)
     return Section("Are predictions as sure as they should be?", reading, picture, figure_label="PIT histogram")
 
 
@@ -77,7 +77,7 @@ def _coverage(scores: Scores) -> Section:
         "The share of rows inside the central interval of each probability, which should be that probability, on the "
         f"dashed line; here {seen or 'all four named ones hold theirs, within two standard errors'}."
     )
-    picture = calibration_plots.coverage_curve(scores.pit.numpy(), scores.coverage)
+    picture = diagnostic_plots.coverage_curve(scores.pit.numpy(), scores.coverage)
     return Section("Do its intervals hold what they promise?", reading, picture, figure_label="coverage by probability")
 
 
@@ -90,7 +90,7 @@ def _reliability(found: Reliability) -> Section:
         "How often the predicted class is right, by the probability given to it: points on the dashed line mean that "
         f"probabilities can be taken at their word; here {seen}."
     )
-    picture = calibration_plots.reliability_diagram(found)
+    picture = diagnostic_plots.reliability_diagram(found)
     return Section("Can its probabilities be believed?", reading, picture, figure_label="reliability diagram")
 
 

@@ -13,7 +13,7 @@ import jinja2
 
 from inference.diagnostics.verdict import Explained
 from inference.storage.atomic_files import replacing
-from inference.utils.versions import versions
+from inference.storage.json_document import versions
 
 __all__ = ["Labels", "Section", "provenance", "write_page"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from inference.diagnostics.checks import Diagnosis, Evidence, Topic
 from inference.diagnostics.importance_sampling import Moments
 from inference.diagnostics.verdict import Explained, explain
-from inference.reporting.figures import importance_plots
+from inference.reporting.figures import diagnostic_plots
 from inference.reporting.figures.posterior_plots import elbo_curve
 from inference.reporting.section import Section
 
@@ -49,7 +49,7 @@ def _weights(evidence: Evidence | None, limit: float | None, checks: Sequence[Ex
         "weight that the heaviest draws carry: near the dashed line many draws count, far above it a few stand for all "
         f"the others. Right, Pareto k-hat of {len(evidence.khats)} sets of draws, which should lie left of the limit."
     )
-    picture = importance_plots.weights(evidence, limit)
+    picture = diagnostic_plots.weights(evidence, limit)
     return Section(
         title, reading, picture, figure_label="share of the heaviest weights, and k-hat", checks=checks, level=3
     )
@@ -61,10 +61,10 @@ def _moments(moments: Moments, checks: Sequence[Explained]) -> Section:
         "errors, which should lie in the grey band. Left, its mean, where 0 is right; right, its standard deviation, "
         "where 1 is right and less is too sure."
     )
-    shown = importance_plots.worst_first(moments)
+    shown = diagnostic_plots.worst_first(moments)
     if len(shown) < len(moments.names):
         reading += f" The worst {len(shown)} of {len(moments.names):,} unknowns; the others are better."
-    picture = importance_plots.moments(moments, shown)
+    picture = diagnostic_plots.moments(moments, shown)
     title, label = (
         "Are its means and spreads right?",
         "means and standard deviations of the guide against the posterior's",

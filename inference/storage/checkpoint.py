@@ -15,10 +15,9 @@ from filelock import FileLock, Timeout
 from inference.storage import tensor_archive
 from inference.storage.atomic_files import ADVICE, make_folder
 from inference.storage.fit_fingerprint import Fingerprint, describe_differences
-from inference.storage.json_document import ANY, TEXT, check, mapping_of, record
-from inference.utils.pytree import flatten, unflatten
+from inference.storage.json_document import ANY, TEXT, check, mapping_of, record, versions
+from inference.storage.tensor_archive import flatten, unflatten
 from inference.utils.validation import positive_integer
-from inference.utils.versions import versions
 from inference.utils.warnings import warn
 
 __all__ = ["Checkpoint", "has_checkpoint", "read_checkpoint"]

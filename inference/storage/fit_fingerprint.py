@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from inference.data.array_conversion import sha256_of
+from inference.data.arguments import sha256_of
 from inference.model.bound_model import name_of
 from inference.model.captured_values import captured, is_foreign
 

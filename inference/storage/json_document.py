@@ -12,6 +12,8 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Collection, Mapping
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,6 +39,7 @@ __all__ = [
     "read_json",
     "record",
     "refuse_damage",
+    "versions",
     "write_json",
 ]
 
@@ -264,3 +267,9 @@ def _first(found: Any) -> Complaint:
         if complaint is not None:
             return place + complaint[0], complaint[1]
     return None
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on, which files of results say."""
+    return {name: metadata.version(name) for name in ("kiln-ppl", "pyro-ppl", "torch", "numpy", "arviz")}

@@ -29,8 +29,8 @@ from inference.storage.json_document import (
     mapping_of,
     read_json,
     record,
+    versions,
 )
-from inference.utils.versions import versions
 
 __all__ = ["MANIFEST", "assemble", "describe", "identity", "placeholders", "read", "write"]
 

@@ -22,7 +22,7 @@ from inference.svi.fitting import fit
 from inference.svi.options import FitOptions, FitProblem
 from inference.svi.restarts import Restarts
 from inference.svi.state import Restart, RestartResult
-from inference.utils.parallel import jobs_at_once, spread
+from inference.utils.processes import jobs_at_once, spread
 from inference.utils.warnings import warn
 
 __all__ = ["FitsFailed", "fit_many"]

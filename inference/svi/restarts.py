@@ -14,10 +14,9 @@ from inference.data.batch_loader import BatchLoader
 from inference.data.generated_dataset import GeneratedBatches
 from inference.engine.batched.grouping import PreparedRestart, run_joined
 from inference.engine.process_group import ProcessGroup
-from inference.engine.step_plan import StepPlan, automatic
-from inference.engine.svi_problem import InMemory, SVIProblem
+from inference.engine.svi_problem import InMemory, StepPlan, SVIProblem, automatic
 from inference.model.bound_model import BoundModel
-from inference.optim.initialization.laplace import InitialNormal, NoInitialNormal
+from inference.optim.initialization.initial_normal import InitialNormal, NoInitialNormal
 from inference.optim.initialization.strategies import initialize
 from inference.svi.options import FitOptions, FitProblem, StepRule, fingerprint_of_fit
 from inference.svi.restart_runner import RestartRunner

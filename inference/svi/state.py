@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoLaplaceApproximation, AutoMultivariateNorma
 from torch import Tensor
 
 from inference.data.batch_loader import BatchLoader
-from inference.engine.step_plan import StepPlan
+from inference.engine.svi_problem import StepPlan
 from inference.model.bound_model import BoundModel
 from inference.optim.adaptive import StopReason
 from inference.posterior import Posterior

@@ -10,7 +10,7 @@ import pytest
 
 from inference.cli.commands import main
 from inference.cli.runs import Run
-from inference.data.array_conversion import sha256_of
+from inference.data.arguments import sha256_of
 from tests.helpers.command_line import RUN_FILES, fit_arguments, frame, names_in, refused
 
 pytestmark = pytest.mark.usefixtures("few_draws", "blank_figures")

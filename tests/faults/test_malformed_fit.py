@@ -147,7 +147,7 @@ def test_whole_numbers_of_numpy_mean_the_same(line):
 
 
 def test_the_property_fails_where_nobody_looks_for_what_is_not_finite(monkeypatch):
-    monkeypatch.setattr("inference.data.array_conversion._is_finite", lambda tensor: True)
+    monkeypatch.setattr("inference.data.arguments._is_finite", lambda tensor: True)
     with pytest.raises(AssertionError, match=r"'linear_regression'|'y'|Kiln"):
         test_numbers_that_are_not_there_are_caught()
 
@@ -165,7 +165,7 @@ def test_the_property_fails_where_broadcasting_is_let_through(monkeypatch, unshr
 
 
 def test_the_property_fails_where_a_mask_is_forgotten(monkeypatch):
-    monkeypatch.setattr("inference.data.array_conversion._unmasked", lambda array, name: np.asarray(array.data))
+    monkeypatch.setattr("inference.data.arguments._unmasked", lambda array, name: np.asarray(array.data))
     masked = WRONG["masked"](X)
     assert outcome(lambda: losses(masked, Y))[0] is not None
 

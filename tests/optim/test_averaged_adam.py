@@ -16,7 +16,7 @@ from inference.engine.svi_problem import InMemory, SVIProblem
 from inference.model.bound_model import BoundModel
 from inference.model.elbo import loss
 from inference.optim.averaged_adam import AveragedAdam, split_rhat
-from inference.optim.initialization.guide_placement import place_guide
+from inference.optim.initialization.initial_normal import place_guide
 from inference.optim.initialization.strategies import find_initial_normal
 from inference.optim.whitening import PathMoments, Whitening, whitening
 from inference.utils.random_state import RandomStream

@@ -13,7 +13,7 @@ from guides import amortized_encoder, bernoulli_dropout, mean_field_normal
 from inference import cosine_decay, fit, fresh, load
 from inference.model.bound_model import BoundModel
 from inference.model.elbo import loss
-from inference.optim.functional import Updating
+from inference.optim.optimizers import Updating
 from inference.optim.prodigy import Prodigy
 from inference.utils.random_state import RandomStream
 from ppl_models import VAE, DropoutRegression, bnn_regression, linear_regression

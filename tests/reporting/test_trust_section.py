@@ -10,7 +10,7 @@ from inference.diagnostics.checks import Check, CheckKind, NoWeights, Topic, dia
 from inference.diagnostics.importance_sampling import Moments, moments, smoothed_weights
 from inference.diagnostics.verdict import explain, verdict
 from inference.optim.adaptive import StopReason
-from inference.reporting.figures import importance_plots
+from inference.reporting.figures import diagnostic_plots
 from inference.reporting.trust_section import trust_sections
 
 FLAT = np.random.default_rng(0).normal(100, 3, 4000)
@@ -91,7 +91,7 @@ def test_the_figures_stand_weights_that_are_infinite_or_none():
     for value in (np.inf, -np.inf, np.nan):
         weights = z.copy()
         weights[0, :] = value
-        assert "</svg>" in importance_plots.weights(diagnose(weights, FLAT).evidence, 0.6)
+        assert "</svg>" in diagnostic_plots.weights(diagnose(weights, FLAT).evidence, 0.6)
 
 
 def test_at_most_forty_latents_are_shown_and_the_worst_first():
@@ -100,7 +100,7 @@ def test_at_most_forty_latents_are_shown_and_the_worst_first():
     off = np.zeros(60)
     off[37], ones = 2.0, np.ones(60)
     table = Moments(tuple(draws), off, 0.01 * ones, ones, 0.01 * ones)
-    shown = importance_plots.worst_first(table)
+    shown = diagnostic_plots.worst_first(table)
     assert (len(shown), shown[0]) == (40, 37)
     weights = rng.normal(0, 0.1, 500)
     diagnosis = diagnose(weights[None], FLAT, draws)

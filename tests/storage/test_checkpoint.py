@@ -18,8 +18,8 @@ from pyro.optim.clipped_adam import ClippedAdam
 from guides import full_rank_normal, mean_field_normal
 from inference import Checkpoint, JsonLines, NonFinite, Snapshots, cosine_decay, every, fit, fresh, load
 from inference.storage.fit_fingerprint import describe_differences, fingerprint_of
-from inference.utils.pytree import flatten, unflatten
-from inference.utils.signals import interruptible
+from inference.storage.tensor_archive import flatten, unflatten
+from inference.utils.processes import interruptible
 from ppl_models import linear_regression
 
 STEPS = 150

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from inference.engine.step_plan import StepPlan
+from inference.engine.svi_problem import StepPlan
 from inference.optim.adaptive import StopReason
 from inference.svi.state import FitState, RestartResult, RestartState
 from inference.utils.random_state import RandomStream

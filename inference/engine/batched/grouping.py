@@ -25,12 +25,11 @@ from inference.engine.batched.trace_cache import TraceCache
 from inference.engine.compiled import update_for
 from inference.engine.compiler.inductor import NotCompilable
 from inference.engine.selection import worth_compiling
-from inference.engine.step_plan import StepPlan
-from inference.engine.svi_problem import SVIProblem
+from inference.engine.svi_problem import StepPlan, SVIProblem
 from inference.engine.svi_step import RATES, state_inputs, step_rates
 from inference.engine.tracing.traced_graph import GraphInput, InputKind
 from inference.engine.tracing.tracer import Untraceable
-from inference.optim.functional import Update
+from inference.optim.optimizers import Update
 from inference.utils.random_state import RandomStream
 from inference.utils.warnings import warn
 

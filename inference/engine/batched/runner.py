@@ -30,10 +30,10 @@ from inference.engine.tracing.random_ops import ReplayRandomOps
 from inference.engine.tracing.traced_graph import GraphInput, InputKind, graph_inputs
 from inference.model.elbo import loss
 from inference.model.nonfinite_sites import failure
-from inference.optim.functional import Update
+from inference.optim.optimizers import Update
 from inference.utils.errors import NonFinite
+from inference.utils.processes import interruptible
 from inference.utils.random_state import RandomStream, environment
-from inference.utils.signals import interruptible
 
 __all__ = ["CHUNK", "GLOBALS", "Lane", "batch_width", "run_batch"]
 

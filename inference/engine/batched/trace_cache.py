@@ -33,7 +33,7 @@ from inference.engine.tracing.random_ops import is_random
 from inference.engine.tracing.traced_graph import DispatchMode
 from inference.engine.tracing.tracer import shape_only
 from inference.model.captured_values import outside_values
-from inference.optim.functional import Update
+from inference.optim.optimizers import Update
 from inference.optim.prodigy import Prodigy
 from inference.utils.random_state import RandomStream
 

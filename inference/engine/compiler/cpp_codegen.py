@@ -103,7 +103,7 @@ def _brought(call: Call) -> str:
     views = [*call.args, *(view for _, view in call.results)]
     kind = _TYPES[views[0].dtype]
     pointers = ", ".join(f"({kind}*)(p[{view.slot}] + {view.start})" for view in views)
-    sizes = ", ".join(f"{view.shape[0]}, {math.prod(view.shape[1:])}" for view in call.args)
+    sizes = ", ".join(f"{(*view.shape, 1)[0]}, {math.prod(view.shape[1:])}" for view in call.args)
     return f"{str(call.operator).split('.')[1]}<{kind}>({pointers}, {sizes});"
 
 

@@ -104,10 +104,24 @@ class DispatchMode(TorchDispatchMode):
         return False
 
 
+# An operator of torch may bring C++ of its own, so that a compiled step does not go back to Python for it: the text is
+# the attribute ``cpp`` of its overload (``torch.ops.kiln.tanh_recurrence.default.cpp``, in guides/tanh_recurrence.py).
+# What the text and the operator have to keep to:
+#
+# - The text defines ``template <typename T> static void name(…)``, where ``name`` is the operator's own, without its
+#   namespace and its overload. It may use torch's headers for vectors (``at::vec``) and what cpp/prelude.h defines.
+# - The parameters are, in this order: a pointer for each argument (``const T*``), a pointer for each result (``T*``),
+#   and then two numbers (``long``) for each argument: its rows, and the numbers in a row. For an argument of the shape
+#   (n, …) these are n and the product of the other sizes; a vector has rows of one number, and an argument without
+#   dimensions is one row of one number. Results have no sizes of their own: they have to follow from the arguments.
+# - All arguments are tensors. Arguments and results are contiguous and of one type, float or double, which is ``T``.
+#   Where a step calls the operator with anything else, torch makes the call instead, which goes back to Python.
+# - The function writes every number of its results, whose memory held other numbers before, and changes no argument.
+# - The operator needs ``register_fake``, as graphs are traced without numbers, and a gradient that is traced is an
+#   operator of its own, with its own C++.
+# - For several particles or fits in one step it needs ``register_vmap``. The engine's own rules (batching_rules.py) put
+#   the particles last and run the operator once, with longer rows of its first argument: the C++ has to treat each
+#   column of the rows by itself, and the other arguments have to be common to all particles.
 def native_code(func: Any) -> str | None:
-    """Return the C++ that an operator has as its attribute ``cpp``: a template function with the operator's own name.
-
-    It is called with the pointers of its arguments and results, then for each
-    argument its rows and the numbers in a row.
-    """
+    """Return the C++ that an operator has as its attribute ``cpp``; None if it has none."""
     return getattr(func, "cpp", None)

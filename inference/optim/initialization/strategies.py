@@ -15,8 +15,7 @@ from torch.distributions import biject_to
 
 from inference.model.bound_model import BoundModel, name_of
 from inference.model.log_joint import LogJoint
-from inference.optim.initialization.guide_placement import located, place_guide
-from inference.optim.initialization.laplace import (
+from inference.optim.initialization.initial_normal import (
     DENSE,
     DRAWS,
     RISING,
@@ -25,9 +24,11 @@ from inference.optim.initialization.laplace import (
     absolute_covariance,
     laplace,
     laplace_at,
+    located,
+    pathfinder,
+    place_guide,
 )
 from inference.optim.initialization.mode_search import Iterate, ascend
-from inference.optim.initialization.pathfinder import pathfinder
 from inference.utils.random_state import RandomStream
 
 __all__ = ["InitStrategy", "as_init_strategy", "find_initial_normal", "initialize", "start_from"]

@@ -12,10 +12,10 @@ from tqdm.auto import tqdm
 
 from inference.diagnostics.uniformity_tests import Shape, ecdf_p_value, holm, symmetry_p_value, thresholds
 from inference.model.elbo import Model
-from inference.reporting.figures.calibration_plots import rank_panels
+from inference.reporting.figures.diagnostic_plots import rank_panels
 from inference.reporting.figures.style import Figure
 from inference.svi.calibration.simulation import CalibrationFolder, Outcome, Simulation, check_options
-from inference.utils.parallel import spread
+from inference.utils.processes import spread
 from inference.utils.validation import positive_integer, seed_number
 
 __all__ = ["Calibration", "calibrate"]

@@ -23,13 +23,23 @@ from inference.model.elbo import Model
 from inference.model.improper_priors import DrawableFlats
 from inference.model.sites import Site, base_distribution, observed_nodes, scalars
 from inference.storage.atomic_files import make_folder
-from inference.storage.json_document import TEXT, WHOLE, check, digest, either, list_of, read_json, record, write_json
+from inference.storage.json_document import (
+    TEXT,
+    WHOLE,
+    check,
+    digest,
+    either,
+    list_of,
+    read_json,
+    record,
+    versions,
+    write_json,
+)
 from inference.svi.fitting import fit
 from inference.svi.options import FitOptions
 from inference.utils.errors import printable
 from inference.utils.random_state import RandomStream, environment
 from inference.utils.validation import as_dtype
-from inference.utils.versions import versions
 
 __all__ = ["CalibrationFolder", "Outcome", "Simulation", "check_options"]
 

@@ -1,4 +1,4 @@
-"""Normals from the curvature of the log joint: Laplace's approximation at a mode, and at other points."""
+"""Normals to start at, Laplace's at a mode and Pathfinder's along a path, and the guide placed at one of them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import (
+    AutoContinuous,
+    AutoDelta,
+    AutoLaplaceApproximation,
+    AutoLowRankMultivariateNormal,
+    AutoNormal,
+)
 from torch import Tensor
 
-from inference.model.log_joint import LogJoint
+from inference.model.bound_model import BoundModel, name_of
+from inference.model.elbo import Model
+from inference.model.log_joint import LatentLayout, LogJoint
+from inference.model.protocols import HasScaleTril, supports
 from inference.optim.initialization.mode_search import Iterate, absolute_inverse, climb
 
 __all__ = [
@@ -22,7 +32,11 @@ __all__ = [
     "absolute_covariance",
     "laplace",
     "laplace_at",
+    "located",
     "normal_at",
+    "pathfinder",
+    "place_guide",
+    "start_at",
 ]
 
 DENSE = 300  # latents with a full covariance
@@ -31,6 +45,7 @@ RISING = 2.0  # nats that the next step would gain where a path ended: it is not
 _NEWTON, _PRODUCTS = 12, 1500  # steps at most, and Hessian-vector products that they may cost
 _PROBES = 30
 _FLAT = 1e-3  # nats that it would gain at a mode, where Newton's steps are not taken
+_THINNED, _ROUGH, _FINE = 10, 5, 3  # iterates of a path that are looked at, draws for each, and how many are kept
 
 
 @dataclass(frozen=True)
@@ -136,3 +151,108 @@ def normal_at(
     entropy = (noise.square().sum(-1) / 2).mean() + log_det + density.size / 2 * math.log(2 * math.pi)
     values = [density.value(u) for u in start.draw(noise)]
     return replace(start, elbo=sum(values) / len(values) + entropy.item())
+
+
+def pathfinder(density: LogJoint, paths: list[list[Iterate]], noise: Tensor) -> list[InitialNormal]:
+    """Normals at the iterates with the best ELBO, by the covariance of L-BFGS, and at the best by |H|⁻¹ too.
+
+    References
+    ----------
+    Zhang, Carpenter, Gelman, Vehtari (2022), Pathfinder: parallel quasi-Newton variational inference.
+    """
+    points = [path[i * len(path) // _THINNED] for path in paths for i in range(min(_THINNED, len(path)))]
+    eye = torch.eye(density.size, dtype=torch.float64, device=noise.device)
+    rough = [(normal_at(density, p.u, p.covariance(eye), noise[:_ROUGH], False, p.value), p) for p in points]
+    rough.sort(key=lambda pair: -pair[0].elbo)
+    finite = [pair for pair in rough[:_FINE] if math.isfinite(pair[0].elbo)]
+    found = [(normal_at(density, p.u, p.covariance(eye), noise, False, p.value), p) for _, p in finite]
+    if found:
+        point = max(found, key=lambda pair: pair[0].elbo)[1]
+        found.append(
+            (normal_at(density, point.u, absolute_covariance(density, point.u), noise, False, point.value), point)
+        )
+    return [start for start, _ in found]
+
+
+def place_guide(bound_model: BoundModel, start: InitialNormal) -> Tensor:
+    """θ, (P,), with the guide at ``start``; the model's own parameters stay where the program has them.
+
+    Every family gets μ = ``loc``. Independent Normals get σ = ``sd``, the optimum
+    of KL(q ‖ p) where p is the start's Normal; a full-rank Normal and the
+    triangle behind a flow's layers its Cholesky factor; a low-rank one the leading
+    eigenvectors of Σ, in units of ``sd``, and what is left in its s.
+
+    Raises
+    ------
+    ValueError
+        If the guide is of another family.
+
+    References
+    ----------
+    Tipping, Bishop (1999), Probabilistic principal component analysis (low rank).
+    """
+    return _replaced(bound_model, {**_location(bound_model.guide, start.loc), **_spread(bound_model.guide, start)})
+
+
+def located(bound_model: BoundModel, u: Tensor) -> Tensor:
+    """θ, (P,), with the location μ of the guide at ``u``, (D,), its spread and the rest as the program has them.
+
+    Raises
+    ------
+    ValueError
+        If the guide has no location.
+    """
+    return _replaced(bound_model, _location(bound_model.guide, u))
+
+
+def start_at(bound_model: BoundModel, start: InitialNormal, theta: Tensor) -> InitialNormal:
+    """``start`` with the triangle that the guide has at ``theta``, for a map of coordinates by what it has learned."""
+    prefix = getattr(bound_model.guide, "_pyro_name", "")
+    found = bound_model.params.constrained(theta.double())
+    tril = found[f"{prefix}.scale"][:, None] * found[f"{prefix}.scale_tril"]
+    return replace(start, sd=torch.cholesky_inverse(tril).diagonal().rsqrt(), scale_tril=tril)
+
+
+def _replaced(bound_model: BoundModel, values: dict[str, Tensor]) -> Tensor:
+    prefix = getattr(bound_model.guide, "_pyro_name", "")
+    names = {f"{prefix}.{name}": value for name, value in values.items()}
+    if not values or not names.keys() <= set(bound_model.params.names):
+        guide = name_of(bound_model.guide)
+        raise ValueError(f"{guide} has no location and scale that a start could set: leave it where it is")
+    return bound_model.params.replaced(bound_model.params.flatten(), names)
+
+
+def _location(guide: Model, u: Tensor) -> dict[str, Tensor]:
+    places = LatentLayout.of(guide)
+    if isinstance(guide, AutoDelta):
+        return places.values(u)[0]
+    if isinstance(guide, AutoNormal):
+        return {f"locs.{name}": value for name, value in places.named(u).items()}
+    return {"loc": u} if isinstance(guide, AutoContinuous) else {}
+
+
+def _spread(guide: Model, start: InitialNormal) -> dict[str, Tensor]:
+    if isinstance(guide, AutoNormal):
+        return {f"scales.{name}": value for name, value in LatentLayout.of(guide).named(start.sd).items()}
+    if not isinstance(guide, AutoContinuous) or isinstance(guide, AutoLaplaceApproximation):
+        return {}
+    if supports(guide, HasScaleTril):
+        tril = start.sd.diag() if start.scale_tril is None else start.scale_tril
+        return {"scale": tril.diagonal(), "scale_tril": tril / tril.diagonal()[:, None]}
+    if isinstance(guide, AutoLowRankMultivariateNormal):
+        return _low_rank(start, guide.rank)
+    return {"scale": start.sd}
+
+
+def _low_rank(start: InitialNormal, rank: int) -> dict[str, Tensor]:
+    """S, (D,), and F, (D, rank), from the eigenvalues of Σ/(sd sdᵀ): the largest, and the harmonic mean of the rest."""
+    size = len(start.sd)
+    if start.scale_tril is None:
+        return {"scale": start.sd, "cov_factor": torch.zeros(size, rank, dtype=torch.float64)}
+    scaled = start.scale_tril / start.sd[:, None]
+    values, axes = torch.linalg.eigh(scaled @ scaled.T)
+    kept = min(rank, size - 1)
+    rest = 1 / (1 / values[: size - kept]).mean()
+    factor = axes.new_zeros(size, rank)
+    factor[:, :kept] = axes[:, size - kept :] * (values[size - kept :] / rest - 1).clamp_min(0).sqrt()
+    return {"scale": start.sd * rest.sqrt(), "cov_factor": factor}
