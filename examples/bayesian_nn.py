@@ -24,10 +24,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from guides import conditional_normal, mean_field_normal
-from inference import Posterior, Prediction, cosine_decay, fit
-from ppl_models import bnn_regression
-from ppl_models.data.datasets import cosine
+import kiln
+from kiln.data import cosine
+from kiln.guides import conditional_normal, mean_field_normal
+from kiln.models import bnn_regression
 
 GRID = np.linspace(-1, 1, 200)[:, None]
 DRAWS, SHOWN, LR = 1000, 50, 0.01
@@ -42,8 +42,8 @@ KINDS: tuple[tuple[str, float | str, bool], ...] = (
 class Result:
     """One fit: RMSE of the predictive mean to the true curve, the noise it ends with, and its posterior."""
 
-    posterior: Posterior
-    prediction: Prediction
+    posterior: kiln.Posterior
+    prediction: kiln.Prediction
     rmse: float
     noise: float
 
@@ -53,9 +53,9 @@ def run(noise: float | str, seed: int, steps: int, progress: bool = True, given:
     data = cosine()
     model = partial(bnn_regression, noise=noise)
     guide = conditional_normal(model, ["w2", "b2"]) if given else mean_field_normal(model)
-    schedule = cosine_decay(LR, steps)
-    posterior = fit(model, guide, data.x, data.y, steps=steps, lr=schedule, seed=seed, progress=progress)
-    prediction = cast(Prediction, posterior.predict(GRID, draws=DRAWS))
+    schedule = kiln.cosine_decay(LR, steps)
+    posterior = kiln.fit(model, guide, data.x, data.y, steps=steps, lr=schedule, seed=seed, progress=progress)
+    prediction = cast(kiln.Prediction, posterior.predict(GRID, draws=DRAWS))
     truth = torch.tensor(np.cos(np.pi * GRID[:, 0]))
     rmse = float((prediction.mean - truth).square().mean().sqrt())
     learned = float(posterior.sample(1000)["noise"].mean()) if noise == "learned" else float(noise)

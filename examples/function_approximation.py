@@ -27,22 +27,10 @@ from matplotlib.figure import Figure
 from pyro.infer.autoguide import AutoDelta, init_to_sample
 from torch import Tensor
 
-from guides import mean_field_normal
-from inference import (
-    LivePlot,
-    ParameterTrace,
-    Posterior,
-    Prediction,
-    Snapshots,
-    check_gradients,
-    cosine_decay,
-    fit,
-    fresh,
-    load,
-    plot_loss_contour,
-)
+import kiln
 from inference.svi.callbacks.base import Callback
-from ppl_models import Scaling, mlp_regression
+from kiln.guides import mean_field_normal
+from kiln.models import Scaling, mlp_regression
 
 POINTS, STEPS = 100, 10_000
 GRID = torch.linspace(0, 1, 201).reshape(-1, 1)
@@ -59,25 +47,27 @@ def points() -> tuple[Tensor, Tensor]:
 class Learned:
     """The fit, some of its snapshots as posteriors by step, and the path of its parameters."""
 
-    posterior: Posterior
-    snapshots: dict[int, Posterior]
-    trace: ParameterTrace
+    posterior: kiln.Posterior
+    snapshots: dict[int, kiln.Posterior]
+    trace: kiln.ParameterTrace
 
 
 def learn(folder: Path, steps: int = STEPS, seed: int = 0, progress: bool = True) -> Learned:
     """The network as a point estimate, with everything that watches it."""
     guide = AutoDelta(MODEL, init_loc_fn=init_to_sample)
-    kept = Snapshots(folder / "snapshots", every=max(1, steps // 100), overwrite=True)
-    trace = ParameterTrace(every=max(1, steps // 100))
-    watching: list[Callback] = [LivePlot(every=10, path=folder / "function_loss.png"), kept, trace]
-    lr = cosine_decay(1e-2, steps)
-    posterior = fit(MODEL, guide, fresh(points), steps=steps, lr=lr, seed=seed, callbacks=watching, progress=progress)
+    kept = kiln.Snapshots(folder / "snapshots", every=max(1, steps // 100), overwrite=True)
+    trace = kiln.ParameterTrace(every=max(1, steps // 100))
+    watching: list[Callback] = [kiln.LivePlot(every=10, path=folder / "function_loss.png"), kept, trace]
+    lr = kiln.cosine_decay(1e-2, steps)
+    posterior = kiln.fit(
+        MODEL, guide, kiln.fresh(points), steps=steps, lr=lr, seed=seed, callbacks=watching, progress=progress
+    )
     shown = [kept.written[i] for i in (0, 1, len(kept.written) // 10, -1)]
-    snapshots = {int(path.name.removeprefix("step_")): load(path, MODEL, guide) for path in shown}
+    snapshots = {int(path.name.removeprefix("step_")): kiln.load(path, MODEL, guide) for path in shown}
     return Learned(posterior, snapshots, trace)
 
 
-def by_hand(posterior: Posterior, x: float) -> float:
+def by_hand(posterior: kiln.Posterior, x: float) -> float:
     """The network written again, from its weights alone."""
     value = {name.removeprefix("AutoDelta."): tensor.numpy() for name, tensor in posterior.params.items()}
     units = MODEL.keywords["scaling"]
@@ -103,28 +93,30 @@ def no_guide(x: Tensor, y: Tensor | None = None) -> None:
 def descent() -> Figure:
     """A hundred steps of plain gradient descent of the line, over the contours of its loss."""
     x = torch.linspace(-1, 2, 30)
-    trace = ParameterTrace(every=1)
-    posterior = fit(
+    trace = kiln.ParameterTrace(every=1)
+    posterior = kiln.fit(
         line, no_guide, x, 2 * x - 1, steps=100, lr=0.005, optimizer="sgd", callbacks=[trace], progress=False
     )
-    return plot_loss_contour(posterior, ("W", "b"), path=trace.flat_params, steps=trace.steps.tolist(), progress=False)
+    return kiln.plot_loss_contour(
+        posterior, ("W", "b"), path=trace.flat_params, steps=trace.steps.tolist(), progress=False
+    )
 
 
-def bayesian(seed: int = 0, steps: int = 2 * STEPS, progress: bool = True) -> Posterior:
+def bayesian(seed: int = 0, steps: int = 2 * STEPS, progress: bool = True) -> kiln.Posterior:
     """100 points with noise 0.02, and what they leave open."""
     x = torch.linspace(0, 1, POINTS).reshape(-1, 1)
     y = x[:, 0].exp() + 0.02 * torch.randn(POINTS, generator=torch.Generator().manual_seed(seed))
     model = partial(mlp_regression, hidden=(12,), noise=0.02, scaling=Scaling.of(x, y))
     guide = mean_field_normal(model, init_loc=init_to_sample, init_scale=0.01)
-    return fit(model, guide, x, y, steps=steps, lr=cosine_decay(1e-2, steps), seed=seed, progress=progress)
+    return kiln.fit(model, guide, x, y, steps=steps, lr=kiln.cosine_decay(1e-2, steps), seed=seed, progress=progress)
 
 
-def predicted(posterior: Posterior, draws: int) -> Prediction:
+def predicted(posterior: kiln.Posterior, draws: int) -> kiln.Prediction:
     """At the places of the grid."""
-    return cast(Prediction, posterior.predict(GRID, draws=draws, progress=False))
+    return cast(kiln.Prediction, posterior.predict(GRID, draws=draws, progress=False))
 
 
-def draw(learned: Learned, unsure: Posterior, path: Path) -> None:
+def draw(learned: Learned, unsure: kiln.Posterior, path: Path) -> None:
     """Draw the functions of the snapshots, their errors, and the Bayesian network's draws."""
     truth = GRID[:, 0].exp()
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -159,7 +151,7 @@ def main() -> None:
     hand = by_hand(learned.posterior, 0.2)
     print(f"e^0.2 is {np.exp(0.2):.5f}, the network says {float(mean[40]):.5f}, by hand {hand:.5f}")
     print(f"furthest off on [0, 1]: {float((mean - GRID[:, 0].exp()).abs().max()):.5f}")
-    check = check_gradients(MODEL, AutoDelta(MODEL, init_loc_fn=init_to_sample), *points(), most=200)
+    check = kiln.check_gradients(MODEL, AutoDelta(MODEL, init_loc_fn=init_to_sample), *points(), most=200)
     verdict = "right" if check.passed else "wrong"
     print(f"gradients: {verdict}, the worst is {check.worst.name}, off by {check.worst.error:.1e}")
     predictor = learned.posterior.export(options.out / "predictor.npz", draws=1)
@@ -171,7 +163,7 @@ def main() -> None:
     draw(learned, unsure, options.out / "function_approximation.png")
     descent().savefig(options.out / "function_descent.png", dpi=110)
     steps = learned.trace.steps.tolist()
-    contour = plot_loss_contour(learned.posterior, path=learned.trace.flat_params, steps=steps, draws=1)
+    contour = kiln.plot_loss_contour(learned.posterior, path=learned.trace.flat_params, steps=steps, draws=1)
     contour.savefig(options.out / "function_contour.png", dpi=110)
     for name in ("loss", "approximation", "descent", "contour"):
         print(f"figure: {options.out / f'function_{name}.png'}")

@@ -23,12 +23,12 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from guides import bernoulli_dropout
-from inference import ClassPrediction, Posterior, cosine_decay, fit
+import kiln
 from inference.predictive.scoring import ClassScores, HeldOut
 from inference.reporting.figures.image_grids import entropy_grids
-from ppl_models import DropoutCNN
-from ppl_models.data.datasets import digits, mnist
+from kiln.data import digits, mnist
+from kiln.guides import bernoulli_dropout
+from kiln.models import DropoutCNN
 
 DRAWS, BATCH, SHOWN = 50, 1000, 9
 
@@ -67,15 +67,15 @@ def _labels(y: Any) -> np.ndarray:
     return np.asarray(y).astype(np.int64)
 
 
-def run(data: Images, epochs: int, seed: int = 0, fast: bool = False, progress: bool = True) -> Posterior:
+def run(data: Images, epochs: int, seed: int = 0, fast: bool = False, progress: bool = True) -> kiln.Posterior:
     """Fit the network: as the tutorial does, or ``fast``, by small batches and steps that fall from 1e-3."""
     torch.manual_seed(seed)
     scale = 3.0 if fast else 1.0
     model = DropoutCNN((data.side, data.side), brightest=data.brightest, length_scale=scale)
     batch = min(200 if fast else BATCH, len(data.x) // 10)
     steps = max(1, epochs * len(data.x) // batch)
-    step_size = cosine_decay(1e-3, steps) if fast else 1e-4
-    return fit(
+    step_size = kiln.cosine_decay(1e-3, steps) if fast else 1e-4
+    return kiln.fit(
         model,
         bernoulli_dropout(model),
         data.x,
@@ -88,7 +88,7 @@ def run(data: Images, epochs: int, seed: int = 0, fast: bool = False, progress: 
     )
 
 
-def say(prediction: ClassPrediction, scores: ClassScores, y: np.ndarray) -> None:
+def say(prediction: kiln.ClassPrediction, scores: ClassScores, y: np.ndarray) -> None:
     """Print the scores of the predictions and of their uncertainty."""
     wrong, entropy = prediction.labels.numpy() != y, prediction.entropy.numpy()
     print(f"predicted rightly                    {scores.accuracy:8.2%} of {scores.rows:,}")
@@ -115,7 +115,7 @@ def main() -> None:
     data = Images.of_digits() if options.digits else Images.read()
     posterior = run(data, options.epochs, fast=options.fast)
     held_out = cast(HeldOut, posterior.evaluate(data.x_test, data.y_test, draws=DRAWS, batch_size=BATCH))
-    prediction = cast(ClassPrediction, held_out.prediction)
+    prediction = cast(kiln.ClassPrediction, held_out.prediction)
     say(prediction, cast(ClassScores, held_out.scores), data.y_test)
     images = 1.0 * data.x_test.reshape(-1, data.side, data.side) / data.brightest
     for name, classes in (("mc_dropout", None), ("mc_dropout_one", [SHOWN])):

@@ -31,9 +31,9 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from guides import planar_flow
-from inference import Posterior, cosine_decay, fit
-from ppl_models import Energy, u1, u2, u3, u4
+import kiln
+from kiln.guides import planar_flow
+from kiln.models import Energy, u1, u2, u3, u4
 
 MODELS: dict[str, Callable[[], Tensor]] = {"u1": u1, "u2": u2, "u3": u3, "u4": u4}
 WINDOW, COLUMNS, ROWS = (-5.0, 5.0, -5.5, 3.5), 200, 180
@@ -57,7 +57,7 @@ class Result:
 
     energy: str
     layers: int
-    posterior: Posterior
+    posterior: kiln.Posterior
     kl: float
     right: float
 
@@ -70,14 +70,16 @@ def run(name: str, layers: int, seed: int, steps: int, particles: int, progress:
 
 def fit_energy(
     name: str, build: Callable[..., Any], seed: int, steps: int, particles: int, lr: float, progress: bool = False
-) -> Posterior:
+) -> kiln.Posterior:
     """Fit the guide that ``build`` makes, from N(0, I): half a cosine of steps, the target annealed over half."""
-    model, schedule, anneal = MODELS[name], cosine_decay(lr, steps), steps // 2 or None
+    model, schedule, anneal = MODELS[name], kiln.cosine_decay(lr, steps), steps // 2 or None
     guide = build(model, init_loc={"z": torch.zeros(2)}, init_scale=1.0)
-    return fit(model, guide, steps=steps, particles=particles, lr=schedule, anneal=anneal, seed=seed, progress=progress)
+    return kiln.fit(
+        model, guide, steps=steps, particles=particles, lr=schedule, anneal=anneal, seed=seed, progress=progress
+    )
 
 
-def kl(posterior: Posterior, name: str, draws: int = 20_000, seed: int = 0) -> tuple[float, float]:
+def kl(posterior: kiln.Posterior, name: str, draws: int = 20_000, seed: int = 0) -> tuple[float, float]:
     """KL(q‖p) in nats, the mean of log q(z) − log p(z) over draws of q, and the share of them with z₁ > 0."""
     z = posterior.sample(draws, seed=seed)["z"]
     log_ratio = posterior.log_prob({"z": z}) - Energy(name).log_prob(z)

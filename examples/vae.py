@@ -25,11 +25,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from guides import amortized_encoder
-from inference import Posterior, Progress, every, fit
+import kiln
 from inference.reporting.autoencoder_section import EncodedRows
-from ppl_models import VAE
-from ppl_models.data.datasets import digits, mnist_bits
+from kiln.data import digits, mnist_bits
+from kiln.guides import amortized_encoder
+from kiln.models import VAE
 
 BATCH, LR = 128, 1e-3
 MAPPED = 3000
@@ -77,7 +77,7 @@ class Curves:
     training: list[float] = field(default_factory=list)
     test: list[float] = field(default_factory=list)
 
-    def __call__(self, now: Progress) -> None:
+    def __call__(self, now: kiln.Progress) -> None:
         """Add the curves of the last epoch."""
         self.epochs.append(now.step * BATCH / self.rows)
         self.training.append(-float(now.losses.mean()) / self.rows)
@@ -92,14 +92,16 @@ class Curves:
         axes.legend(frameon=False)
 
 
-def run(data: Images, epochs: int, seed: int = 0, latent: int = 50, progress: bool = True) -> tuple[Posterior, Curves]:
+def run(
+    data: Images, epochs: int, seed: int = 0, latent: int = 50, progress: bool = True
+) -> tuple[kiln.Posterior, Curves]:
     """Fit the autoencoder as the tutorial does; the test curve beside it."""
     torch.manual_seed(seed)
     hidden = (500, 500) if data.side == 28 else (100, 100)
     model = VAE(data.x.shape[1], latent=latent, hidden=hidden, image_shape=(data.side, data.side))
     epoch = -(-len(data.x) // BATCH)
     curves = Curves(len(data.x), data.x_test)
-    posterior = fit(
+    posterior = kiln.fit(
         model,
         amortized_encoder(model),
         data.x,
@@ -107,13 +109,13 @@ def run(data: Images, epochs: int, seed: int = 0, latent: int = 50, progress: bo
         lr=LR,
         batch_size=BATCH,
         seed=seed,
-        callbacks=[every(epoch, curves)],
+        callbacks=[kiln.every(epoch, curves)],
         progress=progress,
     )
     return posterior, curves
 
 
-def draw(posterior: Posterior, curves: Curves, data: Images, path: Path) -> None:
+def draw(posterior: kiln.Posterior, curves: Curves, data: Images, path: Path) -> None:
     """All panels in one figure."""
     codes = EncodedRows(posterior, torch.as_tensor(data.x_test[:MAPPED]))
     panels: dict[str, Callable[[Axes], None]] = {

@@ -73,12 +73,12 @@ def conditional_normal(
     Examples
     --------
     >>> import torch
-    >>> from inference import fit
-    >>> from ppl_models import linear_regression
+    >>> import kiln
+    >>> from kiln.models import linear_regression
     >>> x = torch.linspace(-1, 1, 50).reshape(-1, 1)
     >>> guide = conditional_normal(linear_regression, ["weights", "bias"])
     >>> y = 2 * x[:, 0] + 0.1 * torch.sin(40 * x[:, 0])
-    >>> posterior = fit(linear_regression, guide, x, y, steps=100, lr=0.05, progress=False)
+    >>> posterior = kiln.fit(linear_regression, guide, x, y, steps=100, lr=0.05, progress=False)
     >>> bool((posterior.sample(500)["weights"].mean() - 2).abs() < 0.1)
     True
     """

@@ -34,10 +34,10 @@ def full_rank_normal(
     Examples
     --------
     >>> import torch
-    >>> from inference import fit
-    >>> from ppl_models import linear_regression
+    >>> import kiln
+    >>> from kiln.models import linear_regression
     >>> x = torch.linspace(0, 1, 40).reshape(-1, 1)   # not centred: slope and intercept are correlated
-    >>> posterior = fit(linear_regression, full_rank_normal(linear_regression), x, 2 * x[:, 0],
+    >>> posterior = kiln.fit(linear_regression, full_rank_normal(linear_regression), x, 2 * x[:, 0],
     ...                 steps=900, progress=False)
     >>> draws = posterior.sample(500)
     >>> bool(torch.corrcoef(torch.stack([draws["weights"][:, 0], draws["bias"]]))[0, 1] < -0.5)
@@ -72,7 +72,7 @@ def low_rank_normal(
 
     Examples
     --------
-    >>> from ppl_models import linear_regression
+    >>> from kiln.models import linear_regression
     >>> low_rank_normal(linear_regression, rank=2).rank
     2
     """

@@ -49,11 +49,11 @@ def funnel_flow(model: Callable[..., Any], *, init_loc: InitLoc = None, init_sca
     --------
     >>> import pyro, torch
     >>> import pyro.distributions as dist
-    >>> from inference import fit
+    >>> import kiln
     >>> def funnel():
     ...     log_scale = pyro.sample("log_scale", dist.Normal(0.0, 1.5))
     ...     pyro.sample("z", dist.Normal(0.0, log_scale.exp()))
-    >>> posterior = fit(funnel, funnel_flow(funnel), steps=1000, engine="eager", progress=False)
+    >>> posterior = kiln.fit(funnel, funnel_flow(funnel), steps=1000, engine="eager", progress=False)
     >>> draws = posterior.sample(1000)
     >>> narrow, wide = (draws["z"][chosen].std() for chosen in (draws["log_scale"] < -1, draws["log_scale"] > 1))
     >>> bool(wide > 10 * narrow)

@@ -28,7 +28,7 @@ def mean_field_normal(model: Callable[..., Any], *, init_loc: InitLoc = None, in
 
     Examples
     --------
-    >>> from ppl_models import linear_regression
+    >>> from kiln.models import linear_regression
     >>> guide = mean_field_normal(linear_regression, init_loc={"bias": 2.0}, init_scale=0.05)
     >>> type(guide).__name__
     'AutoNormal'

@@ -50,11 +50,11 @@ def planar_flow(
     Examples
     --------
     >>> import torch
-    >>> from inference import fit
-    >>> from ppl_models import linear_regression
+    >>> import kiln
+    >>> from kiln.models import linear_regression
     >>> x = torch.linspace(-1, 1, 40).reshape(-1, 1)
     >>> guide = planar_flow(linear_regression, layers=8)
-    >>> posterior = fit(linear_regression, guide, x, 2 * x[:, 0], steps=300, progress=False)
+    >>> posterior = kiln.fit(linear_regression, guide, x, 2 * x[:, 0], steps=300, progress=False)
     >>> draws = posterior.sample(100)                      # {"weights": (100, 1), "bias": (100,), "noise": (100,)}
     >>> posterior.log_prob(draws).shape
     torch.Size([100])

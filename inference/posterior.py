@@ -302,12 +302,13 @@ class Posterior(Approximation):
         Examples
         --------
         >>> import tempfile
-        >>> from inference import fit
+        >>> import kiln
         >>> from inference.export.runtime.predictor import load
         >>> from pyro.infer.autoguide import AutoNormal
-        >>> from ppl_models import linear_regression
+        >>> from kiln.models import linear_regression
         >>> x = torch.linspace(-1, 1, 20).reshape(-1, 1)
-        >>> posterior = fit(linear_regression, AutoNormal(linear_regression), x, 2 * x[:, 0], steps=10, progress=False)
+        >>> guide = AutoNormal(linear_regression)
+        >>> posterior = kiln.fit(linear_regression, guide, x, 2 * x[:, 0], steps=10, progress=False)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     predictor = load(posterior.export(f"{folder}/predictor.npz", draws=50))
         >>> p = predictor.predict(x[:3].numpy())

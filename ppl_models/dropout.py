@@ -51,12 +51,12 @@ class DropoutNetwork(nn.Module):
 
     Examples
     --------
-    >>> from guides import bernoulli_dropout
-    >>> from inference import fit
+    >>> from kiln.guides import bernoulli_dropout
+    >>> import kiln
     >>> net = nn.Sequential(nn.Linear(1, 20), nn.ReLU(), nn.Dropout(0.1), nn.Linear(20, 1))
     >>> model = DropoutNetwork(net, noise=0.3)
     >>> x = torch.linspace(-1, 1, 50).reshape(-1, 1)
-    >>> posterior = fit(model, bernoulli_dropout(model), x, x[:, 0] ** 2, steps=300, progress=False)
+    >>> posterior = kiln.fit(model, bernoulli_dropout(model), x, x[:, 0] ** 2, steps=300, progress=False)
     >>> posterior.sample(10)["mask.2"].shape, posterior.predict(x, draws=10).draws.shape
     (torch.Size([10, 1, 20]), torch.Size([10, 50]))
     """

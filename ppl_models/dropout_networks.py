@@ -41,12 +41,12 @@ class DropoutCNN(DropoutNetwork):
 
     Examples
     --------
-    >>> from guides import bernoulli_dropout
-    >>> from inference import fit
-    >>> from ppl_models.data.datasets import digits
+    >>> from kiln.guides import bernoulli_dropout
+    >>> import kiln
+    >>> from kiln.data import digits
     >>> data = digits()
     >>> model = DropoutCNN((8, 8), hidden=20, brightest=16)
-    >>> posterior = fit(model, bernoulli_dropout(model), data.x, data.y, steps=5, batch_size=100, progress=False)
+    >>> posterior = kiln.fit(model, bernoulli_dropout(model), data.x, data.y, steps=5, batch_size=100, progress=False)
     >>> posterior.predict(data.x, draws=3).draws.shape
     torch.Size([3, 1797, 10])
     """

@@ -38,11 +38,11 @@ def mlp_regression(
     --------
     >>> import torch
     >>> from pyro.infer.autoguide import AutoDelta, init_to_sample
-    >>> from inference import fit
+    >>> import kiln
     >>> x = torch.linspace(0, 1, 100).reshape(-1, 1)
     >>> model = partial(mlp_regression, noise=0.001, scaling=Scaling.of(x, x[:, 0].exp()))
     >>> guide = AutoDelta(model, init_loc_fn=init_to_sample)
-    >>> posterior = fit(model, guide, x, x[:, 0].exp(), steps=900, progress=False)
+    >>> posterior = kiln.fit(model, guide, x, x[:, 0].exp(), steps=900, progress=False)
     >>> posterior.params["AutoDelta.w1"].shape
     torch.Size([16, 32])
     >>> bool(abs(posterior.predict(torch.tensor([[0.2]]), draws=1).mean - 1.2214) < 0.05)

@@ -44,11 +44,11 @@ class VAE(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from guides import amortized_encoder
-    >>> from inference import fit
+    >>> from kiln.guides import amortized_encoder
+    >>> import kiln
     >>> x = (torch.rand(60, 16) < 0.3).float()
     >>> model = VAE(16, latent=2, hidden=[8])
-    >>> posterior = fit(model, amortized_encoder(model), x, steps=20, batch_size=20, progress=False)
+    >>> posterior = kiln.fit(model, amortized_encoder(model), x, steps=20, batch_size=20, progress=False)
     >>> posterior.encode(x[:5]).mean.shape
     torch.Size([5, 2])
     >>> posterior.reconstruct(x[:5]).shape

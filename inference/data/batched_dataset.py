@@ -97,16 +97,16 @@ def batches(
     --------
     >>> import tempfile, torch
     >>> import numpy as np
-    >>> from guides import mean_field_normal
-    >>> from inference import fit
-    >>> from ppl_models import linear_regression
+    >>> from kiln.guides import mean_field_normal
+    >>> import kiln
+    >>> from kiln.models import linear_regression
     >>> x = np.linspace(-1, 1, 10_000)[:, None]
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     np.save(f"{folder}/x.npy", x)
     ...     np.save(f"{folder}/y.npy", 1 + 2 * x[:, 0])
     ...     rows = batches(f"{folder}/x.npy", f"{folder}/y.npy")
     ...     guide = mean_field_normal(linear_regression)
-    ...     posterior = fit(linear_regression, guide, rows, batch_size=100, steps=500, lr=0.05, progress=False)
+    ...     posterior = kiln.fit(linear_regression, guide, rows, batch_size=100, steps=500, lr=0.05, progress=False)
     >>> bool(abs(posterior.sample(100)["weights"].mean() - 2) < 0.2)
     True
     """

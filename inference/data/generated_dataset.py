@@ -32,14 +32,14 @@ def fresh(draw: Callable[[], Any]) -> GeneratedDataset:
     of one draw's rows; the posterior keeps those of the first as its data.
 
     >>> import torch
-    >>> from guides import mean_field_normal
-    >>> from inference import fit, fresh
-    >>> from ppl_models import linear_regression
+    >>> from kiln.guides import mean_field_normal
+    >>> import kiln
+    >>> from kiln.models import linear_regression
     >>> def points():
     ...     x = torch.rand(100, 1)
     ...     return x, x[:, 0].exp()
     >>> guide = mean_field_normal(linear_regression)
-    >>> fit(linear_regression, guide, fresh(points), steps=10, progress=False).data[0].shape
+    >>> kiln.fit(linear_regression, guide, kiln.fresh(points), steps=10, progress=False).data[0].shape
     torch.Size([100, 1])
     """
     if not callable(draw):

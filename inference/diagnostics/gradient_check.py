@@ -149,8 +149,8 @@ def check_gradients(
 
     Examples
     --------
-    >>> from guides import mean_field_normal
-    >>> from ppl_models import linear_regression
+    >>> from kiln.guides import mean_field_normal
+    >>> from kiln.models import linear_regression
     >>> x = torch.linspace(-1, 1, 30).reshape(-1, 1)
     >>> check = check_gradients(linear_regression, mean_field_normal(linear_regression), x, 2 * x[:, 0])
     >>> check.passed, check.checked, check.worst.error < 1e-6

@@ -125,12 +125,12 @@ class Approximation:
         Flattened and joined in this order they are θ, shape (P,). A scale σ, for
         one, is kept as the number whose softplus or exponential it is.
 
-        >>> from guides import mean_field_normal
-        >>> from inference import fit
-        >>> from ppl_models import linear_regression
+        >>> from kiln.guides import mean_field_normal
+        >>> import kiln
+        >>> from kiln.models import linear_regression
         >>> x = torch.linspace(-1, 1, 50).reshape(-1, 1)
         >>> guide = mean_field_normal(linear_regression)
-        >>> posterior = fit(linear_regression, guide, x, x[:, 0], steps=10, progress=False)
+        >>> posterior = kiln.fit(linear_regression, guide, x, x[:, 0], steps=10, progress=False)
         >>> name = "AutoNormal.scales.bias"
         >>> bool(posterior.params[name] > 0), bool(posterior.unconstrained_params[name] > 0)
         (True, False)

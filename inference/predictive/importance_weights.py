@@ -215,13 +215,13 @@ def loo(
     Examples
     --------
     >>> from functools import partial
-    >>> from guides import full_rank_normal
-    >>> from inference import fit
-    >>> from ppl_models import linear_regression
+    >>> from kiln.guides import full_rank_normal
+    >>> import kiln
+    >>> from kiln.models import linear_regression
     >>> x = torch.linspace(-1, 1, 30).reshape(-1, 1)
     >>> y = 2 * x[:, 0] + torch.linspace(-3, 3, 30).sin()
     >>> line = partial(linear_regression, noise=0.5)
-    >>> loo = fit(line, full_rank_normal(line), x, y, steps=1000, progress=False).loo(draws=1000)
+    >>> loo = kiln.fit(line, full_rank_normal(line), x, y, steps=1000, progress=False).loo(draws=1000)
     >>> loo.pointwise.shape, loo.pareto_k.shape, loo.doubtful
     ((30,), (30,), ())
     """

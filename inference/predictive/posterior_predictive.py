@@ -82,11 +82,11 @@ def predict(
 
     Examples
     --------
-    >>> from guides import mean_field_normal
-    >>> from inference import fit
-    >>> from ppl_models import linear_regression as model
+    >>> from kiln.guides import mean_field_normal
+    >>> import kiln
+    >>> from kiln.models import linear_regression as model
     >>> x = torch.linspace(-1, 1, 30).reshape(-1, 1)
-    >>> posterior = fit(model, mean_field_normal(model), x, x[:, 0], steps=50, progress=False)
+    >>> posterior = kiln.fit(model, mean_field_normal(model), x, x[:, 0], steps=50, progress=False)
     >>> predict(posterior, (x[:3],), PredictionOptions(draws=20)).draws.shape
     torch.Size([20, 3])
     """

@@ -180,11 +180,11 @@ def open_prediction(path: str | Path) -> StoredPrediction | StoredClassPredictio
     Examples
     --------
     >>> import tempfile
-    >>> from guides import mean_field_normal
-    >>> from inference import fit
-    >>> from ppl_models import linear_regression as model
+    >>> from kiln.guides import mean_field_normal
+    >>> import kiln
+    >>> from kiln.models import linear_regression as model
     >>> x = torch.linspace(-1, 1, 30).reshape(-1, 1)
-    >>> posterior = fit(model, mean_field_normal(model), x, x[:, 0], steps=50, progress=False)
+    >>> posterior = kiln.fit(model, mean_field_normal(model), x, x[:, 0], steps=50, progress=False)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     posterior.predict(x, draws=200, out=f"{folder}/pred.zarr").mean.shape
     ...     p = open_prediction(f"{folder}/pred.zarr")

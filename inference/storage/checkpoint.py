@@ -52,15 +52,17 @@ class Checkpoint:
 
     Examples
     --------
+    >>> from functools import partial
     >>> import tempfile, torch
-    >>> from guides import mean_field_normal
-    >>> from inference import fit
-    >>> from ppl_models import linear_regression as model
+    >>> from kiln.guides import mean_field_normal
+    >>> import kiln
+    >>> from kiln.models import linear_regression as model
     >>> x = torch.linspace(-1, 1, 20).reshape(-1, 1)
     >>> options = {"steps": 300, "progress": False}
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     one = fit(model, mean_field_normal(model), x, x[:, 0], checkpoint=Checkpoint(folder, every=100), **options)
-    ...     again = fit(model, mean_field_normal(model), x, x[:, 0], checkpoint=folder, resume=True, **options)
+    ...     fit = partial(kiln.fit, model, mean_field_normal(model), x, x[:, 0], **options)
+    ...     one = fit(checkpoint=kiln.Checkpoint(folder, every=100))
+    ...     again = fit(checkpoint=folder, resume=True)
     >>> (one.losses == again.losses).all()
     np.True_
     """

@@ -38,7 +38,7 @@ def fingerprint_of(value: Any, name: str) -> Fingerprint:
     is its shape.
 
     >>> from functools import partial
-    >>> from ppl_models import linear_regression
+    >>> from kiln.models import linear_regression
     >>> one, other = (fingerprint_of(partial(linear_regression, noise=noise), "model") for noise in (0.1, 0.2))
     >>> describe_differences(one, other)
     ['model.noise is 0.1 there and 0.2 here']

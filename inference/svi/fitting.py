@@ -176,8 +176,8 @@ def fit(  # noqa: PLR0913 - public: every option by its name
     Examples
     --------
     >>> import torch
-    >>> from guides import mean_field_normal
-    >>> from ppl_models import linear_regression
+    >>> from kiln.guides import mean_field_normal
+    >>> from kiln.models import linear_regression
     >>> x = torch.linspace(-1, 1, 50).reshape(-1, 1)
     >>> y = 2.0 * x[:, 0] + 1.0
     >>> posterior = fit(linear_regression, mean_field_normal(linear_regression), x, y, steps=500, progress=False)

@@ -89,13 +89,13 @@ def fit_many(
     --------
     >>> from functools import partial
     >>> import torch
-    >>> from guides import mean_field_normal
-    >>> from inference import fit, fit_many
-    >>> from ppl_models import linear_regression
+    >>> from kiln.guides import mean_field_normal
+    >>> import kiln
+    >>> from kiln.models import linear_regression
     >>> x = torch.linspace(-1, 1, 50).reshape(-1, 1)
     >>> models = [partial(linear_regression, noise=noise) for noise in (0.1, 1.0)]
-    >>> fits = [partial(fit, m, mean_field_normal(m), x, 2 * x[:, 0], seed=s) for m in models for s in range(3)]
-    >>> posteriors = fit_many(fits, steps=20, engine="eager", progress=False)
+    >>> fits = [partial(kiln.fit, m, mean_field_normal(m), x, 2 * x[:, 0], seed=s) for m in models for s in range(3)]
+    >>> posteriors = kiln.fit_many(fits, steps=20, engine="eager", progress=False)
     >>> [posterior.losses.shape for posterior in posteriors[:2]]
     [(20,), (20,)]
     """

@@ -65,7 +65,7 @@ def test_diagnose_trusts_a_fit_that_lands(here, capsys):
 
 
 def test_the_module_runs_as_a_program():
-    done = subprocess.run([sys.executable, "-m", "inference", "list"], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-m", "kiln", "list"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "linear_regression" in done.stdout
 

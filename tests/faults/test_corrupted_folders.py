@@ -23,8 +23,8 @@ def test_harmed_folders_are_refused_or_load_to_what_was_written(tmp_path):
 
 @pytest.mark.slow
 def test_five_thousand_harmed_folders():
-    words = [sys.executable, "-m", "faults.corrupted_folders", "--count", "5000"]
-    done = subprocess.run(words, cwd=ROOT / "tests", capture_output=True, text=True, check=False)
+    words = [sys.executable, "-m", "tests.faults.corrupted_folders", "--count", "5000"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

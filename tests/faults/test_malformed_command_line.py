@@ -566,7 +566,7 @@ def test_a_process_of_its_own_says_one_line_too(place, words, named):
     Path("a.csv").write_text(CLEAN)
     Path("b.csv").write_text(CLEAN.replace("\n", ",\n", 1))
     before = files_in(place)
-    command = [sys.executable, "-m", "inference", *map(os.fsencode, words)]
+    command = [sys.executable, "-m", "kiln", *map(os.fsencode, words)]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.search(r"(^|\n)kiln: [^\n]+\n$", done.stderr), done.stderr

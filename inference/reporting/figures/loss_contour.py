@@ -80,12 +80,12 @@ def plot_loss_contour(  # noqa: PLR0913 - public: every option by its name
 
     Examples
     --------
-    >>> from guides import mean_field_normal
-    >>> from inference import fit
-    >>> from ppl_models import linear_regression
+    >>> from kiln.guides import mean_field_normal
+    >>> import kiln
+    >>> from kiln.models import linear_regression
     >>> x = torch.linspace(-1, 1, 50).reshape(-1, 1)
     >>> guide = mean_field_normal(linear_regression)
-    >>> posterior = fit(linear_regression, guide, x, 1 + 2 * x[:, 0], steps=500, progress=False)
+    >>> posterior = kiln.fit(linear_regression, guide, x, 1 + 2 * x[:, 0], steps=500, progress=False)
     >>> over = (("AutoNormal.locs.weights", 0), "AutoNormal.locs.bias")
     >>> figure = plot_loss_contour(posterior, over, span=0.2, grid=9, draws=4)
     >>> figure.axes[0].get_ylabel()

@@ -191,8 +191,8 @@ def calibrate(  # noqa: PLR0913 - public: every option by its name
     Examples
     --------
     >>> import torch
-    >>> from guides import mean_field_normal
-    >>> from ppl_models import linear_regression
+    >>> from kiln.guides import mean_field_normal
+    >>> from kiln.models import linear_regression
     >>> x, y = torch.linspace(-1, 1, 10).reshape(-1, 1), torch.zeros(10)
     >>> found = calibrate(linear_regression, mean_field_normal, x, y, fits=4, draws=19, steps=20, progress=False)
     >>> found.names, found.ranks.shape, found.failed

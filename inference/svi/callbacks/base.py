@@ -143,13 +143,13 @@ def every(steps: int, callback: Callback) -> Every:
     """Return ``callback`` as one that is called after each ``steps`` steps and at the end, in place of each 100.
 
     >>> import torch
-    >>> from guides import mean_field_normal
-    >>> from inference import every, fit
-    >>> from ppl_models import linear_regression
+    >>> from kiln.guides import mean_field_normal
+    >>> import kiln
+    >>> from kiln.models import linear_regression
     >>> x, seen = torch.linspace(-1, 1, 20).reshape(-1, 1), []
-    >>> look = every(20, lambda now: seen.append((now.step, len(now.losses))))
+    >>> look = kiln.every(20, lambda now: seen.append((now.step, len(now.losses))))
     >>> guide = mean_field_normal(linear_regression)
-    >>> _ = fit(linear_regression, guide, x, x[:, 0], steps=50, callbacks=[look], progress=False)
+    >>> _ = kiln.fit(linear_regression, guide, x, x[:, 0], steps=50, callbacks=[look], progress=False)
     >>> seen
     [(20, 20), (40, 20), (50, 10)]
     """

@@ -49,13 +49,13 @@ class JsonLines:
     --------
     >>> import json, tempfile, torch
     >>> from pathlib import Path
-    >>> from guides import mean_field_normal
-    >>> from inference import JsonLines, fit
-    >>> from ppl_models import linear_regression
+    >>> from kiln.guides import mean_field_normal
+    >>> import kiln
+    >>> from kiln.models import linear_regression
     >>> x, guide = torch.linspace(-1, 1, 20).reshape(-1, 1), mean_field_normal(linear_regression)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     log = JsonLines(Path(folder, "fit.jsonl"))
-    ...     _ = fit(linear_regression, guide, x, x[:, 0], steps=250, callbacks=[log], progress=False)
+    ...     log = kiln.JsonLines(Path(folder, "fit.jsonl"))
+    ...     _ = kiln.fit(linear_regression, guide, x, x[:, 0], steps=250, callbacks=[log], progress=False)
     ...     lines = [json.loads(line) for line in log.path.read_text().splitlines()]
     >>> [line["step"] for line in lines]
     [100, 200, 250]

@@ -150,11 +150,11 @@ class LivePlot:
     Examples
     --------
     >>> import torch
-    >>> from guides import mean_field_normal
-    >>> from inference import LivePlot, fit
-    >>> from ppl_models import linear_regression
-    >>> x, guide, plot = torch.linspace(-1, 1, 20).reshape(-1, 1), mean_field_normal(linear_regression), LivePlot()
-    >>> _ = fit(linear_regression, guide, x, x[:, 0], steps=300, callbacks=[plot], progress=False)
+    >>> from kiln.guides import mean_field_normal
+    >>> import kiln
+    >>> from kiln.models import linear_regression
+    >>> x, guide, plot = torch.linspace(-1, 1, 20).reshape(-1, 1), mean_field_normal(linear_regression), kiln.LivePlot()
+    >>> _ = kiln.fit(linear_regression, guide, x, x[:, 0], steps=300, callbacks=[plot], progress=False)
     >>> [axes.get_ylabel() for axes in plot.figure().axes]
     ['ELBO (nats)', 'parts of −ELBO (nats)']
     """

@@ -88,12 +88,12 @@ class ParameterTrace:
     Examples
     --------
     >>> import torch
-    >>> from guides import mean_field_normal
-    >>> from inference import ParameterTrace, fit
-    >>> from ppl_models import linear_regression
-    >>> x, trace = torch.linspace(-1, 1, 20).reshape(-1, 1), ParameterTrace()
+    >>> from kiln.guides import mean_field_normal
+    >>> import kiln
+    >>> from kiln.models import linear_regression
+    >>> x, trace = torch.linspace(-1, 1, 20).reshape(-1, 1), kiln.ParameterTrace()
     >>> guide = mean_field_normal(linear_regression)
-    >>> _ = fit(linear_regression, guide, x, x[:, 0], steps=250, callbacks=[trace], progress=False)
+    >>> _ = kiln.fit(linear_regression, guide, x, x[:, 0], steps=250, callbacks=[trace], progress=False)
     >>> trace.steps.tolist(), trace.flat_params.shape
     ([100, 200, 250], (3, 6))
     >>> trace.names[:2]

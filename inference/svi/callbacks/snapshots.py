@@ -48,15 +48,15 @@ class Snapshots:
     Examples
     --------
     >>> import tempfile, torch
-    >>> from guides import mean_field_normal
-    >>> from inference import Snapshots, fit, load
-    >>> from ppl_models import linear_regression
+    >>> from kiln.guides import mean_field_normal
+    >>> import kiln
+    >>> from kiln.models import linear_regression
     >>> x, model = torch.linspace(-1, 1, 20).reshape(-1, 1), linear_regression
     >>> guide = mean_field_normal(model)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     kept = Snapshots(folder, every=50)
-    ...     _ = fit(model, guide, x, x[:, 0], steps=120, callbacks=[kept], progress=False)
-    ...     halfway = load(kept.written[0], model, guide)
+    ...     kept = kiln.Snapshots(folder, every=50)
+    ...     _ = kiln.fit(model, guide, x, x[:, 0], steps=120, callbacks=[kept], progress=False)
+    ...     halfway = kiln.load(kept.written[0], model, guide)
     >>> [path.name for path in kept.written]
     ['step_000050', 'step_000100', 'step_000120']
     >>> halfway.predict(x, draws=10).mean.shape
