@@ -1,4 +1,4 @@
-"""The problem that an engine solves, model and guide on data with an optimiser, and the plan of one that finds its way."""
+"""The problem that an engine solves: model and guide on data, with an optimiser or a plan by which to find its way."""
 
 from __future__ import annotations
 
