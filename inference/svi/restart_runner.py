@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -34,19 +34,24 @@ _ASIDE = 2**20  # the number of the random stream of steps that are no part of t
 _CHUNK_SECONDS, _MOST_SECONDS = 0.05, 1.0
 
 
-@dataclass(frozen=True)
+@dataclass
 class RestartRunner:
     """Takes the steps of one restart at a time.
 
-    ``results`` are those of the restarts before, which a checkpoint keeps too, and
-    ``seconds()`` the time since the fit began.
+    ``results`` are those of the restarts before, which a checkpoint keeps too;
+    ``began`` is when the fit began, on the clock of :func:`time.perf_counter`.
     """
 
     problem: FitProblem
     options: FitOptions
     group: ProcessGroup | None
     results: RestartResults
-    seconds: Callable[[], float]
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Since the fit began, without the time in which nothing ran."""
+        return time.perf_counter() - self.began
 
     def run(self, prepared: PreparedRestart, resumed: RestartState | None = None) -> Restart:
         """Take the steps of a restart, or those after the ones of a ``resumed`` one.
@@ -76,7 +81,7 @@ class RestartRunner:
             writer.keep()
         except (NonFinite, OSError) as error:
             restart.result.flat_params, restart.result.history = engine.result(state), callbacks.curves
-            error.posterior = restart.posterior_so_far(self.seconds())  # type: ignore[union-attr]
+            error.posterior = restart.posterior_so_far(self.seconds)  # type: ignore[union-attr]
             if isinstance(error, NonFinite):
                 writer.keep(failed=True)
             raise
@@ -89,7 +94,7 @@ class RestartRunner:
         restart = self._restart(prepared, lane.flat_params, lane.stream, "compiled")
         restart.result.history = lane.curves
         if lane.error is not None:
-            lane.error.posterior = restart.posterior_so_far(self.seconds())
+            lane.error.posterior = restart.posterior_so_far(self.seconds)
             raise lane.error
         restart.result.stop = self._stop_reason(restart, prepared, lane.interrupted, lane.steps)
         return restart
@@ -147,7 +152,7 @@ class RestartRunner:
             seconds=callbacks.seconds,
         )
         finished = None if best is None else best.result
-        return FitState(self.seconds(), self.results.losses, finished, running).state_dict()
+        return FitState(self.seconds, self.results.losses, finished, running).state_dict()
 
     def _stop_reason(
         self, restart: Restart, prepared: PreparedRestart, signal: str | None, steps: int

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -42,13 +41,12 @@ class Restarts:
         self._searches_start = problem.is_in_memory and not self._is_fixed
         self._results = RestartResults()
         self._resumed: tuple[PreparedRestart, RestartState] | None = None
-        self._began = time.perf_counter()
-        self._runner = RestartRunner(problem, options, group, self._results, lambda: self.seconds)
+        self._runner = RestartRunner(problem, options, group, self._results)
 
     @property
     def seconds(self) -> float:
         """Since the fit began, without the time in which nothing ran."""
-        return time.perf_counter() - self._began
+        return self._runner.seconds
 
     @property
     def can_join(self) -> bool:
@@ -91,7 +89,7 @@ class Restarts:
         number, running = len(state.losses), state.running
         if running.step > options.steps:
             raise ValueError(f"{kept.folder} has taken {running.step:,} steps: ask for as many, or for more")
-        self._began -= state.seconds
+        self._runner.began -= state.seconds
         self._results.losses = state.losses
         self._results.best = None if state.best is None else self.restored(state.best)
         if number:
