@@ -51,8 +51,8 @@ class DropoutNetwork(nn.Module):
 
     Examples
     --------
-    >>> from kiln.guides import bernoulli_dropout
     >>> import kiln
+    >>> from kiln.guides import bernoulli_dropout
     >>> net = nn.Sequential(nn.Linear(1, 20), nn.ReLU(), nn.Dropout(0.1), nn.Linear(20, 1))
     >>> model = DropoutNetwork(net, noise=0.3)
     >>> x = torch.linspace(-1, 1, 50).reshape(-1, 1)

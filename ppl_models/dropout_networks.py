@@ -41,8 +41,8 @@ class DropoutCNN(DropoutNetwork):
 
     Examples
     --------
-    >>> from kiln.guides import bernoulli_dropout
     >>> import kiln
+    >>> from kiln.guides import bernoulli_dropout
     >>> from kiln.data import digits
     >>> data = digits()
     >>> model = DropoutCNN((8, 8), hidden=20, brightest=16)

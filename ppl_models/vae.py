@@ -44,8 +44,8 @@ class VAE(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from kiln.guides import amortized_encoder
     >>> import kiln
+    >>> from kiln.guides import amortized_encoder
     >>> x = (torch.rand(60, 16) < 0.3).float()
     >>> model = VAE(16, latent=2, hidden=[8])
     >>> posterior = kiln.fit(model, amortized_encoder(model), x, steps=20, batch_size=20, progress=False)

@@ -36,6 +36,7 @@ from inference.cli.runs import (
 from inference.data.arguments import sha256_of
 from inference.diagnostics.checks import Diagnosis
 from inference.engine.process_group import launched, speaks, who
+from inference.model.protocols import HasUsualFit, HasUsualGuide, supports
 from inference.optim.schedules import cosine_decay
 from inference.posterior import Posterior
 from inference.predictive.autoencoder import EvidenceScores
@@ -151,7 +152,7 @@ def fit(flags: FitFlags) -> None:
     Under torchrun the processes share the rows of each step; the first of them writes and prints.
     """
     run, split, model = prepare_run(flags)
-    usual = {"lr": None, "batch_size": None} | getattr(model, "usual_fit", {})
+    usual = {"lr": None, "batch_size": None} | dict(model.usual_fit if supports(model, HasUsualFit) else {})
     batch_size = usual["batch_size"] if flags.batch_size is None else flags.batch_size
     rows = len(split.train[0])
     with launched(flags.device) as leads, ExitStack() as stack:
@@ -187,7 +188,7 @@ def prepare_run(flags: FitFlags) -> tuple[Run, Split, Any]:
     model = registry.build_model(flags.model, bound, flags.seed)
     run = Run(
         model=flags.model,
-        guide=flags.guide or str(getattr(model, "usual_guide", USUAL_GUIDE)),
+        guide=flags.guide or (model.usual_guide if supports(model, HasUsualGuide) else USUAL_GUIDE),
         options=bound,
         data=flags.data if flags.data in registry.names("data") else str(Path(flags.data).resolve()),
         target=table.target,

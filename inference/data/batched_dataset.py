@@ -97,8 +97,8 @@ def batches(
     --------
     >>> import tempfile, torch
     >>> import numpy as np
-    >>> from kiln.guides import mean_field_normal
     >>> import kiln
+    >>> from kiln.guides import mean_field_normal
     >>> from kiln.models import linear_regression
     >>> x = np.linspace(-1, 1, 10_000)[:, None]
     >>> with tempfile.TemporaryDirectory() as folder:

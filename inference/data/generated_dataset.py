@@ -32,8 +32,8 @@ def fresh(draw: Callable[[], Any]) -> GeneratedDataset:
     of one draw's rows; the posterior keeps those of the first as its data.
 
     >>> import torch
-    >>> from kiln.guides import mean_field_normal
     >>> import kiln
+    >>> from kiln.guides import mean_field_normal
     >>> from kiln.models import linear_regression
     >>> def points():
     ...     x = torch.rand(100, 1)

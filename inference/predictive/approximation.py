@@ -125,8 +125,8 @@ class Approximation:
         Flattened and joined in this order they are θ, shape (P,). A scale σ, for
         one, is kept as the number whose softplus or exponential it is.
 
-        >>> from kiln.guides import mean_field_normal
         >>> import kiln
+        >>> from kiln.guides import mean_field_normal
         >>> from kiln.models import linear_regression
         >>> x = torch.linspace(-1, 1, 50).reshape(-1, 1)
         >>> guide = mean_field_normal(linear_regression)

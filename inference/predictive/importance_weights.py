@@ -215,8 +215,8 @@ def loo(
     Examples
     --------
     >>> from functools import partial
-    >>> from kiln.guides import full_rank_normal
     >>> import kiln
+    >>> from kiln.guides import full_rank_normal
     >>> from kiln.models import linear_regression
     >>> x = torch.linspace(-1, 1, 30).reshape(-1, 1)
     >>> y = 2 * x[:, 0] + torch.linspace(-3, 3, 30).sin()

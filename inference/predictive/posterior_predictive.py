@@ -82,8 +82,8 @@ def predict(
 
     Examples
     --------
-    >>> from kiln.guides import mean_field_normal
     >>> import kiln
+    >>> from kiln.guides import mean_field_normal
     >>> from kiln.models import linear_regression as model
     >>> x = torch.linspace(-1, 1, 30).reshape(-1, 1)
     >>> posterior = kiln.fit(model, mean_field_normal(model), x, x[:, 0], steps=50, progress=False)

@@ -180,8 +180,8 @@ def open_prediction(path: str | Path) -> StoredPrediction | StoredClassPredictio
     Examples
     --------
     >>> import tempfile
-    >>> from kiln.guides import mean_field_normal
     >>> import kiln
+    >>> from kiln.guides import mean_field_normal
     >>> from kiln.models import linear_regression as model
     >>> x = torch.linspace(-1, 1, 30).reshape(-1, 1)
     >>> posterior = kiln.fit(model, mean_field_normal(model), x, x[:, 0], steps=50, progress=False)

@@ -54,8 +54,8 @@ class Checkpoint:
     --------
     >>> from functools import partial
     >>> import tempfile, torch
-    >>> from kiln.guides import mean_field_normal
     >>> import kiln
+    >>> from kiln.guides import mean_field_normal
     >>> from kiln.models import linear_regression as model
     >>> x = torch.linspace(-1, 1, 20).reshape(-1, 1)
     >>> options = {"steps": 300, "progress": False}

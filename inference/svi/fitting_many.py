@@ -89,8 +89,8 @@ def fit_many(
     --------
     >>> from functools import partial
     >>> import torch
-    >>> from kiln.guides import mean_field_normal
     >>> import kiln
+    >>> from kiln.guides import mean_field_normal
     >>> from kiln.models import linear_regression
     >>> x = torch.linspace(-1, 1, 50).reshape(-1, 1)
     >>> models = [partial(linear_regression, noise=noise) for noise in (0.1, 1.0)]

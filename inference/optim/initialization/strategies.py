@@ -15,6 +15,7 @@ from torch.distributions import biject_to
 
 from inference.model.bound_model import BoundModel, name_of
 from inference.model.log_joint import LogJoint
+from inference.model.protocols import HasLocation, supports
 from inference.optim.initialization.initial_normal import (
     DENSE,
     DRAWS,
@@ -197,7 +198,7 @@ def _unfit(bound_model: BoundModel) -> str:
         return f"{list(bound_model.score_function_sites)} are not reparameterised"
     if not isinstance(guide, AutoContinuous | AutoDelta | AutoNormal):
         return f"{name_of(guide)} is no guide over a fixed vector of latents"
-    if isinstance(guide, AutoContinuous) and not hasattr(guide, "loc"):
+    if isinstance(guide, AutoContinuous) and not supports(guide, HasLocation):
         return f"{name_of(guide)} has no location that could be set"
     if {name for name, _ in guide.prototype_trace.iter_stochastic_nodes()} != {site.name for site in latents}:
         return f"{name_of(guide)} lays out other latents than the model has"

@@ -80,8 +80,8 @@ def plot_loss_contour(  # noqa: PLR0913 - public: every option by its name
 
     Examples
     --------
-    >>> from kiln.guides import mean_field_normal
     >>> import kiln
+    >>> from kiln.guides import mean_field_normal
     >>> from kiln.models import linear_regression
     >>> x = torch.linspace(-1, 1, 50).reshape(-1, 1)
     >>> guide = mean_field_normal(linear_regression)

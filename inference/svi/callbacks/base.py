@@ -143,8 +143,8 @@ def every(steps: int, callback: Callback) -> Every:
     """Return ``callback`` as one that is called after each ``steps`` steps and at the end, in place of each 100.
 
     >>> import torch
-    >>> from kiln.guides import mean_field_normal
     >>> import kiln
+    >>> from kiln.guides import mean_field_normal
     >>> from kiln.models import linear_regression
     >>> x, seen = torch.linspace(-1, 1, 20).reshape(-1, 1), []
     >>> look = kiln.every(20, lambda now: seen.append((now.step, len(now.losses))))

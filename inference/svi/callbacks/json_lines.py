@@ -49,8 +49,8 @@ class JsonLines:
     --------
     >>> import json, tempfile, torch
     >>> from pathlib import Path
-    >>> from kiln.guides import mean_field_normal
     >>> import kiln
+    >>> from kiln.guides import mean_field_normal
     >>> from kiln.models import linear_regression
     >>> x, guide = torch.linspace(-1, 1, 20).reshape(-1, 1), mean_field_normal(linear_regression)
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -150,8 +150,8 @@ class LivePlot:
     Examples
     --------
     >>> import torch
-    >>> from kiln.guides import mean_field_normal
     >>> import kiln
+    >>> from kiln.guides import mean_field_normal
     >>> from kiln.models import linear_regression
     >>> x, guide, plot = torch.linspace(-1, 1, 20).reshape(-1, 1), mean_field_normal(linear_regression), kiln.LivePlot()
     >>> _ = kiln.fit(linear_regression, guide, x, x[:, 0], steps=300, callbacks=[plot], progress=False)

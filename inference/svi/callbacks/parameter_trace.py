@@ -88,8 +88,8 @@ class ParameterTrace:
     Examples
     --------
     >>> import torch
-    >>> from kiln.guides import mean_field_normal
     >>> import kiln
+    >>> from kiln.guides import mean_field_normal
     >>> from kiln.models import linear_regression
     >>> x, trace = torch.linspace(-1, 1, 20).reshape(-1, 1), kiln.ParameterTrace()
     >>> guide = mean_field_normal(linear_regression)

@@ -48,8 +48,8 @@ class Snapshots:
     Examples
     --------
     >>> import tempfile, torch
-    >>> from kiln.guides import mean_field_normal
     >>> import kiln
+    >>> from kiln.guides import mean_field_normal
     >>> from kiln.models import linear_regression
     >>> x, model = torch.linspace(-1, 1, 20).reshape(-1, 1), linear_regression
     >>> guide = mean_field_normal(model)
